@@ -1,0 +1,80 @@
+"""Read what an earlier stage left: a checkpoint carries its own class and arguments.
+
+A checkpoint's ``config`` is ``{"class_path": ..., "init_args": {...}}`` of the stage, its
+``state_dict`` holds the averaged weights where the run averaged them, ``stage`` is its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def find(path: str | Path) -> Path:
+    """Resolve a checkpoint file or a run folder (its newest checkpoint) to the file.
+
+    Raises:
+        FileNotFoundError: If there is none; the message says where it was looked for.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    last = path / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        return last
+    found = "is a folder without checkpoints/last.ckpt" if path.is_dir() else "does not exist"
+    raise FileNotFoundError(f"checkpoint '{path}' {found}: expected a .ckpt file or the folder of a run")
+
+
+def read(path: str | Path, stage: str | None = None) -> dict[str, Any]:
+    """Read a checkpoint safely (tensors and primitives only).
+
+    Args:
+        path: Checkpoint file or run folder.
+        stage: Name of the stage that must have written it, or None for any.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it is damaged, not one of ours, or of another stage.
+    """
+    file = find(path)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"checkpoint '{file}' cannot be read: {str(error).splitlines()[0]}") from error
+    found = checkpoint.get("stage") if isinstance(checkpoint, dict) else None
+    if found is None or checkpoint.get("config") is None:
+        raise ValueError(f"checkpoint '{file}' was not written by a stage of ldm.fit: it names no stage")
+    if stage is not None and found != stage:
+        raise ValueError(f"checkpoint '{file}' is of stage '{found}', expected stage '{stage}'")
+    return checkpoint
+
+
+def sha256(path: str | Path) -> str:
+    """Hash a checkpoint file, as hexadecimal digits."""
+    with find(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def instantiate(config: Any) -> Any:
+    """Build ``{"class_path": ..., "init_args": {...}}``, nested ones first; pass other values through."""
+    if isinstance(config, Mapping) and "class_path" in config:
+        module, _, name = config["class_path"].rpartition(".")
+        arguments = {k: instantiate(v) for k, v in (config.get("init_args") or {}).items()}
+        return getattr(importlib.import_module(module), name)(**arguments)
+    if isinstance(config, list):
+        return [instantiate(item) for item in config]
+    return config
+
+
+def load_part(module: nn.Module, checkpoint: Mapping[str, Any], prefix: str) -> None:
+    """Load the entries of a checkpoint that begin with ``prefix`` into ``module``, strictly."""
+    weights: Mapping[str, Tensor] = checkpoint["state_dict"]
+    part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    module.load_state_dict(part, strict=True)

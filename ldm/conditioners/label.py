@@ -1,0 +1,36 @@
+"""Class labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ldm.conditioners.base import Conditioner
+from ldm.types import Batch, Cond
+
+
+class ClassLabel(Conditioner):
+    """A learned vector per class, added to the timestep embedding.
+
+    Args:
+        num_classes: Labels are 0 .. num_classes - 1.
+        width: E of the vector.
+        dropout: Share of training samples that get the null condition, a learned vector too.
+    """
+
+    def __init__(self, num_classes: int, width: int = 64, dropout: float = 0.1) -> None:
+        super().__init__(dropout)
+        self.num_classes = num_classes
+        self.vector_width = width
+        self.embedding = nn.Embedding(num_classes + 1, width)  # the last row is the null condition
+
+    def forward(self, batch: Batch) -> Cond:
+        """Look up ``batch["label"]`` (B,)."""
+        if "label" not in batch:
+            raise ValueError("ClassLabel needs labels: add 'label' to data.fields, or name them with --label")
+        return Cond(vector=self.embedding(batch["label"]))
+
+    def null(self, batch_size: int) -> Cond:
+        """Return the null class's vector, ``batch_size`` times."""
+        device = self.embedding.weight.device
+        return Cond(vector=self.embedding(torch.full((batch_size,), self.num_classes, device=device)))

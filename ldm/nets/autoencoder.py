@@ -1,0 +1,220 @@
+"""The KL autoencoder (Kingma & Welling 2013; Rombach et al. 2021, sec. 3.1 and app. G).
+
+Graph and parameter names are those of diffusers' ``AutoencoderKL``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.nets.attention import AttentionBlock
+from ldm.nets.layers import Downsample, ResnetBlock, Upsample
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """q(z | x) = N(mean, std^2), independent in every component.
+
+    Attributes:
+        mean: (B, C, h, w).
+        log_var: (B, C, h, w), clamped to [-30, 20] so that neither std nor KL overflows.
+    """
+
+    mean: Tensor
+    log_var: Tensor
+
+    @classmethod
+    def from_moments(cls, moments: Tensor) -> DiagonalGaussian:
+        """Split (B, 2 C, h, w) into mean and log-variance."""
+        mean, log_var = moments.chunk(2, dim=1)
+        return cls(mean, log_var.clamp(-30.0, 20.0))
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, (B, C, h, w)."""
+        return torch.exp(0.5 * self.log_var)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Draw z = mu + sigma * eps (reparameterisation; Kingma & Welling 2013, sec. 2.4)."""
+        return self.mean + self.std * noise
+
+
+class KLAutoencoder(nn.Module):
+    """Convolutional autoencoder with a diagonal Gaussian latent. The defaults are Stable Diffusion 1.x.
+
+    Args:
+        latent_channels: C of the latent.
+        block_out_channels: Channels of each level, finest first; each level but the last halves the size.
+        layers_per_block: ResNet blocks per level of the encoder; the decoder has one more.
+        norm_groups: Groups of the group norms; divides every level's channels.
+        image_channels: Channels of the picture.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        block_out_channels: Sequence[int] = (128, 256, 512, 512),
+        layers_per_block: int = 2,
+        norm_groups: int = 32,
+        image_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        channels = list(block_out_channels)
+        for width in channels:
+            if width % norm_groups:
+                raise ValueError(f"net.norm_groups={norm_groups} does not divide the level width {width}")
+        self.latent_channels = latent_channels
+        self.factor = 2 ** (len(channels) - 1)
+        self.encoder = Encoder(image_channels, 2 * latent_channels, channels, layers_per_block, norm_groups)
+        self.decoder = Decoder(latent_channels, image_channels, channels, layers_per_block, norm_groups)
+        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+
+    def encode(self, image: Tensor) -> DiagonalGaussian:
+        """Encode pictures.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1], H and W divisible by ``factor``.
+
+        Returns:
+            q(z | image) with (B, C, H / factor, W / factor) components, unscaled.
+
+        Raises:
+            ValueError: If the size cannot be halved often enough.
+        """
+        if image.shape[2] % self.factor or image.shape[3] % self.factor:
+            raise ValueError(
+                f"net.block_out_channels: the autoencoder needs sizes divisible by {self.factor}, got "
+                f"{image.shape[2]}x{image.shape[3]}: use fewer levels or another data.image_size"
+            )
+        return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Decode unscaled latents (B, C, h, w) to pictures (B, 3, H, W), about [-1, 1], not clamped."""
+        return self.decoder(self.post_quant_conv(z))
+
+    def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, DiagonalGaussian]:
+        """Encode, draw z with standard normal ``noise`` (B, C, h, w), decode."""
+        posterior = self.encode(image)
+        return self.decode(posterior.sample(noise)), posterior
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last convolution."""
+        return self.decoder.conv_out.weight
+
+
+class Level(nn.Module):
+    """ResNet blocks of one size, with the change of size that ends them.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        num_layers: ResNet blocks.
+        norm_groups: Groups of the group norms.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, num_layers: int, norm_groups: int) -> None:
+        super().__init__()
+        ins = [in_channels] + [out_channels] * (num_layers - 1)
+        self.resnets = nn.ModuleList([ResnetBlock(i, out_channels, None, norm_groups, 1e-6) for i in ins])
+        self.downsamplers: nn.ModuleList | None = None
+        self.upsamplers: nn.ModuleList | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, h, w) to (B, out_channels, h', w')."""
+        for resnet in self.resnets:
+            x = resnet(x)
+        for resize in self.downsamplers or self.upsamplers or ():
+            x = resize(x)
+        return x
+
+
+class Middle(nn.Module):
+    """ResNet block, self-attention, ResNet block at the coarsest size.
+
+    Args:
+        channels: Channels in and out.
+        norm_groups: Groups of the group norms.
+    """
+
+    def __init__(self, channels: int, norm_groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock(channels, channels, None, norm_groups, 1e-6) for _ in "ab"])
+        self.attentions = nn.ModuleList([AttentionBlock(channels, norm_groups)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same."""
+        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
+
+
+class Encoder(nn.Module):
+    """Picture (B, in_channels, H, W) to moments (B, out_channels, H / factor, W / factor).
+
+    Args:
+        in_channels: Channels of the picture.
+        out_channels: Channels of the result: twice the latent's.
+        channels: Channels of each level, finest first.
+        num_layers: ResNet blocks per level.
+        norm_groups: Groups of the group norms.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, channels: list[int], num_layers: int, norm_groups: int
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for before, width in zip([channels[0], *channels], channels, strict=False):
+            self.down_blocks.append(Level(before, width, num_layers, norm_groups))
+        for level in list(self.down_blocks)[:-1]:
+            level.downsamplers = nn.ModuleList([Downsample(level.resnets[-1].conv2.out_channels, False)])
+        self.mid_block = Middle(channels[-1], norm_groups)
+        self.conv_norm_out = nn.GroupNorm(norm_groups, channels[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, h, w)."""
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+
+
+class Decoder(nn.Module):
+    """Latent (B, in_channels, h, w) to picture (B, out_channels, H, W).
+
+    Args:
+        in_channels: Channels of the latent.
+        out_channels: Channels of the picture.
+        channels: Channels of each level, finest first.
+        num_layers: ResNet blocks per level of the encoder; here one more.
+        norm_groups: Groups of the group norms.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, channels: list[int], num_layers: int, norm_groups: int
+    ) -> None:
+        super().__init__()
+        coarse_first = channels[::-1]
+        self.conv_in = nn.Conv2d(in_channels, coarse_first[0], 3, padding=1)
+        self.mid_block = Middle(coarse_first[0], norm_groups)
+        self.up_blocks = nn.ModuleList()
+        for before, width in zip([coarse_first[0], *coarse_first], coarse_first, strict=False):
+            self.up_blocks.append(Level(before, width, num_layers + 1, norm_groups))
+        for level in list(self.up_blocks)[:-1]:
+            level.upsamplers = nn.ModuleList([Upsample(level.resnets[-1].conv2.out_channels)])
+        self.conv_norm_out = nn.GroupNorm(norm_groups, channels[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map (B, in_channels, h, w) to (B, out_channels, H, W)."""
+        x = self.mid_block(self.conv_in(z))
+        for level in self.up_blocks:
+            x = level(x)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -1,0 +1,122 @@
+"""Layers that the U-Net and the autoencoder share, in the Stable Diffusion graph.
+
+Parameter names are those of diffusers, so that weights map name by name in both directions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Embed timesteps in sines and cosines of geometric frequencies (Vaswani et al. 2017, sec. 3.5).
+
+    Args:
+        t: (B,) timesteps, integer or fractional.
+        dim: Even width of the embedding.
+        max_period: Period of the slowest frequency, in steps / (2 pi).
+
+    Returns:
+        (B, dim) float32, cosines first.
+    """
+    exponent = torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2)
+    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponent)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class TimestepMLP(nn.Module):
+    """Two linear layers with a SiLU between them, from the sinusoidal embedding to ``width``.
+
+    Args:
+        in_width: Width of the sinusoidal embedding.
+        width: Width of the result, 4 times the first block's channels in Stable Diffusion.
+    """
+
+    def __init__(self, in_width: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_width, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map (B, in_width) to (B, width)."""
+        return self.linear_2(F.silu(self.linear_1(embedding)))
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, added to the input (He et al. 2016; Ho et al. 2020, app. B).
+
+    Where the sizes differ, a 1x1 convolution converts the input before it is added.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        time_width: Width of the timestep embedding, None in the autoencoder.
+        norm_groups: Groups of the group norms; divides both channel counts.
+        eps: Added to the variance: 1e-5 in the U-Net, 1e-6 in the autoencoder.
+        dropout: Dropped share before the second convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_width: int | None,
+        norm_groups: int = 32,
+        eps: float = 1e-5,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = None if time_width is None else nn.Linear(time_width, out_channels)
+        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """Map (B, in_channels, h, w) to (B, out_channels, h, w); ``time`` is (B, time_width) or None."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and time is not None:
+            hidden = hidden + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+        return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nn.Module):
+    """Halve height and width with a strided 3x3 convolution.
+
+    Args:
+        channels: Channels in and out.
+        symmetric: Pad one pixel on every side (U-Net), or on the right and the bottom only
+            (autoencoder), as Stable Diffusion's weights expect.
+    """
+
+    def __init__(self, channels: int, symmetric: bool) -> None:
+        super().__init__()
+        self.padding = (1, 1, 1, 1) if symmetric else (0, 1, 0, 1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, 2h, 2w) to (B, C, h, w)."""
+        return self.conv(x if self.conv.padding == (1, 1) else F.pad(x, self.padding))
+
+
+class Upsample(nn.Module):
+    """Double height and width by repetition, then convolve.
+
+    Args:
+        channels: Channels in and out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C, 2h, 2w)."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,61 @@
+"""Stage two: contrastive language-image pretraining."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from open_clip.loss import ClipLoss
+from torch import Tensor
+
+from ldm.diffusion.noise import SampleNoise
+from ldm.nets.clip import CLIPModel
+from ldm.stages.optimization import AdamW
+from ldm.stages.stage import Stage
+from ldm.types import Batch
+
+MAX_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, sec. 2.5
+
+
+class CLIP(Stage):
+    """Trains the symmetric contrastive loss over all processes' pairs (Radford et al. 2021, Fig. 3).
+
+    Args:
+        net: The two towers.
+        optimizer: How the parameters are updated.
+    """
+
+    name = "clip"
+
+    def __init__(self, net: CLIPModel, optimizer: AdamW | None = None) -> None:
+        super().__init__(optimizer or AdamW(lr=1e-3))
+        self.net = net
+
+    def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
+        """Contrast the batch's pictures and captions: loss, and accuracy of picking the own caption."""
+        image, text = self.net.encode_image(batch["image"]), self.net.encode_text(batch["text"])
+        scale = self.net.model.logit_scale.exp()
+        loss = self._contrast()(image, text, scale)
+        right = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
+        return {"loss": loss, "accuracy": right.float().mean(), "logit_scale": scale}
+
+    def _contrast(self) -> ClipLoss:
+        # validation contrasts within a process's batch: the last batch may differ between processes
+        world = self.trainer.world_size if self.training and self._trainer is not None else 1
+        rank = self.global_rank if world > 1 else 0
+        return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Keep the temperature within its bound."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        with torch.no_grad():
+            self.net.model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Map pictures (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
+        return self.net.encode_image(image)
+
+    def encode_text(self, text: list[str]) -> Tensor:
+        """Map B captions to unit vectors (B, E)."""
+        return self.net.encode_text(text)

@@ -1,0 +1,97 @@
+"""The vocabulary of the project. Read this first; it imports torch and nothing else of ours.
+
+Shapes use one alphabet: ``B`` samples, ``(B, 3, H, W)`` images, ``(B, C, h, w)`` latents,
+``(B, L, D)`` tokens. Images are float32 in [-1, 1]; latents have a standard deviation close to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Protocol, TypedDict, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class Batch(TypedDict, total=False):
+    """What the data module hands to every stage. A field that the shards lack is absent."""
+
+    key: list[str]
+    """Names of the samples, unique over the data set; per-sample random numbers derive from them."""
+    image: Tensor
+    """(B, 3, H, W) float32 in [-1, 1] on the device (uint8 in [0, 255] until it is there)."""
+    text: list[str]
+    """Captions. Text stays text until it meets the module that owns the tokenizer."""
+    label: Tensor
+    """(B,) int64 class labels."""
+    latent: Tensor
+    """(B, 2 C, h, w) float32: mean and standard deviation of q(z | image), unscaled (``ldm.encode``)."""
+
+
+@dataclass(frozen=True)
+class Cond:
+    """What conditions a denoiser. Every field is optional; a field that is None conditions nothing."""
+
+    tokens: Tensor | None = None
+    """(B, L, D) sequence for cross-attention."""
+    mask: Tensor | None = None
+    """(B, L) bool, True = attend. None attends to all tokens."""
+    vector: Tensor | None = None
+    """(B, E) added to the timestep embedding."""
+    spatial: Tensor | None = None
+    """(B, C', h, w) concatenated to the noisy latent."""
+
+    def where(self, keep: Tensor, null: Cond) -> Cond:
+        """Take this condition where ``keep`` is True and ``null`` elsewhere: the only condition dropout.
+
+        Args:
+            keep: (B,) bool.
+            null: The null condition with the same fields set.
+
+        Raises:
+            ValueError: If one of the two has a field that the other lacks.
+        """
+        picked = {}
+        for field in fields(self):
+            ours, theirs = getattr(self, field.name), getattr(null, field.name)
+            if (ours is None) != (theirs is None):
+                raise ValueError(f"Cond.where: only one of condition and null condition has '{field.name}'")
+            if ours is not None:
+                shape = (-1,) + (1,) * (ours.ndim - 1)
+                picked[field.name] = torch.where(keep.view(shape), ours, theirs.to(ours.dtype))
+        return Cond(**picked)
+
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""``(x_t (B, C, h, w), t (B,)) -> x0_hat (B, C, h, w)``. Samplers and guidance see nothing else."""
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """A stage that makes pictures: diffusion samples, the autoencoder reconstructs."""
+
+    def generate(self, batch: Batch, seed: int) -> Tensor:
+        """Make one picture per sample of ``batch``.
+
+        The random numbers of a sample are a function of (seed, key) alone, so any split of a
+        set over batches and processes draws the same pictures.
+
+        Returns:
+            (B, 3, H, W) float32 in [-1, 1].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What a denoiser must fit: the stage derives it from its latent space and its conditioner."""
+
+    sample: int
+    """C: channels of x_t and of the output."""
+    tokens: int | None = None
+    """D: width of ``Cond.tokens``; None without tokens."""
+    vector: int | None = None
+    """E: width of ``Cond.vector``; None without a vector."""
+    spatial: int = 0
+    """C': channels of ``Cond.spatial``; 0 without it."""
