@@ -1,0 +1,1 @@
+"""Train your own Stable Diffusion from scratch: autoencoder, CLIP and latent diffusion on tar shards."""

@@ -1,0 +1,51 @@
+"""The timesteps that a sampler visits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a sampler, from timestep t to a less noisy one, with coefficients in float64."""
+
+    t: int
+    """Timestep that the denoiser is asked at."""
+    alpha: float
+    sigma: float
+    next_alpha: float
+    """After the step; 1 after the last one."""
+    next_sigma: float
+    """After the step; 0 after the last one."""
+
+    def times(self, x: Tensor) -> Tensor:
+        """Return t for each row of ``x``: (B,) int64 on its device."""
+        return torch.full((len(x),), self.t, dtype=torch.int64, device=x.device)
+
+
+def steps(schedule: Schedule, num_steps: int | None = None) -> list[Step]:
+    """Space ``num_steps`` timesteps evenly from T - 1 to 0, then end at alpha = 1, sigma = 0.
+
+    Args:
+        schedule: T timesteps.
+        num_steps: Calls of the denoiser, in [1, T]; None visits all T. One step asks at T - 1 alone.
+
+    Raises:
+        ValueError: If ``num_steps`` is not in [1, T].
+    """
+    count = schedule.num_steps if num_steps is None else num_steps
+    if not 1 <= count <= schedule.num_steps:
+        raise ValueError(
+            f"sampler.num_steps must be in [1, {schedule.num_steps}] for this schedule, got {count}"
+        )
+    times = torch.linspace(schedule.num_steps - 1, 0, count, dtype=torch.float64).round().long()
+    alpha = [*schedule.alpha[times].tolist(), 1.0]
+    sigma = [*schedule.sigma[times].tolist(), 0.0]
+    return [
+        Step(t, *pair) for t, *pair in zip(times.tolist(), alpha, sigma, alpha[1:], sigma[1:], strict=False)
+    ]
