@@ -1,0 +1,45 @@
+"""Log pictures: the only place that knows W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from ldm.pictures import to_bytes
+
+
+def samples_seen(pl_module: L.LightningModule) -> int:
+    """Return the training samples processed so far, the x axis of everything logged."""
+    return int(getattr(pl_module, "samples_seen", 0))
+
+
+def log_samples(pl_module: L.LightningModule) -> None:
+    """Log the x axis beside the values of a validation."""
+    pl_module.log("samples", float(samples_seen(pl_module)), batch_size=1)
+
+
+def log_images(trainer: L.Trainer, key: str, images: Tensor, captions: Sequence[str]) -> None:
+    """Log pictures with captions to W&B; other loggers take none.
+
+    As images, not in a table: a table loses them offline.
+
+    Args:
+        trainer: Whose loggers.
+        key: Name of the panel.
+        images: (N, 3, H, W), uint8 or float in [-1, 1].
+        captions: N texts.
+    """
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    if not loggers or not trainer.is_global_zero:
+        return
+    import wandb
+
+    pixels = to_bytes(images) if images.is_floating_point() else images
+    arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
+    for logger in loggers:
+        pictures = [wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)]
+        seen = samples_seen(trainer.lightning_module)
+        logger.experiment.log({key: pictures, "samples": seen, "trainer/global_step": trainer.global_step})
