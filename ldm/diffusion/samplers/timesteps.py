@@ -29,7 +29,11 @@ class Step:
 
 
 def steps(schedule: Schedule, num_steps: int | None = None) -> list[Step]:
-    """Space ``num_steps`` timesteps evenly from T - 1 to 0, then end at alpha = 1, sigma = 0.
+    """Space ``num_steps`` timesteps evenly over {T - 1, ..., 0, clean}, from T - 1 on, clean last.
+
+    The steps are equal in t, the one to alpha = 1, sigma = 0 too: Lin et al. 2023 (arXiv:2305.08891),
+    Table 2, "trailing". To ask at 0 as well would leave a second-order sampler a jump in log SNR
+    several times the one before, over which it overshoots.
 
     Args:
         schedule: T timesteps.
@@ -43,7 +47,7 @@ def steps(schedule: Schedule, num_steps: int | None = None) -> list[Step]:
         raise ValueError(
             f"sampler.num_steps must be in [1, {schedule.num_steps}] for this schedule, got {count}"
         )
-    times = torch.linspace(schedule.num_steps - 1, 0, count, dtype=torch.float64).round().long()
+    times = torch.linspace(schedule.num_steps, 0, count + 1, dtype=torch.float64)[:-1].round().long() - 1
     alpha = [*schedule.alpha[times].tolist(), 1.0]
     sigma = [*schedule.sigma[times].tolist(), 0.0]
     return [

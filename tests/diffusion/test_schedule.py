@@ -1,0 +1,122 @@
+import copy
+import math
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+from ldm.diffusion.schedule import Cosine, Linear, ScaledLinear, Schedule
+
+SCHEDULES = [Linear(), ScaledLinear(), Cosine(), Linear(50, 0.002, 0.3), Cosine(10)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_variance_preserving_and_monotone(schedule):
+    assert schedule.alpha.dtype == schedule.sigma.dtype == torch.float64
+    assert torch.allclose(
+        schedule.alpha**2 + schedule.sigma**2, torch.ones(schedule.num_steps).double(), atol=1e-15
+    )
+    assert (schedule.alpha.diff() < 0).all() and (schedule.log_snr.diff() < 0).all()
+    assert torch.allclose(schedule.log_snr.exp(), (schedule.alpha / schedule.sigma) ** 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_closed_form_is_the_composition_of_single_steps(schedule):
+    """Ho et al. 2020, Eq. 2 applied t + 1 times has the mean and variance of Eq. 4."""
+    beta = 1 - (schedule.alpha / torch.cat([torch.ones(1).double(), schedule.alpha[:-1]])) ** 2
+    mean, variance = 1.0, 0.0
+    for t in range(schedule.num_steps):
+        mean, variance = math.sqrt(1 - beta[t]) * mean, (1 - beta[t]) * variance + beta[t]
+        assert mean == pytest.approx(schedule.alpha[t].item(), rel=1e-9)
+        assert variance == pytest.approx(schedule.sigma[t].item() ** 2, rel=1e-9)
+
+
+def test_betas_of_the_papers():
+    linear, scaled = Linear(), ScaledLinear()
+    assert linear.sigma[0] ** 2 == pytest.approx(1e-4)
+    assert 1 - (linear.alpha[-1] / linear.alpha[-2]) ** 2 == pytest.approx(0.02)
+    assert scaled.sigma[0] ** 2 == pytest.approx(0.00085)
+    assert 1 - (scaled.alpha[-1] / scaled.alpha[-2]) ** 2 == pytest.approx(0.012)
+    # Lin et al. 2023 (arXiv:2305.08891), Table 1, sqrt(abar_T).
+    assert linear.alpha[-1] == pytest.approx(0.006353, rel=1e-3)
+    assert scaled.alpha[-1] == pytest.approx(0.068265, rel=1e-4)
+    assert Cosine().alpha[-1] == pytest.approx(4.928e-05, rel=1e-3)
+
+
+def test_cosine_is_eq_17_until_the_cut():
+    schedule, time = Cosine(100), (torch.arange(1, 100).double() / 100 + 0.008) / 1.008 * math.pi / 2
+    start = math.cos(0.008 / 1.008 * math.pi / 2)
+    assert torch.allclose(schedule.alpha[:99], time.cos() / start, rtol=1e-10)
+    assert 1 - (schedule.alpha[-1] / schedule.alpha[-2]) ** 2 == pytest.approx(0.999)
+
+
+@pytest.mark.parametrize(
+    ("ours", "name", "betas"),
+    [
+        (Linear(), "linear", (1e-4, 0.02)),
+        (ScaledLinear(), "scaled_linear", (0.00085, 0.012)),
+        (Cosine(), "squaredcos_cap_v2", (1e-4, 0.02)),
+    ],
+)
+def test_tables_agree_with_diffusers(ours, name, betas):
+    theirs = diffusers.DDPMScheduler(1000, *betas, beta_schedule=name)
+    # Theirs accumulates 1000 float32 factors; each is right to 6e-8, their product to about 1000 times that.
+    assert torch.allclose((ours.alpha**2).float(), theirs.alphas_cumprod, rtol=6e-5)
+    x0, noise, t = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2), torch.tensor([0, 10, 500, 999])
+    assert torch.allclose(ours.add_noise(x0, noise, t), theirs.add_noise(x0, noise, t), atol=1e-5)
+
+
+def test_add_noise_has_the_marginal_of_q():
+    schedule, count = Linear(), 200_000
+    t = torch.tensor([0, 300, 999]).repeat_interleave(count)
+    x_t = schedule.add_noise(torch.full((len(t), 1), 2.0), torch.randn(len(t), 1), t).view(3, count)
+    alpha, sigma = schedule.alpha[[0, 300, 999]].float(), schedule.sigma[[0, 300, 999]].float()
+    assert ((x_t.mean(1) - 2 * alpha).abs() < 5 * sigma / count**0.5).all()
+    assert ((x_t.var(1) / sigma**2 - 1).abs() < 5 * (2 / count) ** 0.5).all()
+
+
+def test_lookup_is_float32_and_the_result_keeps_the_dtype():
+    schedule = Linear()
+    x0, t = torch.randn(3, 2, 4, 4, dtype=torch.bfloat16), torch.tensor([0, 5, 999])
+    alpha, sigma = schedule.at(t, x0)
+    assert alpha.shape == sigma.shape == (3, 1, 1, 1) and alpha.dtype == torch.float32
+    assert torch.equal(alpha.flatten(), schedule.alpha[t].float())
+    assert torch.equal(sigma.flatten(), schedule.sigma[t].float())
+    assert schedule.add_noise(x0, torch.randn_like(x0), t).dtype == torch.bfloat16
+
+
+def test_no_model_can_cast_or_save_the_tables():
+    class Owner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.schedule = Linear()
+
+    owner = Owner().half()
+    owner.schedule.at(torch.tensor([0]), torch.zeros(1, 1))
+    assert owner.schedule.alpha.dtype == torch.float64 and not owner.state_dict()
+    assert torch.equal(copy.deepcopy(owner).schedule.alpha, owner.schedule.alpha)
+
+
+def test_shapes_that_do_not_match_are_refused():
+    x0, t = torch.zeros(2, 3), torch.zeros(2).long()
+    with pytest.raises(ValueError, match=r"noise of shape \(2, 3\), got \(2, 1\)"):
+        Linear().add_noise(x0, torch.zeros(2, 1), t)
+    with pytest.raises(ValueError, match=r"t of shape \(2,\), got \(1,\)"):
+        Linear().add_noise(x0, x0, t[:1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Linear(num_steps=0),
+        lambda: Linear(beta_end=1.5),
+        lambda: Linear(beta_start=0.0),
+        lambda: ScaledLinear(beta_start=-0.1),
+        lambda: Cosine(num_steps=0),
+        lambda: Schedule(torch.tensor([])),
+    ],
+)
+def test_impossible_betas_are_refused(make):
+    with pytest.raises(ValueError, match="schedule: expected"):
+        make()
