@@ -21,11 +21,11 @@ class SampleNoise:
     numbers.
 
     Args:
-        seed: Chooses the family of streams.
+        seed: Chooses the family of streams: a number, or a name such as "validation".
         keys: B names, one per sample. Equal names share their numbers.
     """
 
-    def __init__(self, seed: int, keys: Sequence[str]) -> None:
+    def __init__(self, seed: int | str, keys: Sequence[str]) -> None:
         self._generators = [torch.Generator().manual_seed(_stream_seed(seed, key)) for key in keys]
 
     def like(self, x: Tensor) -> Tensor:
@@ -58,6 +58,6 @@ class SampleNoise:
         return torch.tensor([torch.rand((), generator=generator).item() for generator in self._generators])
 
 
-def _stream_seed(seed: int, key: str) -> int:
+def _stream_seed(seed: int | str, key: str) -> int:
     # hash() is salted per process; torch takes seeds up to 63 bits without a sign.
     return int.from_bytes(blake2b(f"{seed}/{key}".encode()).digest()[:8], "big") & (2**63 - 1)

@@ -105,7 +105,7 @@ def test_ancestral_sampling_ends_at_mean_and_variance_of_the_data(schedule, gaus
 
 
 def test_what_algorithm_2_misses_of_the_variance_vanishes_with_the_steps(gaussian):
-    """beta-tilde leaves out the variance of x0 given x_t, which is of order log(T) / T: half with twice the steps."""
+    """beta-tilde leaves out the variance of x0 given x_t, of order log(T) / T: half with twice the steps."""
     tables = [Linear(n, 0.1 / n, 20 / n) for n in (1000, 2000, 4000)]
     lost = [gaussian.std**2 - moments(lambda step: posterior(step)[2], s, gaussian, None)[1] for s in tables]
     assert all(1.9 < a / b < 2 for a, b in pairwise(lost)) and lost[0] < 0.02 * gaussian.std**2

@@ -1,0 +1,1 @@
+"""Measures of generated pictures: float64 sums, no Lightning."""

@@ -1,0 +1,1 @@
+"""The three stages of training, the only LightningModules."""
