@@ -55,7 +55,8 @@ class TinyStage(L.LightningModule):
     def validation_step(self, batch, batch_idx):
         self.seen_scales.append(self.scale.detach().clone())
         loss = (self(batch["image"]) - batch["image"]).square().mean()
-        self.log("val/loss", loss, batch_size=len(batch["key"]), sync_dist=True)
+        # a float count: Lightning averages counts over processes, and would cut integers
+        self.log("val/loss", loss, batch_size=float(len(batch["key"])), sync_dist=True)
 
     @torch.no_grad()
     def generate(self, batch, seed):

@@ -1,0 +1,136 @@
+"""Speed and waiting, measured on steps and loaders of known duration."""
+
+import re
+import sys
+import time
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from tiny_stage import TinyStage, loader, trainer
+
+from ldm.callbacks.progress import Progress, clock
+from ldm.callbacks.throughput import Throughput
+
+
+class Slow(TinyStage):
+    """A step takes 20 ms, a validation 200 ms."""
+
+    def training_step(self, batch, batch_idx):
+        time.sleep(0.02)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        time.sleep(0.2)
+        super().validation_step(batch, batch_idx)
+
+
+class Endless:
+    """Batches of 4, each after 10 ms, without an end and a length."""
+
+    def __iter__(self):
+        batch = next(iter(loader(4)))
+        while True:
+            time.sleep(0.01)
+            yield batch
+
+
+class Collect(L.Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append(dict(trainer.logged_metrics))
+
+
+def test_throughput_leaves_out_validation_and_sees_the_wait_for_data(tmp_path):
+    collect = Collect()
+    run = trainer(
+        tmp_path, callbacks=[Throughput(), collect], max_steps=12, log_every_n_steps=6, val_check_interval=3
+    )
+    run.fit(Slow(), Endless(), loader(4))
+    assert "train/step_seconds" not in collect.values[4]
+    values = collect.values[11]
+    seconds = values["train/step_seconds"].item()
+    assert 0.025 < seconds < 0.15  # a validation takes 0.2
+    assert values["train/images_per_second"].item() == pytest.approx(4 / seconds, rel=1e-4)
+    assert values["train/images_per_second_per_device"] == values["train/images_per_second"]
+    # a third of the time, less where the gap after a validation is left out
+    assert 0.1 < values["train/data_wait"].item() < 0.6
+    assert run.callback_metrics["samples"].item() == 48
+
+
+def test_accumulated_batches_are_one_step(tmp_path):
+    collect = Collect()
+    run = trainer(tmp_path, callbacks=[Throughput(), collect], max_steps=4, accumulate_grad_batches=2)
+    run.fit(Slow(), loader(1000))
+    values = collect.values[-1]
+    assert values["train/step_seconds"].item() > 0.04
+    assert values["train/images_per_second"].item() == pytest.approx(
+        8 / values["train/step_seconds"].item(), rel=1e-4
+    )
+
+
+def test_progress_writes_few_lines_where_there_is_no_terminal(tmp_path, capsys):
+    run = trainer(tmp_path, callbacks=[Progress(every_n_seconds=0.1)], enable_progress_bar=True, max_steps=15)
+    run.fit(Slow(), Endless(), loader(4))
+    lines = capsys.readouterr().out.splitlines()
+    assert 3 <= len(lines) < 15
+    pattern = r"tiny: step 15/15, 60 samples \| 00:0\d \| 00:00 left \| [\d.]+ samples/s \| train/loss [\d.]+"
+    assert re.fullmatch(pattern, lines[-1]), lines[-1]
+    assert any(line.startswith("validation: batch 1 of 1") for line in lines)
+    assert not any(isinstance(callback, TQDMProgressBar) for callback in run.callbacks)
+
+
+def test_progress_of_a_resumed_run_counts_the_rest(tmp_path, capsys):
+    first = trainer(tmp_path, max_steps=4)
+    first.fit(TinyStage(), Endless(), loader(4))
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    run = trainer(tmp_path, callbacks=[Progress(0.0)], enable_progress_bar=True, max_steps=8)
+    run.fit(TinyStage(), Endless(), loader(4), ckpt_path=tmp_path / "x.ckpt")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny")]
+    assert lines[0].startswith("tiny: step 5/8, ") and lines[-1].startswith("tiny: step 8/8, 32 samples")
+
+
+def test_progress_draws_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    run = trainer(tmp_path, callbacks=[Progress()], enable_progress_bar=True)
+    run.fit(Slow(), Endless(), loader(4))
+    shown = capsys.readouterr().out
+    assert "8/8" in shown and "samples/s" in shown and "validation" in shown
+    assert "train/loss" in shown
+
+
+def test_an_error_ends_the_bar(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+
+    class Fails(TinyStage):
+        def validation_step(self, batch, batch_idx):
+            raise RuntimeError("broken")
+
+    progress = Progress()
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer(tmp_path, callbacks=[progress], enable_progress_bar=True).fit(Fails(), Endless(), loader(4))
+    assert progress._bars == []
+
+
+def test_durations_are_written_as_clocks():
+    assert [clock(s) for s in (0, 59.6, 600, 3661, 90000)] == [
+        "00:00",
+        "01:00",
+        "10:00",
+        "1:01:01",
+        "25:00:00",
+    ]
+
+
+def test_random_numbers_are_not_touched(tmp_path):
+    states = []
+    for callbacks in ([], [Throughput(), Progress()]):
+        torch.manual_seed(0)
+        trainer(tmp_path, callbacks=callbacks, enable_progress_bar=bool(callbacks)).fit(
+            TinyStage(), Endless(), loader(4)
+        )
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
