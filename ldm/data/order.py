@@ -1,0 +1,112 @@
+"""The order of training samples: a pure function of (seed, epoch), with a seek that costs nothing.
+
+Samples have a global position p = 0, 1, 2, ... without end; epoch p // N holds each of the N samples once.
+In an epoch the shards are shuffled, consecutive groups of K shards are permuted together (so that reading
+stays near-sequential), and only the number of samples per shard must be known. The permutations come from
+the hash below and not from a library's generator, so that no upgrade changes the order of a run under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def mix(*values: int) -> int:
+    """Hash integers to one of 64 bits: splitmix64 (Steele et al. 2014), chained over ``values``."""
+    state = 0
+    for value in values:
+        state = _finalize((state ^ (value & _MASK)) + _GOLDEN & _MASK)
+    return state
+
+
+def _finalize(z: int) -> int:
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
+    return z ^ (z >> 31)
+
+
+def permutation(count: int, *key: int) -> np.ndarray:
+    """Permute range(count): sort it by the splitmix64 stream that starts at the hash of ``key``."""
+    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(mix(*key))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    number: int
+    shards: np.ndarray
+    """(S,) shards in the order of this epoch."""
+    ends: np.ndarray
+    """(S,) samples up to and including each of them."""
+
+
+@dataclass(frozen=True)
+class _Group:
+    epoch: int
+    first: int
+    """Place of the group's first shard in the epoch."""
+    rows: np.ndarray
+    """Samples of the group in the order they are read, as offsets into the group."""
+
+
+class Order:
+    """Maps a global position to (shard, row).
+
+    Args:
+        counts: Number of samples of each shard, all >= 1.
+        seed: Seed of the order.
+        group_shards: K, how many shards are permuted together.
+
+    Raises:
+        ValueError: If ``counts`` is empty or holds a number below 1, or ``group_shards`` is below 1.
+    """
+
+    def __init__(self, counts: Sequence[int], seed: int, group_shards: int) -> None:
+        if not len(counts) or min(counts) < 1:
+            raise ValueError(f"counts: got {list(counts)!r:.80}, expected at least one shard, none empty")
+        if group_shards < 1:
+            raise ValueError(f"group_shards: got {group_shards}, expected at least 1")
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.seed = seed
+        self.group_shards = group_shards
+        self._epoch: _Epoch | None = None
+        self._group: _Group | None = None
+
+    def __len__(self) -> int:
+        """Return N, the number of samples of an epoch."""
+        return int(self.counts.sum())
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Return (shard, row in the shard) of the sample at a global position >= 0."""
+        number, within = divmod(position, len(self))
+        epoch = self._plan(number)
+        place = int(np.searchsorted(epoch.ends, within, side="right"))
+        first = place - place % self.group_shards
+        start = int(epoch.ends[first - 1]) if first else 0
+        group = self._permute(epoch, first, start)
+        offset = start + int(group.rows[within - start])
+        place = int(np.searchsorted(epoch.ends, offset, side="right"))
+        shard = int(epoch.shards[place])
+        return shard, offset - int(epoch.ends[place] - self.counts[shard])
+
+    def _plan(self, number: int) -> _Epoch:
+        if self._epoch is None or self._epoch.number != number:
+            shards = permutation(len(self.counts), self.seed, number)
+            self._epoch = _Epoch(number, shards, np.cumsum(self.counts[shards]))
+        return self._epoch
+
+    def _permute(self, epoch: _Epoch, first: int, start: int) -> _Group:
+        group = self._group
+        if group is None or (group.epoch, group.first) != (epoch.number, first):
+            last = min(first + self.group_shards, len(self.counts)) - 1
+            rows = permutation(int(epoch.ends[last]) - start, self.seed, epoch.number, first + 1)
+            self._group = group = _Group(epoch.number, first, rows)
+        return group

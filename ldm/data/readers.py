@@ -1,0 +1,159 @@
+"""Readers: how training shards become an endless stream. Validation is read the same way under each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ldm.data.decode import FIELDS, BadSample, Sample
+from ldm.data.files import ShardFiles
+from ldm.data.index import fingerprint, summarize_all
+from ldm.data.order import Order
+from ldm.data.source import (
+    MAX_BAD,
+    Evaluation,
+    Place,
+    Source,
+    Spec,
+    check_fields,
+    fields_of,
+    forever,
+    make_loader,
+)
+from ldm.data.tar import expand
+
+
+class Reader(ABC):
+    """Opens shards for training and validation.
+
+    Args:
+        index_dir: Folder for the indices of the shards; None writes each beside its shard.
+    """
+
+    def __init__(self, index_dir: str | None = None) -> None:
+        self.index_dir = index_dir
+
+    @abstractmethod
+    def open(self, patterns: str | Sequence[str], spec: Spec) -> Source:
+        """Open training shards.
+
+        Raises:
+            FileNotFoundError: If a pattern matches nothing.
+            ValueError: If shards are broken or lack one of the asked fields.
+        """
+
+    def prepare(self, train: str | Sequence[str], val: str | Sequence[str]) -> None:
+        """Do once per machine what is costly: here, index the validation shards."""
+        self.files(val, "data.val")
+
+    def files(self, patterns: str | Sequence[str], name: str) -> ShardFiles:
+        """Index the shards of the config key ``name`` and give random access to them."""
+        return ShardFiles(summarize_all(expand(patterns, name), self.index_dir), self.index_dir)
+
+    def evaluation(self, patterns: str | Sequence[str], spec: Spec) -> Evaluation:
+        """Open validation shards: they give the picture and everything else that all of them have.
+
+        Raises:
+            FileNotFoundError: If a pattern matches nothing.
+            ValueError: If shards are broken or have no pictures.
+        """
+        files = self.files(patterns, "data.val")
+        check_fields(files, ["image"], "data.val")
+        found = set.intersection(*(fields_of(files, shard) for shard in range(len(files.summaries))))
+        fields = tuple(field for field in FIELDS if field in found)
+        return Evaluation(files, Spec(fields, spec.image_size, spec.seed))
+
+
+class Indexed(Reader):
+    """Reads local shards through a sidecar index: exact order, exact resume, at any number of processes.
+
+    Args:
+        group_shards: Shards that are permuted together. More mix better, fewer read more sequentially.
+        index_dir: Folder for the indices of the shards; None writes each beside its shard.
+    """
+
+    def __init__(self, group_shards: int = 8, index_dir: str | None = None) -> None:
+        super().__init__(index_dir)
+        if group_shards < 1:
+            raise ValueError(f"data.reader.init_args.group_shards: got {group_shards}, expected at least 1")
+        self.group_shards = group_shards
+
+    def prepare(self, train: str | Sequence[str], val: str | Sequence[str]) -> None:
+        """Index all shards."""
+        self.files(train, "data.train")
+        super().prepare(train, val)
+
+    def open(self, patterns: str | Sequence[str], spec: Spec) -> IndexedSource:
+        """Open training shards."""
+        files = self.files(patterns, "data.train")
+        check_fields(files, spec.fields, "data.fields")
+        return IndexedSource(files, spec, self.group_shards)
+
+
+class IndexedSource(Source, Dataset[Sample]):
+    """The samples of training by their global position, without end.
+
+    Args:
+        files: The shards.
+        spec: What the samples must hold.
+        group_shards: Shards that are permuted together.
+    """
+
+    def __init__(self, files: ShardFiles, spec: Spec, group_shards: int) -> None:
+        self.files = files
+        self.spec = spec
+        self.order = Order([summary.count for summary in files.summaries], spec.seed, group_shards)
+        self.num_samples = len(self.order)
+
+    def __getitem__(self, position: int) -> Sample:
+        """Return the sample at a global position.
+
+        A bad sample never shifts a position: the next position's sample takes its place, with the captions
+        drawn for the place that it fills.
+
+        Raises:
+            ValueError: If ``MAX_BAD`` samples in a row cannot be used.
+        """
+        skipped: list[str] = []
+        for candidate in range(position, position + MAX_BAD):
+            try:
+                sample = self._read(candidate, self.spec.draw(position))
+            except BadSample as error:
+                skipped.append(str(error))
+            else:
+                return {**sample, "skipped": skipped} if skipped else sample
+        raise ValueError(f"{MAX_BAD} samples in a row cannot be used, the last one: {skipped[-1]}")
+
+    def _read(self, position: int, draw: int) -> Sample:
+        shard, row = self.order.locate(position)
+        return self.files.sample(shard, row, self.spec.fields, self.spec.image_size, draw)
+
+    def identity(self) -> dict[str, Any]:
+        """Name the data by its fingerprint, and what else the order depends on."""
+        return {
+            "reader": f"Indexed(group_shards={self.order.group_shards})",
+            "shards": len(self.files.summaries),
+            "samples": self.num_samples,
+            "fingerprint": fingerprint(self.files.summaries),
+        }
+
+    def loader(
+        self, position: Callable[[], int], batch_size: int, num_workers: int, place: Place
+    ) -> DataLoader[Sample]:
+        """Make a loader without end, see ``Source.loader``."""
+        return make_loader(self, _Batches(position, batch_size, place), num_workers)
+
+
+class _Batches(Sampler[list[int]]):
+    """Yields the positions of this rank's batches, from wherever training stands when it is iterated."""
+
+    def __init__(self, position: Callable[[], int], batch_size: int, place: Place) -> None:
+        self.position = position
+        self.batch_size = batch_size
+        self.place = place
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return forever(self.position(), self.batch_size, self.place)
