@@ -13,10 +13,10 @@ class PSNR(Metric):
     """Peak signal-to-noise ratio in dB against ``batch["image"]``: of each picture, then the mean.
 
     Args:
-        name: Name of the value.
+        name: Name of the value; ``psnr`` alone is the autoencoder's own, with z drawn from q(z | image).
     """
 
-    def __init__(self, name: str = "psnr") -> None:
+    def __init__(self, name: str = "picture_psnr") -> None:
         self.name = name
         self.reset()
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from lightning import LightningModule
 from PIL import Image
@@ -87,6 +88,7 @@ run.fit(TinyStage(), loader(100), loader(4))
 """
 
 
+@pytest.mark.slow
 def test_wandb_has_the_pictures_offline(tmp_path):
     code = WANDB_RUN.format(tests=os.path.dirname(__file__), folder=str(tmp_path))
     quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DATA_DIR": str(tmp_path)}

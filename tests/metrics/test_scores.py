@@ -44,7 +44,7 @@ def test_psnr_is_the_mean_over_pictures():
     metric = PSNR()
     metric.update(image + off, {"image": image})
     # 10 log10(2^2 / error^2) = 20 and 40 dB
-    assert metric.compute()["psnr"] == pytest.approx((20 + 40) / 2, rel=1e-5)
+    assert metric.compute()["picture_psnr"] == pytest.approx((20 + 40) / 2, rel=1e-5)
 
 
 def test_recall_counts_the_nearest_both_ways():
