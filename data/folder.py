@@ -1,0 +1,189 @@
+"""Pack a folder of pictures with captions into tar shards: ``python -m data.folder``."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from data.captions import Item, Skipped, from_folder, from_table, pictures_only
+from data.writing import Members, pack
+from ldm.data.decode import BadSample, Origin, decode
+
+HELP = """\
+Pack a folder of pictures with captions into tar shards.
+
+The captions come from files beside the pictures (cat.jpg, cat.txt), or from a table given with --captions:
+CSV with a header or JSONL, with the columns file (relative to the folder), caption and, if there are classes,
+label. "--captions none" packs the pictures alone. Pictures are jpg, jpeg, png or webp; their bytes are kept
+unless --resize asks for smaller ones. What cannot be used is skipped, counted and listed in skipped.txt.
+
+If the folder already holds the same set, nothing is done."""
+
+
+def pack_folder(
+    source: Path,
+    out: Path,
+    captions: str = "beside",
+    val_fraction: float = 0.05,
+    resize: int | None = None,
+    shard_size: int = 1000,
+) -> tuple[bool, Skipped]:
+    """Write train and val shards of a folder of pictures.
+
+    Args:
+        source: Folder of pictures, searched with its subfolders.
+        out: Folder for the shards.
+        captions: "beside" (x.txt beside x.jpg), "none", or a CSV or JSONL file.
+        val_fraction: Share of the pictures for val-*.tar, in [0, 1); which ones is decided by their names.
+        resize: Shorter side in pixels to which larger pictures are reduced; None keeps the files' bytes.
+        shard_size: Samples per shard.
+
+    Returns:
+        False if the shards were already there, and what was skipped.
+
+    Raises:
+        FileNotFoundError: If the folder or the table is missing.
+        ValueError: If there are no pictures, the table lacks a column, or ``out`` holds other shards.
+    """
+    _check(source, val_fraction, resize, shard_size)
+    skipped = Skipped()
+    items = _find(source, captions, skipped)
+    items.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
+    num_val = max(1, round(val_fraction * len(items))) if val_fraction else 0
+    if num_val >= len(items):
+        raise ValueError(
+            f"{source}: {len(items)} usable pictures are too few for --val-fraction {val_fraction}"
+        )
+    parts = {"train": items[num_val:], "val": items[:num_val]}
+    splits = {name: _samples(part, source, resize, skipped) for name, part in parts.items() if part}
+    settings = {
+        "set": "folder",
+        "version": 1,
+        "val_fraction": val_fraction,
+        "resize": resize,
+        "shard_size": shard_size,
+        "source": _fingerprint(items, source),
+    }
+    packed = pack(out, settings, splits, shard_size, len(items))
+    if packed:
+        (out / "skipped.txt").write_text(skipped.listing())
+    return packed, skipped
+
+
+def _check(source: Path, val_fraction: float, resize: int | None, shard_size: int) -> None:
+    if not source.is_dir():
+        raise FileNotFoundError(f"--images: '{source}' is not a folder")
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"--val-fraction: {val_fraction}, expected at least 0 and below 1")
+    if resize is not None and resize < 1:
+        raise ValueError(f"--resize: {resize}, expected at least 1")
+    if shard_size < 1:
+        raise ValueError(f"--shard-size: {shard_size}, expected at least 1")
+
+
+def _find(source: Path, captions: str, skipped: Skipped) -> list[Item]:
+    if captions == "beside":
+        items = from_folder(source, skipped)
+    elif captions == "none":
+        items = pictures_only(source, skipped)
+    else:
+        items = from_table(Path(captions), source, skipped)
+    if not items:
+        raise ValueError(
+            f"{source}: no usable picture (jpg, jpeg, png, webp) with a caption{skipped.summary()}"
+        )
+    return items
+
+
+def _fingerprint(items: Sequence[Item], source: Path) -> str:
+    """Hash what the shards are made of: names, captions, labels, sizes and times of the files."""
+    digest = hashlib.sha256()
+    for item in items:
+        stat = (source / item.name).stat()
+        digest.update(repr((item, stat.st_size, stat.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def _samples(items: Sequence[Item], source: Path, resize: int | None, skipped: Skipped) -> Iterator[Members]:
+    for item in items:
+        path = source / item.name
+        content, kind = path.read_bytes(), path.suffix[1:].lower()
+        try:  # by the code that will read it in training: what passes here is not a bad sample there
+            decode({kind: content}, Origin(str(source), item.name), ["image"], 8, None)
+        except BadSample as error:
+            skipped.add("cannot be decoded", f"{item.name} ({str(error).rsplit(': ', 1)[-1]})")
+            continue
+        if resize is not None:
+            content, kind = _reduce(content, kind, resize)
+        yield _members(item, content, kind)
+
+
+def _members(item: Item, content: bytes, kind: str) -> Members:
+    # the hash of the path is unique, free of the dots that would end a key, and the same in a larger set
+    sample: dict[str, str | bytes] = {
+        "__key__": hashlib.sha256(item.name.encode()).hexdigest()[:16],
+        kind: content,
+    }
+    meta: dict[str, str | int] = {"file": item.name}
+    if item.caption is not None:
+        sample["txt"] = item.caption
+    if item.label is not None:
+        sample["cls"], meta["label"] = str(item.label), item.label
+    sample["json"] = json.dumps(meta, ensure_ascii=False)
+    return sample
+
+
+def _reduce(content: bytes, kind: str, side: int) -> tuple[bytes, str]:
+    """Bring the shorter side down to ``side``: PNG stays PNG, the others become JPEG of quality 95."""
+    with Image.open(io.BytesIO(content)) as opened:
+        if min(opened.size) <= side or opened.mode.startswith("I"):  # Pillow cannot convert 16-bit grey
+            return content, kind
+        picture = ImageOps.exif_transpose(opened)
+    scale = side / min(picture.size)
+    size = (max(side, round(picture.width * scale)), max(side, round(picture.height * scale)))
+    keeps_alpha = kind == "png" or picture.has_transparency_data
+    picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    small, out = picture.resize(size, Image.Resampling.LANCZOS), io.BytesIO()
+    if keeps_alpha:
+        small.save(out, "PNG")
+        return out.getvalue(), "png"
+    small.save(out, "JPEG", quality=95)
+    return out.getvalue(), "jpg"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.folder", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--images", type=Path, required=True, help="folder of pictures, searched with its subfolders")
+    add("--out", type=Path, required=True, help="folder for the shards; made if missing")
+    add("--captions", default="beside", help='"beside" (default), "none", or a CSV or JSONL file')
+    add("--val-fraction", type=float, default=0.05, metavar="X", help="share for val-*.tar (default 0.05)")
+    add("--resize", type=int, metavar="N", help="reduce larger pictures to this shorter side in pixels")
+    add("--shard-size", type=int, default=1000, metavar="N", help="samples per shard (default 1000)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; ends with one line on bad settings."""
+    given = _parser().parse_args(arguments)
+    try:
+        packed, skipped = pack_folder(
+            given.images, given.out, given.captions, given.val_fraction, given.resize, given.shard_size
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    state = "packed" if packed else "already packed with these settings, nothing to do"
+    print(f"{given.out}: {state}{skipped.summary()}")
+
+
+if __name__ == "__main__":
+    main()

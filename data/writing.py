@@ -1,0 +1,149 @@
+"""Writes samples into tar shards: a shard appears whole or not at all, a finished folder is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import webdataset
+from tqdm import tqdm
+
+MANIFEST = "shards.json"
+
+Members = Mapping[str, str | bytes]
+"""What one sample is in a shard: "__key__" and member name ("png", "txt", ...) to content."""
+
+
+def write_shards(samples: Iterable[Members], folder: Path, name: str, shard_size: int) -> list[Path]:
+    """Write ``name-000000.tar``, ``name-000001.tar``, ... of ``shard_size`` samples, the last of fewer.
+
+    The same samples give the same bytes. A shard is written under a temporary name and renamed when whole.
+
+    Returns:
+        The shards, none if there are no samples.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rest = iter(samples)
+    shards: list[Path] = []
+    while part := list(islice(rest, shard_size)):
+        shards.append(folder / f"{name}-{len(shards):06d}.tar")
+        _write_shard(part, shards[-1])
+    return shards
+
+
+def pack(
+    folder: Path,
+    settings: dict[str, Any],
+    splits: Mapping[str, Iterable[Members]],
+    shard_size: int,
+    total: int,
+) -> bool:
+    """Write all splits of a set into a folder, once.
+
+    The manifest is written first, unfinished, so that an interrupted call can be repeated.
+
+    Args:
+        folder: Where the shards go.
+        settings: Primitives that decide the bytes of the shards.
+        splits: Name ("train", "val") to its samples.
+        shard_size: Samples per shard.
+        total: Number of samples, for the progress bar.
+
+    Returns:
+        False if the folder already held this set.
+
+    Raises:
+        ValueError: If the folder holds a set with other settings or tar files of others, or a split is empty.
+    """
+    if _is_packed(folder, settings):
+        return False
+    _make_room(folder, tuple(splits))
+    _write_manifest(folder, settings, None)
+    sizes: dict[str, int] = {}
+    with tqdm(total=total, unit=" samples", desc=f"pack {folder}") as bar:
+        for name, samples in splits.items():
+            shards = write_shards(_counted(samples, bar), folder, name, shard_size)
+            if not shards:
+                raise ValueError(f"{folder}: the split '{name}' has no samples, expected at least one")
+            sizes |= {shard.name: shard.stat().st_size for shard in shards}
+    _write_manifest(folder, settings, sizes)
+    return True
+
+
+def _counted(samples: Iterable[Members], bar: Any) -> Iterator[Members]:
+    for sample in samples:
+        yield sample
+        bar.update()
+
+
+def _write_shard(samples: Iterable[Members], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
+            for sample in samples:
+                writer.write({name: _content(name, value) for name, value in sample.items()})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _content(name: str, value: str | bytes) -> str | bytes:
+    return value.encode() if isinstance(value, str) and name != "__key__" else value
+
+
+def _is_packed(folder: Path, settings: dict[str, Any]) -> bool:
+    """Say if the folder holds the whole set; refuse one with other settings."""
+    found = _read_manifest(folder)
+    if found is None or found["shards"] is None:
+        return False
+    now = json.loads(json.dumps(settings))
+    differences = [
+        f"{name}={found['settings'].get(name)!r} instead of {value!r}"
+        for name, value in now.items()
+        if found["settings"].get(name) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"{folder / MANIFEST}: the folder was packed with {', '.join(differences)}; choose another "
+            "--out, repeat the old settings, or delete the folder"
+        )
+    paths = {folder / name: size for name, size in found["shards"].items()}
+    return all(path.exists() and path.stat().st_size == size for path, size in paths.items())
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        return {"settings": dict(found["settings"]), "shards": found["shards"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not a manifest of this packer: choose another --out or delete it"
+        ) from error
+
+
+def _make_room(folder: Path, splits: tuple[str, ...]) -> None:
+    """Delete the shards of an earlier, interrupted call; refuse tar files of others.
+
+    A pattern such as train-*.tar would silently read what they left behind.
+    """
+    ours = re.compile(rf"({'|'.join(map(re.escape, splits))})-\d{{6}}\.tar")
+    is_ours = _read_manifest(folder) is not None
+    for path in sorted(folder.glob("*.tar")):
+        if not (is_ours and ours.fullmatch(path.name)):
+            raise ValueError(f"{path}: not a shard of this set; choose another --out or delete the file")
+        path.unlink()
+
+
+def _write_manifest(folder: Path, settings: dict[str, Any], shards: dict[str, int] | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps({"settings": settings, "shards": shards}, indent=2) + "\n")
+    os.replace(temporary, folder / MANIFEST)

@@ -1,0 +1,185 @@
+"""The packers' shards, read back by the data module."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+from tiny_shards import png
+
+from data import digits, folder
+from data.writing import MANIFEST, pack, write_shards
+from ldm.data.index import scan, summarize
+from ldm.data.module import Shards
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+def members(path: Path) -> list[dict[str, bytes]]:
+    return list(webdataset.WebDataset(str(path), shardshuffle=False))
+
+
+def test_shards_hold_the_samples_in_order_and_are_reproducible(tmp_path):
+    samples = [{"__key__": f"{n:03d}", "txt": f"é {n}", "png": png(n)} for n in range(7)]
+    shards = write_shards(iter(samples), tmp_path / "a", "train", 3)
+    assert [path.name for path in shards] == [f"train-00000{n}.tar" for n in range(3)]
+    assert [len(scan(str(path))) for path in shards] == [3, 3, 1]
+    assert members(shards[2])[0]["txt"] == "é 6".encode()
+    write_shards(samples, tmp_path / "b", "train", 3)
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+
+
+def test_an_interrupted_pack_leaves_no_partial_shard_and_can_be_repeated(tmp_path):
+    def broken():
+        for n in range(5):
+            yield {"__key__": f"{n}", "txt": "x"}
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        pack(tmp_path, {"a": 1}, {"train": broken()}, 2, 9)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [MANIFEST, "train-000000.tar", "train-000001.tar"]
+    samples = [{"__key__": "0", "txt": "x"}]
+    assert pack(tmp_path, {"a": 1}, {"train": samples}, 2, 1)
+    assert sorted(bytes_of(tmp_path)) == ["train-000000.tar"]
+    assert not pack(tmp_path, {"a": 1}, {"train": samples}, 2, 1)
+    with pytest.raises(ValueError, match=r"shards.json: the folder was packed with a=1 instead of 2"):
+        pack(tmp_path, {"a": 2}, {"train": samples}, 2, 1)
+
+
+def test_tar_files_of_others_are_never_touched(tmp_path):
+    (tmp_path / "train-000000.tar").write_bytes(b"precious")
+    with pytest.raises(ValueError, match=r"train-000000.tar: not a shard of this set"):
+        pack(tmp_path, {}, {"train": [{"__key__": "0", "txt": "x"}]}, 2, 1)
+    assert (tmp_path / "train-000000.tar").read_bytes() == b"precious"
+
+
+def test_digits_are_the_real_ones_stratified_and_captioned(tmp_path, capsys):
+    digits.main(["--out", str(tmp_path)])
+    before = bytes_of(tmp_path)
+    digits.main(["--out", str(tmp_path)])
+    assert "already packed" in capsys.readouterr().out
+    assert bytes_of(tmp_path) == before
+    module = Shards(
+        str(tmp_path / "train-*.tar"), str(tmp_path / "val-*.tar"), 8, 10, fields=["image", "label"]
+    )
+    assert (module.num_train, module.num_val) == (1500, 297)
+    pictures, labels = digits.load()
+    counts = Counter(labels.tolist())
+    for position in range(0, 297, 10):
+        sample = module.evaluation[position]
+        row = int(sample["key"].removeprefix("digits-"))
+        assert np.array_equal(sample["image"].numpy(), np.stack([pictures[row]] * 3))
+        assert sample["label"] == labels[row]
+        assert sample["text"] == f"a handwritten digit {digits.WORDS[labels[row]]}"
+    found = Counter(module.evaluation[position]["label"] for position in range(297))
+    assert all(abs(found[d] - 297 * counts[d] / 1797) <= 1 for d in range(10))
+
+
+def test_digits_are_enlarged_by_repeating_pixels(tmp_path):
+    assert digits.pack_digits(tmp_path, size=16)
+    pictures, _ = digits.load()
+    sample = Shards(str(tmp_path / "train-*.tar"), str(tmp_path / "val-*.tar"), 16, 1).evaluation[0]
+    row = int(sample["key"].removeprefix("digits-"))
+    assert np.array_equal(sample["image"][0, ::2, 1::2].numpy(), pictures[row])
+    with pytest.raises(ValueError, match="--size: 12, expected a multiple of 8"):
+        digits.pack_digits(tmp_path, size=12)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    root = tmp_path / "pictures"
+    (root / "sub.dir").mkdir(parents=True)
+    for n in range(10):
+        name = f"sub.dir/p.{n}" if n % 2 else f"p{n}"
+        (root / f"{name}.png").write_bytes(png(n, 12))
+        (root / f"{name}.txt").write_text(f" caption {n}\n")
+    (root / "broken.jpg").write_bytes(b"no picture")
+    (root / "broken.txt").write_text("broken")
+    (root / "silent.png").write_bytes(png(1))
+    (root / "empty.png").write_bytes(png(1))
+    (root / "empty.txt").write_text(" \n")
+    (root / "old.bmp").write_bytes(b"BM")
+    return root
+
+
+def read_all(out: Path) -> dict[str, dict[str, bytes]]:
+    samples = [sample for path in sorted(out.glob("*.tar")) for sample in members(path)]
+    return {json.loads(sample["json"])["file"]: sample for sample in samples}
+
+
+def test_a_folder_with_captions_beside_keeps_the_bytes_and_reports_what_it_skips(pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--images", str(pictures), "--out", str(out), "--val-fraction", "0.2", "--shard-size", "4"]
+    folder.main(arguments)
+    said = capsys.readouterr().out
+    for reason in ("without a .txt file", "with an empty caption", "of another format", "cannot be decoded"):
+        assert f"1 {reason}" in said
+    assert "skipped 4" in said
+    assert "broken.jpg" in (out / "skipped.txt").read_text()
+    found = read_all(out)
+    assert len(found) == 10
+    assert found["sub.dir/p.3.png"]["png"] == (pictures / "sub.dir/p.3.png").read_bytes()
+    assert found["sub.dir/p.3.png"]["txt"] == b"caption 3"
+    assert summarize(str(out / "val-000000.tar"), None).count in (1, 2)
+    before = bytes_of(out)
+    folder.main(arguments)
+    assert "already packed" in capsys.readouterr().out
+    assert bytes_of(out) == before
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_folder_with_a_table_of_captions_and_labels(pictures, tmp_path, kind):
+    rows = [{"file": f"p{n}.png", "caption": f"table {n}, with a comma", "label": n} for n in (0, 2, 4)]
+    rows += [{"file": "gone.png", "caption": "x", "label": 1}, {"file": "p6.png", "caption": "", "label": 1}]
+    table = tmp_path / f"captions.{kind}"
+    if kind == "csv":
+        with table.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["file", "caption", "label"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, skipped = folder.pack_folder(pictures, tmp_path / "out", str(table), val_fraction=0)
+    assert set(skipped.files) == {"missing", "with an empty caption"}
+    found = read_all(tmp_path / "out")
+    assert {name: (s["txt"].decode(), s["cls"]) for name, s in found.items()} == {
+        f"p{n}.png": (f"table {n}, with a comma", str(n).encode()) for n in (0, 2, 4)
+    }
+
+
+def test_resize_brings_the_shorter_side_down_and_leaves_small_pictures_alone(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("RGB", (60, 40), (200, 10, 10)).save(source / "large.jpg")
+    Image.new("RGB", (16, 30)).save(source / "small.jpg")
+    folder.pack_folder(source, tmp_path / "out", "none", val_fraction=0, resize=20)
+    found = read_all(tmp_path / "out")
+    assert found["small.jpg"]["jpg"] == (source / "small.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(found["large.jpg"]["jpg"])
+    with Image.open(tmp_path / "x.jpg") as small:
+        assert small.size == (30, 20)
+    assert "txt" not in found["small.jpg"]
+
+
+def test_bad_settings_end_in_one_line(pictures, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("name,caption\np0.png,x\n")
+    cases = {
+        "not a folder": ["--images", str(tmp_path / "gone")],
+        r"line 2: has \['name', 'caption'\], expected also \['file'\]": ["--captions", str(table)],
+        "is not a file": ["--captions", str(tmp_path / "gone.csv")],
+        "--val-fraction: 1.5": ["--val-fraction", "1.5"],
+        "--resize: 0": ["--resize", "0"],
+    }
+    for message, more in cases.items():
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            folder.main(["--images", str(pictures), "--out", str(tmp_path / "out"), *more])
+    assert not (tmp_path / "out").exists()
