@@ -1,13 +1,35 @@
-"""Attention on sequences and on feature maps, in the Stable Diffusion graph (Rombach et al. 2021, sec. 3.3)."""
+"""Attention on sequences and on feature maps, in the Stable Diffusion graph (Rombach et al. 2021, 3.3)."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.nets.layers import GroupNorm
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Compute softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, Eq. 1).
+
+    Args:
+        q: (B, heads, N, d).
+        k: (B, heads, L, d).
+        v: (B, heads, L, d).
+        mask: Broadcastable to (B, heads, N, L), bool, True = attend.
+
+    Returns:
+        (B, heads, N, d).
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        # torch's bfloat16 CPU kernel takes 15 times as long backwards as the float32 one
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask)
+
 
 class Attention(nn.Module):
-    """Multi-head attention softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, Eq. 1).
+    """Multi-head attention with linear projections (Vaswani et al. 2017, sec. 3.2.2).
 
     Args:
         width: Width of the queries' sequence and of the output.
@@ -38,8 +60,7 @@ class Attention(nn.Module):
             (B, N, width).
         """
         q, k, v = (self._split(p) for p in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        attend = None if mask is None else mask[:, None, None, :]
-        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
+        heads = attend(q, k, v, None if mask is None else mask[:, None, None, :])
         return self.to_out[0](heads.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -134,7 +155,7 @@ class Transformer2D(nn.Module):
     ) -> None:
         super().__init__()
         self.linear_projection = linear_projection
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.norm = GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = self._projection(channels)
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(channels, context_width, num_heads) for _ in range(depth)]
@@ -148,7 +169,9 @@ class Transformer2D(nn.Module):
         """Map (B, C, h, w) to the same; ``context`` (B, L, D), ``mask`` (B, L) bool, True = attend."""
         height = x.shape[2]
         hidden = self.norm(x)
-        hidden = self.proj_in(_sequence(hidden)) if self.linear_projection else _sequence(self.proj_in(hidden))
+        hidden = (
+            self.proj_in(_sequence(hidden)) if self.linear_projection else _sequence(self.proj_in(hidden))
+        )
         for block in self.transformer_blocks:
             hidden = block(hidden, context, mask)
         if self.linear_projection:
@@ -166,7 +189,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, norm_groups: int = 32) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.group_norm = GroupNorm(norm_groups, channels, eps=1e-6)
         attention = Attention(channels, channels, num_heads=1, bias=True)
         self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
         self.to_out = attention.to_out
@@ -175,7 +198,7 @@ class AttentionBlock(nn.Module):
         """Map (B, C, h, w) to the same."""
         sequence = _sequence(self.group_norm(x))
         q, k, v = (p(sequence)[:, None] for p in (self.to_q, self.to_k, self.to_v))
-        hidden = self.to_out[0](F.scaled_dot_product_attention(q, k, v)[:, 0])
+        hidden = self.to_out[0](attend(q, k, v)[:, 0])
         return x + _feature_map(hidden, x.shape[2])
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.nets.attention import AttentionBlock
-from ldm.nets.layers import Downsample, ResnetBlock, Upsample
+from ldm.nets.layers import Downsample, GroupNorm, ResnetBlock, Upsample
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,8 @@ class KLAutoencoder(nn.Module):
         posterior = self.encode(image)
         return self.decode(posterior.sample(noise)), posterior
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the last convolution."""
-        return self.decoder.conv_out.weight
+
+Resize = Literal["down", "up", "none"]
 
 
 class Level(nn.Module):
@@ -117,14 +116,24 @@ class Level(nn.Module):
         out_channels: Channels of the output.
         num_layers: ResNet blocks.
         norm_groups: Groups of the group norms.
+        resize: Halve or double the size at the end, or leave it.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, num_layers: int, norm_groups: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_layers: int,
+        norm_groups: int,
+        resize: Resize = "none",
+    ) -> None:
         super().__init__()
         ins = [in_channels] + [out_channels] * (num_layers - 1)
         self.resnets = nn.ModuleList([ResnetBlock(i, out_channels, None, norm_groups, 1e-6) for i in ins])
-        self.downsamplers: nn.ModuleList | None = None
-        self.upsamplers: nn.ModuleList | None = None
+        down = [Downsample(out_channels, symmetric=False)] if resize == "down" else None
+        up = [Upsample(out_channels)] if resize == "up" else None
+        self.downsamplers = nn.ModuleList(down) if down else None
+        self.upsamplers = nn.ModuleList(up) if up else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to (B, out_channels, h', w')."""
@@ -170,12 +179,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
-        for before, width in zip([channels[0], *channels], channels, strict=False):
-            self.down_blocks.append(Level(before, width, num_layers, norm_groups))
-        for level in list(self.down_blocks)[:-1]:
-            level.downsamplers = nn.ModuleList([Downsample(level.resnets[-1].conv2.out_channels, False)])
+        resizes: list[Resize] = ["down" for _ in channels[1:]]
+        resizes.append("none")
+        for before, width, resize in zip([channels[0], *channels[:-1]], channels, resizes, strict=True):
+            self.down_blocks.append(Level(before, width, num_layers, norm_groups, resize))
         self.mid_block = Middle(channels[-1], norm_groups)
-        self.conv_norm_out = nn.GroupNorm(norm_groups, channels[-1], eps=1e-6)
+        self.conv_norm_out = GroupNorm(norm_groups, channels[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,11 +214,12 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, coarse_first[0], 3, padding=1)
         self.mid_block = Middle(coarse_first[0], norm_groups)
         self.up_blocks = nn.ModuleList()
-        for before, width in zip([coarse_first[0], *coarse_first], coarse_first, strict=False):
-            self.up_blocks.append(Level(before, width, num_layers + 1, norm_groups))
-        for level in list(self.up_blocks)[:-1]:
-            level.upsamplers = nn.ModuleList([Upsample(level.resnets[-1].conv2.out_channels)])
-        self.conv_norm_out = nn.GroupNorm(norm_groups, channels[0], eps=1e-6)
+        resizes: list[Resize] = ["up" for _ in channels[1:]]
+        resizes.append("none")
+        befores = [coarse_first[0], *coarse_first[:-1]]
+        for before, width, resize in zip(befores, coarse_first, resizes, strict=True):
+            self.up_blocks.append(Level(before, width, num_layers + 1, norm_groups, resize))
+        self.conv_norm_out = GroupNorm(norm_groups, channels[0], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -28,6 +28,21 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm (Wu & He 2018) whose statistics are computed in float32, returned in the input's dtype.
+
+    That is what CUDA's autocast does anyway; on the CPU it is also several times faster than
+    torch's bfloat16 kernel.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same."""
+        if x.dtype not in (torch.bfloat16, torch.float16):
+            return super().forward(x)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
 class TimestepMLP(nn.Module):
     """Two linear layers with a SiLU between them, from the sinusoidal embedding to ``width``.
 
@@ -70,10 +85,10 @@ class ResnetBlock(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(norm_groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = None if time_width is None else nn.Linear(time_width, out_channels)
-        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(norm_groups, out_channels, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)

@@ -6,14 +6,15 @@ connections. Graph and parameter names are those of diffusers' ``UNet2DCondition
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.nets.attention import Transformer2D
-from ldm.nets.layers import Downsample, ResnetBlock, TimestepMLP, Upsample, timestep_embedding
+from ldm.nets.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, timestep_embedding
 from ldm.types import Cond, Widths
 
 
@@ -83,7 +84,7 @@ class UNet(nn.Module):
             self.up_blocks.append(block)
             before = out
 
-        self.conv_norm_out = nn.GroupNorm(norm_groups, channels[0], eps=1e-5)
+        self.conv_norm_out = GroupNorm(norm_groups, channels[0], eps=1e-5)
         self.conv_out = nn.Conv2d(channels[0], widths.sample, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -108,10 +109,10 @@ class UNet(nn.Module):
         time = self._embed(t, cond, x.dtype)
         hidden = self.conv_in(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1))
         skips = [hidden]
-        for block in self.down_blocks:
+        for block in cast(Iterable[Stack], self.down_blocks):
             hidden = block.down(hidden, time, cond, skips)
         hidden = self.mid_block.middle(hidden, time, cond)
-        for block in self.up_blocks:
+        for block in cast(Iterable[Stack], self.up_blocks):
             hidden = block.up(hidden, time, cond, skips)
         return self.conv_out(F.silu(self.conv_norm_out(hidden)))
 

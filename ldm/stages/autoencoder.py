@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm.diffusion.noise import SampleNoise
 from ldm.losses import kl_to_standard_normal, psnr, squared_error
 from ldm.nets.autoencoder import DiagonalGaussian, KLAutoencoder
-from ldm.stages.optimization import AdamW
+from ldm.stages.optimization import AdamW, Optimization
 from ldm.stages.stage import Stage
 from ldm.types import Batch
 
@@ -32,7 +32,7 @@ class Autoencoder(Stage):
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, net: KLAutoencoder, beta: float = 1e-3, optimizer: AdamW | None = None) -> None:
+    def __init__(self, net: KLAutoencoder, beta: float = 1e-3, optimizer: Optimization | None = None) -> None:
         super().__init__(optimizer or AdamW())
         self.net = net
         self.beta = beta

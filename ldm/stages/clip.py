@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.diffusion.noise import SampleNoise
 from ldm.nets.clip import CLIPModel
-from ldm.stages.optimization import AdamW
+from ldm.stages.optimization import AdamW, Optimization
 from ldm.stages.stage import Stage
 from ldm.types import Batch
 
@@ -28,7 +28,7 @@ class CLIP(Stage):
 
     name = "clip"
 
-    def __init__(self, net: CLIPModel, optimizer: AdamW | None = None) -> None:
+    def __init__(self, net: CLIPModel, optimizer: Optimization | None = None) -> None:
         super().__init__(optimizer or AdamW(lr=1e-3))
         self.net = net
 
@@ -46,9 +46,9 @@ class CLIP(Stage):
         rank = self.global_rank if world > 1 else 0
         return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Keep the temperature within its bound."""
-        super().on_train_batch_end(outputs, batch, batch_idx)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update, then keep the temperature within its bound before anyone looks at it."""
+        super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             self.net.model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 

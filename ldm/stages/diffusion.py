@@ -14,7 +14,7 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.latents import LatentSpace
-from ldm.stages.optimization import AdamW
+from ldm.stages.optimization import AdamW, Optimization
 from ldm.stages.stage import Stage
 from ldm.types import Batch, Cond, Denoise, Widths
 
@@ -43,14 +43,17 @@ class Diffusion(Stage):
         objective: Objective | None = None,
         sampler: Sampler | None = None,
         guidance: Guidance | None = None,
-        optimizer: AdamW | None = None,
+        optimizer: Optimization | None = None,
     ) -> None:
         super().__init__(optimizer or AdamW())
         self.latents = latents
         self.conditioner = conditioner
         self.denoiser = denoiser(
             Widths(
-                latents.channels, conditioner.token_width, conditioner.vector_width, conditioner.spatial_channels
+                latents.channels,
+                conditioner.token_width,
+                conditioner.vector_width,
+                conditioner.spatial_channels,
             )
         )
         self.objective = objective or Objective()
@@ -61,7 +64,11 @@ class Diffusion(Stage):
         """Regress the objective's target at random timesteps."""
         keep = noise.uniform()
         latent = self._encode(batch, noise)
-        cond = self.conditioner(batch) if not self.training else self.conditioner.dropped(batch, keep.to(latent.device))
+        cond = (
+            self.conditioner(batch)
+            if not self.training
+            else self.conditioner.dropped(batch, keep.to(latent.device))
+        )
         t, eps = self.objective.draw(latent, noise)
         loss = self.objective.loss(lambda x, t: self.denoiser(x, t, cond), latent, eps, t)
         return {"loss": loss.mean()}
@@ -89,7 +96,9 @@ class Diffusion(Stage):
         count = len(batch["key"])
         noise = SampleNoise(seed, batch["key"])
         x = noise.like(torch.empty(count, *self.latents.shape(size), device=self.device))
-        denoise = self.guidance(self.denoise(self.conditioner(batch)), self.denoise(self.conditioner.null(count)))
+        denoise = self.guidance(
+            self.denoise(self.conditioner(batch)), self.denoise(self.conditioner.null(count))
+        )
         return self.latents.decode(self.sampler(denoise, self.objective.schedule, x, noise.like))
 
     def denoise(self, cond: Cond) -> Denoise:

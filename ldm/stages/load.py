@@ -24,7 +24,7 @@ def build_stage(config: dict[str, Any]) -> Stage:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Stage, "stage", required=True)
     parsed = parser.parse_object({"stage": config})
-    stage = parser.instantiate_classes(parsed).stage
+    stage = parser.instantiate(parsed).stage
     stage.config = parsed.stage.as_dict()
     return stage
 
@@ -42,8 +42,7 @@ def load_stage(path: str, expected: type[S]) -> S:
     state = ckpt.read(path, stage=getattr(expected, "name", None))
     stage = build_stage(state["config"])
     assert isinstance(stage, expected)
-    stage.load_state_dict(state["state_dict"], strict=True)
-    stage.samples_seen, stage.image_size = state["samples_seen"], state["image_size"]
+    stage.adopt(state)
     return stage.eval()
 
 

@@ -3,42 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
 from torch import nn
 
+from ldm.muon import Muon as MuonOptimizer
 
-@dataclass
-class AdamW:
-    """AdamW (Loshchilov & Hutter 2017) with a linear warm-up and a decay over the whole run.
 
-    Weight decay applies to matrices and kernels, not to biases, norms and other vectors.
+class Optimization(ABC):
+    """An optimizer with a linear warm-up and a decay over the whole run.
 
     Args:
         lr: Peak learning rate.
         warmup: Optimizer steps of the linear warm-up from 0.
         decay: How the rate falls from its peak to 0 at ``trainer.max_steps``.
-        betas: Decay rates of the first and second moment.
-        weight_decay: Decoupled weight decay.
+        weight_decay: Decoupled weight decay of matrices and kernels; vectors do not decay.
     """
 
-    lr: float = 1e-4
-    warmup: int = 500
-    decay: Literal["cosine", "linear", "none"] = "cosine"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.01
+    def __init__(
+        self,
+        lr: float,
+        warmup: int = 500,
+        decay: Literal["cosine", "linear", "none"] = "cosine",
+        weight_decay: float = 0.01,
+    ) -> None:
+        self.lr = lr
+        self.warmup = warmup
+        self.decay = decay
+        self.weight_decay = weight_decay
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Make the optimizer over the parameters that require a gradient."""
-        trained = [p for p in parameters if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, foreach=True)
+    @abstractmethod
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimizer over the module's parameters that require a gradient."""
 
     def factor(self, step: int, num_steps: int) -> float:
         """Return the learning rate's factor in [0, 1] at optimizer step ``step`` of ``num_steps``.
@@ -51,3 +49,72 @@ class AdamW:
         progress = min(1.0, max(0.0, step - self.warmup) / max(1, num_steps - self.warmup))
         fall = 0.5 * (1.0 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1.0 - progress
         return warm * fall
+
+
+class AdamW(Optimization):
+    """AdamW (Loshchilov & Hutter 2017): what latent diffusion was trained with.
+
+    Args:
+        lr: Peak learning rate.
+        warmup: Optimizer steps of the linear warm-up from 0.
+        decay: How the rate falls from its peak to 0 at ``trainer.max_steps``.
+        weight_decay: Decoupled weight decay of matrices and kernels; vectors do not decay.
+        betas: Decay rates of the first and second moment.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-4,
+        warmup: int = 500,
+        decay: Literal["cosine", "linear", "none"] = "cosine",
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        super().__init__(lr, warmup, decay, weight_decay)
+        self.betas = betas
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimizer, with one group that decays and one that does not."""
+        trained = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, foreach=True)
+
+
+class Muon(Optimization):
+    """Muon (Jordan et al. 2024): needs half the steps of AdamW or fewer on the demo, at 10 times its rate.
+
+    Embedding tables are updated by Adam, with every other vector.
+
+    Args:
+        lr: Peak learning rate of matrices and kernels.
+        warmup: Optimizer steps of the linear warm-up from 0.
+        decay: How the rate falls from its peak to 0 at ``trainer.max_steps``.
+        weight_decay: Decoupled weight decay of matrices and kernels.
+        adam_lr: Peak learning rate of embeddings and vectors; ``lr`` unless given.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-2,
+        warmup: int = 100,
+        decay: Literal["cosine", "linear", "none"] = "cosine",
+        weight_decay: float = 0.01,
+        adam_lr: float | None = None,
+    ) -> None:
+        super().__init__(lr, warmup, decay, weight_decay)
+        self.adam_lr = lr if adam_lr is None else adam_lr
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimizer, with one group for Muon and one for Adam."""
+        tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+        trained = [(n.rpartition(".")[2], p) for n, p in module.named_parameters() if p.requires_grad]
+        by_adam = [p for n, p in trained if p.ndim < 2 or id(p) in tables or n.endswith("embedding")]
+        rest = {id(p) for p in by_adam}
+        groups = [
+            {"params": [p for _, p in trained if id(p) not in rest]},
+            {"params": by_adam, "lr": self.adam_lr, "orthogonal": False},
+        ]
+        return MuonOptimizer(groups, lr=self.lr, weight_decay=self.weight_decay)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import lightning as L
-import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.diffusion.noise import SampleNoise
-from ldm.stages.optimization import AdamW
+from ldm.stages.optimization import Optimization
 from ldm.types import Batch
 
 
@@ -28,14 +28,26 @@ class Stage(L.LightningModule, ABC):
     name: ClassVar[str]
     config: dict[str, Any] | None = None
     """``{"class_path", "init_args"}`` that rebuilds this stage; ``ldm.fit`` and ``build`` set it."""
-    samples_seen: int = 0
-    """Training samples processed so far, over all processes."""
     image_size: int | None = None
     """Side of the pictures trained on; known once training has started."""
 
-    def __init__(self, optimizer: AdamW) -> None:
+    def __init__(self, optimizer: Optimization) -> None:
         super().__init__()
         self.optimizer = optimizer
+        self._samples_before, self._batches_before, self._samples_per_batch = 0, 0, 0
+
+    @property
+    def samples_seen(self) -> int:
+        """Training samples processed so far, over all processes.
+
+        Derived from Lightning's count of processed batches, which is right in every hook and when an
+        exception ends a batch half way; batches are equally large on all processes.
+        """
+        if self._trainer is None or not self._samples_per_batch:
+            return self._samples_before
+        total: Any = self._trainer.fit_loop.epoch_loop.batch_progress.total
+        batches = total.processed - self._batches_before
+        return self._samples_before + batches * self._samples_per_batch
 
     @abstractmethod
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
@@ -52,26 +64,28 @@ class Stage(L.LightningModule, ABC):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a training batch and log its parts."""
-        seed = int(torch.initial_seed()) & 0xFFFFFFFF
-        losses = self.losses(batch, SampleNoise(f"{seed}/train/{self.samples_seen}", batch["key"]))
         size = len(batch["key"])
+        self._samples_per_batch = size * self.trainer.world_size
+        noise = SampleNoise(f"{_global_seed()}/train/{self.samples_seen}", batch["key"])
+        losses = self.losses(batch, noise)
         self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=size, prog_bar=True)
         return losses["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Count the samples of all processes; batches are equally large on each."""
-        self.samples_seen += len(batch["key"]) * self.trainer.world_size
+        """Log the samples seen: the x axis of every curve."""
         self.log("samples", float(self.samples_seen), batch_size=len(batch["key"]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses at random numbers that depend on the sample's key alone."""
         losses = self.losses(batch, SampleNoise("validation", batch["key"]))
         values = {f"val/{k}": v for k, v in losses.items()}
-        self.log_dict(values, batch_size=len(batch["key"]), sync_dist=True, on_epoch=True)
+        # Lightning truncates the mean of an int over processes, which would weigh uneven shares wrongly
+        size = float(len(batch["key"]))
+        self.log_dict(values, batch_size=size, sync_dist=True, on_epoch=True)  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and its schedule over the trainer's number of steps."""
-        optimizer = self.optimizer.build(self.parameters())
+        optimizer = self.optimizer.build(self)
         num_steps = self.trainer.max_steps
         schedule = LambdaLR(optimizer, lambda step: self.optimizer.factor(step, num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -93,12 +107,24 @@ class Stage(L.LightningModule, ABC):
         for (path, now), (_, then) in zip(mine, theirs, strict=False):
             if now != then:
                 raise ValueError(
-                    f"upstream checkpoint '{path}' changed since this run began (SHA-256 {then[:12]}... then, "
-                    f"{now[:12]}... now): start a new run folder, or restore the earlier file"
+                    f"upstream checkpoint '{path}' changed since this run began (SHA-256 {then[:12]} then, "
+                    f"{now[:12]} now): start a new run folder, or restore the earlier file"
                 )
-        self.samples_seen = checkpoint["samples_seen"]
+        self._samples_before = checkpoint["samples_seen"]
+        self._batches_before = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"][
+            "processed"
+        ]
         self.image_size = checkpoint["image_size"]
+
+    def adopt(self, checkpoint: dict[str, Any]) -> None:
+        """Take weights and progress from a checkpoint that is not to be continued."""
+        self.load_state_dict(checkpoint["state_dict"], strict=True)
+        self._samples_before, self.image_size = checkpoint["samples_seen"], checkpoint["image_size"]
 
     def on_fit_start(self) -> None:
         """Take the size of the pictures from the data."""
         self.image_size = getattr(self.trainer.datamodule, "image_size", self.image_size)  # type: ignore[attr-defined]
+
+
+def _global_seed() -> int:
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

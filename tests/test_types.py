@@ -1,0 +1,22 @@
+import pytest
+import torch
+
+from ldm.types import Cond
+
+
+def test_where_takes_whole_samples_of_every_field():
+    keep = torch.tensor([True, False, True])
+    full = Cond(
+        torch.ones(3, 4, 2), torch.ones(3, 4, dtype=torch.bool), torch.ones(3, 5), torch.ones(3, 1, 2, 2)
+    )
+    null = Cond(
+        torch.zeros(3, 4, 2), torch.zeros(3, 4, dtype=torch.bool), torch.zeros(3, 5), torch.zeros(3, 1, 2, 2)
+    )
+    mixed = full.where(keep, null)
+    for field in (mixed.tokens, mixed.mask, mixed.vector, mixed.spatial):
+        assert field.flatten(1).float().mean(1).tolist() == [1.0, 0.0, 1.0]
+
+
+def test_where_refuses_conditions_with_different_fields():
+    with pytest.raises(ValueError, match="only one of condition and null condition has 'tokens'"):
+        Cond(tokens=torch.ones(1, 1, 1)).where(torch.tensor([True]), Cond())
