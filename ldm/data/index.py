@@ -6,6 +6,7 @@ own, by rename, and is rebuilt when size or modification time of the shard diffe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zipfile
@@ -179,7 +180,8 @@ def _write(target: Path, meta: np.ndarray, present: np.ndarray, index: Index) ->
             )
         os.replace(temporary, target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise PermissionError(
             f"{target}: the index of the shard cannot be written ({error.strerror}): name a folder that can "
             "be written in data.reader.init_args.index_dir"

@@ -131,11 +131,17 @@ def _walk(fd: int, end: int) -> Iterator[tuple[str, int, int]]:
 
 
 def _ending(header: bytes, offset: int, end: int) -> str:
+    if offset == 0 and header[:2] in _COMPRESSED:
+        return _is_compressed(header)
     if end == 0:
         return "the file is empty, expected a tar"
     if offset == 0:
         return f"the file has {end} bytes, too few for a tar"
     return f"it ends at byte {end} without the end-of-archive block: it is cut short or still being written"
+
+
+def _is_compressed(header: bytes) -> str:
+    return f"it is compressed ({_COMPRESSED[header[:2]]}), expected a plain tar: decompress it first"
 
 
 def _check(header: bytes, offset: int) -> None:
@@ -147,9 +153,7 @@ def _check(header: bytes, offset: int) -> None:
     if stored == sum(header) - sum(header[148:156]) + 8 * 32:
         return
     if offset == 0 and header[:2] in _COMPRESSED:
-        raise ValueError(
-            f"it is compressed ({_COMPRESSED[header[:2]]}), expected a plain tar: decompress it first"
-        )
+        raise ValueError(_is_compressed(header))
     place = "the file is not a tar" if offset == 0 else "the file is damaged there"
     raise ValueError(f"no valid header at byte {offset}: {place}")
 

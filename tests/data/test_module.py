@@ -47,7 +47,7 @@ def trainer(folder: Path, max_steps: int, callbacks=(), **more) -> L.Trainer:
     return L.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
-        devices=1,
+        devices=more.pop("devices", 1),
         max_steps=max_steps,
         max_epochs=-1,
         val_check_interval=more.pop("val_check_interval", 4),
@@ -274,3 +274,29 @@ def test_streaming_trains_and_resumes_at_the_shards_that_were_read(data, tmp_pat
     rest, _ = run(again, tmp_path, 16, ckpt=tmp_path / "cut.ckpt")
     assert len(rest.train_keys) == 4
     assert set(flat(whole.train_keys[-3:])) & set(flat(rest.train_keys[:2]))
+
+
+class TwoProcesses(Recorder):
+    """Has a buffer, which DDP synchronises on every forward pass, and writes what each rank sees."""
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(3))
+        self.folder = folder
+
+    def on_fit_end(self):
+        seen = {"train": self.train_keys, "val": self.val_keys}
+        torch.save(seen, self.folder / f"rank{self.global_rank}.pt")
+
+
+@pytest.mark.slow
+def test_two_processes_read_the_order_of_one_and_evaluate_once(data, tmp_path):
+    whole, _ = run(data(batch_size=4), tmp_path, 12, val_check_interval=6)
+    fit = trainer(tmp_path, 6, devices=2, strategy="ddp_fork", val_check_interval=6)
+    fit.fit(TwoProcesses(tmp_path), datamodule=data(batch_size=2))
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    for step in range(6):
+        one, two = (rank["train"][step] for rank in ranks)
+        assert [key for pair in zip(one, two, strict=True) for key in pair] == whole.train_keys[step]
+    assert [len(rank["val"]) for rank in ranks] == [6, 5]
+    assert sorted(ranks[0]["val"] + ranks[1]["val"]) == [f"{n:06d}" for n in range(900, 911)]

@@ -1,0 +1,161 @@
+"""Bytes to samples: what is accepted, how it is converted, and what each refusal says."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.data.decode import BadSample, Origin, decode, wanted
+
+ORIGIN = Origin("shards/train-000003.tar", "000042")
+
+
+def encoded(picture: Image.Image, format: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, format, **options)
+    return out.getvalue()
+
+
+def image_of(content: bytes, size: int, kind: str = "png") -> torch.Tensor:
+    return decode({kind: content}, ORIGIN, ["image"], size, None)["image"]
+
+
+def text_of(members: dict[str, bytes], draw: int | None) -> str:
+    return decode(members, ORIGIN, ["text"], 8, draw)["text"]
+
+
+def test_a_picture_of_the_right_size_is_exact():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image = image_of(encoded(Image.fromarray(pixels)), 8)
+    assert image.dtype == torch.uint8
+    assert np.array_equal(image.numpy(), pixels.transpose(2, 0, 1))
+
+
+def test_grey_palette_and_16_bit_pictures_become_rgb():
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    expected = np.stack([grey] * 3)
+    assert np.array_equal(image_of(encoded(Image.fromarray(grey)), 8), expected)
+    assert np.array_equal(image_of(encoded(Image.fromarray(grey).convert("P")), 8), expected)
+    assert np.array_equal(image_of(encoded(Image.fromarray(grey.astype(np.uint16) * 257)), 8), expected)
+
+
+def test_alpha_is_laid_over_white():
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, :4, 3], pixels[:, 4:] = 0, (10, 20, 30, 255)
+    image = image_of(encoded(Image.fromarray(pixels)), 8)
+    assert image[:, :, :4].unique().tolist() == [255]
+    assert image[:, 0, 5].tolist() == [10, 20, 30]
+    half = Image.new("LA", (8, 8), (0, 128))
+    assert image_of(encoded(half), 8).unique().tolist() == [127]
+
+
+def test_the_camera_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees
+    picture = Image.new("RGB", (8, 8))
+    picture.paste((255, 255, 255), (0, 0, 8, 4))
+    image = image_of(encoded(picture, "JPEG", quality=95, exif=exif), 8, "jpg")
+    assert image[:, :, 5:].min() > 200 > 50 > image[:, :, :3].max()
+
+
+def test_larger_pictures_are_cropped_in_the_centre_and_antialiased():
+    stripes = np.zeros((64, 128, 3), np.uint8)
+    stripes[:, ::2] = 255  # a pattern that resizing without antialiasing turns into black or white
+    stripes[:, :32], stripes[:, 96:] = 0, 0  # outside of the central square
+    image = image_of(encoded(Image.fromarray(stripes)), 16)
+    assert image.shape == (3, 16, 16)
+    assert (image.float() - 127.5).abs().max() < 30
+
+
+def test_constants_survive_any_size():
+    for size in [(5, 9), (9, 5), (40, 30), (8, 20)]:
+        image = image_of(encoded(Image.new("RGB", size, (3, 120, 250))), 8)
+        assert image.flatten(1).unique(dim=1).flatten().tolist() == [3, 120, 250]
+
+
+@pytest.mark.parametrize("kind", ["jpg", "jpeg", "png", "webp"])
+def test_every_picture_member_is_read(kind):
+    format = {"jpg": "JPEG", "jpeg": "JPEG"}.get(kind, kind.upper())
+    image = image_of(encoded(Image.new("RGB", (8, 8), (200, 100, 50)), format), 8, kind)
+    assert (image.float().mean((1, 2)) - torch.tensor([200.0, 100.0, 50.0])).abs().max() < 6
+
+
+def test_captions_are_drawn_in_training_and_canonical_in_evaluation():
+    meta = json.dumps({"captions": ["a", " b ", "c"], "caption": "one"}).encode()
+    both = {"txt": b" canonical \n", "json": meta}
+    assert [text_of(both, draw) for draw in range(4)] == ["a", "b", "c", "a"]
+    assert text_of(both, None) == "canonical"
+    assert text_of({"json": meta}, None) == "a"
+    single = json.dumps({"caption": "one", "status": "success"}).encode()
+    assert text_of({"json": single}, 5) == text_of({"json": single}, None) == "one"
+    assert text_of({"txt": b"x", "json": single}, 5) == "x"
+
+
+def test_labels_come_from_cls_or_json():
+    def label(members):
+        return decode(members, ORIGIN, ["label"], 8, None)["label"]
+
+    assert label({"cls": b" 7\n"}) == 7
+    assert label({"json": b'{"label": 3}'}) == 3
+    assert label({"cls": b"7", "json": b'{"label": 3}'}) == 7
+
+
+def latent(array: np.ndarray, **options) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array, **options)
+    return out.getvalue()
+
+
+def test_latents_are_float32_and_pictures_beside_them_are_not_decoded():
+    array = np.random.default_rng(0).normal(size=(8, 4, 4)).astype(np.float16)
+    members = {"latent.npy": latent(array), "png": b"not a picture"}
+    sample = decode(members, ORIGIN, ["latent"], 32, None)
+    assert set(sample) == {"key", "latent"}
+    assert sample["latent"].dtype == torch.float32
+    assert np.array_equal(sample["latent"].numpy(), array.astype(np.float32))
+    assert wanted(["latent"]) == ("latent.npy",)
+
+
+class _Trap:
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
+
+
+BAD = {
+    "no picture": ("image", {"png": b"hello"}, "member 'png': its 5 bytes are no JPEG, PNG or WebP"),
+    "cut picture": (
+        "image",
+        {"png": encoded(Image.effect_noise((32, 32), 90))[:500]},
+        "'png': cannot be decoded",
+    ),
+    "missing picture": ("image", {"txt": b"x"}, r"'jpg or jpeg or png or webp': missing.* \(found txt\)"),
+    "empty caption": ("text", {"txt": b" \n"}, "member 'txt': the caption is empty"),
+    "null caption": ("text", {"json": b'{"caption": null}'}, "member 'json': the caption is None"),
+    "odd captions": ("text", {"json": b'{"captions": "x"}'}, "'captions' is 'x', expected a list of strings"),
+    "latin-1": ("text", {"txt": b"caf\xe9"}, "member 'txt': is not UTF-8"),
+    "no json": ("text", {"json": b"{"}, "member 'json': is not JSON"),
+    "json list": ("text", {"json": b"[]"}, "member 'json': is a list, expected an object"),
+    "word label": ("label", {"cls": b"cat"}, "member 'cls': the label is 'cat', expected an integer >= 0"),
+    "negative label": ("label", {"json": b'{"label": -1}'}, "member 'json': the label is -1"),
+    "pickle": ("latent", {"latent.npy": latent(np.array([_Trap()]), allow_pickle=True)}, "cannot be read"),
+    "flat latent": (
+        "latent",
+        {"latent.npy": latent(np.zeros(4, np.float32))},
+        r"float32 of shape \(4,\), expected",
+    ),
+    "integers": ("latent", {"latent.npy": latent(np.zeros((2, 1, 1), np.int8))}, "int8 of shape"),
+    "nan latent": ("latent", {"latent.npy": latent(np.full((2, 1, 1), np.nan, np.float32))}, "not finite"),
+    "no array": ("latent", {"latent.npy": b""}, "cannot be read as a numpy array"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_members_are_named_with_shard_key_and_reason(name):
+    field, members, message = BAD[name]
+    with pytest.raises(BadSample, match=f"shards/train-000003.tar: sample '000042', .*{message}"):
+        decode(members, ORIGIN, [field], 8, None)
