@@ -26,7 +26,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         manifest["autoencoder"]["sha256"], manifest["shards"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is no manifest of ldm.encode ({error!r}): encode the shards again") from error
+        raise ValueError(
+            f"{path}: is no manifest of ldm.encode ({error!r}): encode the shards again"
+        ) from error
     return dict(manifest)
 
 
@@ -42,7 +44,9 @@ def check_source(data: Shards, stage: Stage) -> None:
     for folder in sorted({Path(path).parent for path in expand(data.train_shards, "data.train")}):
         manifest = read_manifest(folder)
         if manifest is None:
-            raise ValueError(f"data.train: no {MANIFEST} in '{folder}', expected latents that ldm.encode wrote")
+            raise ValueError(
+                f"data.train: no {MANIFEST} in '{folder}', expected latents that ldm.encode wrote"
+            )
         found = manifest["autoencoder"]["sha256"]
         if found not in mine:
             expected = ", ".join(f"{path} ({sha[:12]}...)" for path, sha in sorted(stage.upstream().items()))

@@ -1,0 +1,125 @@
+"""When a run writes checkpoints, and which it keeps."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from ldm.types import Batch
+
+
+class Checkpoints(Checkpoint):
+    """Writes ``checkpoints/last.ckpt`` in the run folder: after each validation, at the end, at an error.
+
+    After a validation, because its figures and measured latents belong to the checkpoint, and because a
+    checkpoint from before would skip that validation when it is resumed. At an error or Ctrl-C only if it
+    came between two steps or while the next one was computed: training then continues from there.
+
+    ``best.ckpt`` and ``step=....ckpt`` are hard links to what was the last one: they cost no time.
+
+    Args:
+        monitor: Logged value, e.g. val/loss, whose best checkpoint is kept as best.ckpt; None keeps none.
+        mode: Whether the best value is the smallest or the largest.
+        keep_every_n_steps: Keep the checkpoint of the first validation after each so many optimizer steps,
+            as step=....ckpt; None keeps none.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        keep_every_n_steps: int | None = None,
+    ) -> None:
+        self.monitor = monitor
+        self.mode = mode
+        self.keep_every_n_steps = keep_every_n_steps
+        self.best: float | None = None
+        self._next_kept = keep_every_n_steps or 0
+        self._step = self._saved = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value so far, and when a checkpoint is next kept."""
+        return {"best": self.best, "next_kept": self._next_kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best value."""
+        self.best, self._next_kept = state_dict["best"], state_dict["next_kept"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the step that training starts from: there is nothing to save yet."""
+        self._step = self._saved = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember the last whole step."""
+        self._step = trainer.global_step
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, and keep what is to be kept."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        names = [name for name, keep in (("best", self._is_best(trainer)), *self._due(trainer)) if keep]
+        self._save(trainer)
+        for name in names:
+            if trainer.is_global_zero:
+                _link(_path(trainer, "last"), _path(trainer, name))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the end of a run that did not end with a validation."""
+        if self._step != self._saved:
+            self._save(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Save what was trained since the last checkpoint, unless a step or a validation was cut in two."""
+        whole = trainer.global_step == self._step and not trainer.validating
+        if whole and self._step != self._saved:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(_path(trainer, "last"))
+        self._saved = self._step = trainer.global_step
+
+    def _is_best(self, trainer: L.Trainer) -> bool:
+        if self.monitor is None:
+            return False
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(
+                f"Checkpoints: monitor '{self.monitor}' was not logged, expected one of "
+                f"{', '.join(sorted(trainer.callback_metrics))}"
+            )
+        value = float(trainer.callback_metrics[self.monitor])
+        sign = 1.0 if self.mode == "min" else -1.0
+        is_best = not math.isnan(value) and (self.best is None or sign * value < sign * self.best)
+        self.best = value if is_best else self.best
+        return is_best
+
+    def _due(self, trainer: L.Trainer) -> list[tuple[str, bool]]:
+        if self.keep_every_n_steps is None or trainer.global_step < self._next_kept:
+            return []
+        step = trainer.global_step
+        self._next_kept = (step // self.keep_every_n_steps + 1) * self.keep_every_n_steps
+        return [(f"step={step:08d}", True)]
+
+
+def _path(trainer: L.Trainer, name: str) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, atomically; copies where the file system has no hard links."""
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

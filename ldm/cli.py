@@ -1,0 +1,89 @@
+"""What every command does about errors: one clear line for the user, a traceback for us."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException)
+"""What bad input raises; anything else is our mistake and keeps its traceback."""
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command and return its exit code: 0, or 2 after a line on stderr about bad input.
+
+    With ``LDM_TRACEBACK=1`` in the environment errors keep their traceback.
+    """
+    try:
+        command()
+    except Exception as error:
+        if os.environ.get("LDM_TRACEBACK") or not is_users(error):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def is_users(error: Exception) -> bool:
+    """Tell bad input from a bug."""
+    return isinstance(error, USER_ERRORS) or "loading state_dict" in str(error)
+
+
+def one_line(error: Exception) -> str:
+    """Reduce an error to one line."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, ArgumentError):
+        text = _reason(text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _reason(text: str) -> str:
+    """Reduce a parser's nested explanation to the key, by its full name, and the innermost reason.
+
+    A value of several allowed types is explained once for each: the first is the one that is meant.
+    """
+    if text.startswith("Problems parsing config"):
+        return text
+    reasons = [line for line in map(_strip, text.splitlines()) if line and not line.startswith(NOISE)]
+    keys = [key for line in reasons for key in re.findall(r'^Parser key "(.+?)":', line)]
+    classes = re.findall(r"given class_path '(.+?)'", text)
+    rest = [re.sub(r'^Parser key ".+?":\s*', "", line) for line in reasons]
+    rest = [line for line in rest if line and not line.startswith("Problem with given class_path")]
+    reason = rest[0] if rest else "is not valid"
+    if unknown := re.match(r"(?:Option|Key) '(.+?)' is not (?:accepted|expected)", reason):
+        reason = f"got the unknown key '{unknown[1]}'" + _expected(classes[-1:])
+    reason = re.sub(r"^Expected an? (.+?)\. Got value: (.*)", r"got \2, expected \1", reason)
+    given = re.findall(r"Given value: (.+)", text)
+    if "import path" in reason and given:
+        reason = f"got {given[0]}, expected the import path of a class, such as package.module.Class"
+    return f"{'.'.join(keys)}: {reason}" if keys else reason
+
+
+NOISE = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Expected a path but",
+    "Expected a NoneType",
+)
+
+
+def _strip(line: str) -> str:
+    return re.sub(r"<class '(.+?)'>", r"\1", line.strip(" -")).replace("typing.", "")
+
+
+def _expected(class_path: list[str]) -> str:
+    """List what a class takes, if there is one."""
+    if not class_path:
+        return ""
+    name, (module, _, attribute) = class_path[0], class_path[0].rpartition(".")
+    taken = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+    return f", expected of {name}: {', '.join(taken)}"

@@ -1,0 +1,158 @@
+"""Train a stage: ``python -m ldm.fit --config configs/demo/autoencoder.yaml``.
+
+The same command resumes an interrupted run. Any field of the file can be overridden on the command line,
+e.g. ``--model.optimizer.lr 1e-3 --data.batch_size 64``; what all runs share is in configs/base.yaml.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import WandbLogger
+
+import ldm.stages.autoencoder
+import ldm.stages.clip
+import ldm.stages.diffusion  # noqa: F401  (imported, a class can be named without its module)
+from ldm import checkpoint as ckpt
+from ldm.cli import run_command
+from ldm.data.module import Shards
+from ldm.latent_shards import check_source
+from ldm.run import Run, WandB, start_wandb
+from ldm.stages.stage import Stage
+
+BASE = Path(__file__).resolve().parents[1] / "configs" / "base.yaml"
+HELP = """Train a stage: autoencoder, CLIP or diffusion.
+
+  python -m ldm.fit --config configs/demo/autoencoder.yaml [--any.field value ...]
+
+The same command resumes an interrupted run; a finished run says so. Everything that a run leaves is in the
+folder that --run names. --print_config shows the resolved configuration, --model.help CLASS and
+--data.reader.help CLASS what a class takes, e.g. --model.help ldm.stages.diffusion.Diffusion."""
+
+
+class Finished(Exception):
+    """There is nothing left to train."""
+
+
+class FitCLI(LightningCLI):
+    """Parses a configuration and builds stage, data and trainer from it."""
+
+    model: Stage
+    datamodule: Shards
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what belongs to the run rather than to stage, data or trainer."""
+        parser.add_argument("--run", type=str, required=True, help="Folder of the run, e.g. runs/demo/clip.")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default="last",
+            help="Checkpoint to resume from: last (the run's own, if it has one), a path, or null (none).",
+        )
+        parser.add_argument("--wandb", type=WandB, default=WandB(), help="Weights & Biases.")
+        parser.link_arguments("run", "trainer.default_root_dir")
+
+    def before_instantiate_classes(self) -> None:
+        """Find out where to start before anything expensive is built."""
+        self.run_folder = Run(self.config.run)
+        self.start = self.run_folder.start_from(self.config.ckpt_path)
+        if self.start is not None:
+            self._stop_if_finished(self.start)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Build the trainer with the run's own loggers, unless the configuration names others."""
+        self.config_text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
+        self.model.config = yaml.safe_load(self.config_text)["model"]
+        logger = self.config_init.trainer.logger
+        if logger is None or logger is True:
+            logger = self.run_folder.loggers(self.config_init.wandb, self.model.name)
+        return super().instantiate_trainer(logger=logger, **kwargs)
+
+    def _stop_if_finished(self, start: Path) -> None:
+        done, end = ckpt.read(start)["global_step"], self.config.trainer.max_steps
+        if 0 < end <= done:
+            raise Finished(
+                f"{self.config.run}: finished, {done} of {end} steps are done; the weights are in {start} "
+                "(raise --trainer.max_steps to train further)"
+            )
+
+
+class Record(SaveConfigCallback):
+    """Writes what the run was started with, once its data are known to be there."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write config.yaml and environment.json into the run folder; called on the first process only."""
+        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
+        Run(trainer.default_root_dir).record(text)
+
+
+def fit(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, then train.
+
+    Args:
+        arguments: The command line; None takes that of the process.
+    """
+    _quieten()
+    cli = FitCLI(
+        Stage,
+        Shards,
+        save_config_callback=Record,
+        save_config_kwargs={"save_to_log_dir": False},
+        seed_everything_default=0,
+        parser_kwargs={
+            "default_config_files": [str(BASE)],
+            "description": HELP,
+            "exit_on_error": False,
+            "allow_abbrev": False,  # or a misspelt option passes for another
+        },
+        subclass_mode_model=True,
+        run=False,
+        args=None if arguments is None else list(arguments),
+        auto_configure_optimizers=False,
+    )
+    check_source(cli.datamodule, cli.model)
+    is_first = cli.trainer.is_global_zero
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, WandbLogger) and is_first:
+            start_wandb(logger, yaml.safe_load(cli.config_text))
+    if is_first:
+        print(_beginning(cli), flush=True)
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
+    if is_first:
+        print(f"{cli.config.run}: done, {cli.trainer.global_step} steps, {cli.model.samples_seen} samples")
+
+
+def _beginning(cli: FitCLI) -> str:
+    """Say what is about to happen, in one line."""
+    size = sum(p.numel() for p in cli.model.parameters() if p.requires_grad)
+    start = f"resumes {cli.start}" if cli.start else "starts"
+    return f"{cli.config.run}: {start}; {cli.model.name}, {size:,} parameters to train"
+
+
+def _quieten() -> None:
+    """Drop what Lightning tells its own users: tips, hardware, and doubts about our choices."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*args parameter is intended.*", ".*does not have many workers.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    try:
+        return run_command(lambda: fit(arguments))
+    except Finished as reason:
+        print(reason)
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""The folder that a run leaves: resolved configuration, environment, checkpoints, metrics, pictures, W&B."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from ldm import checkpoint as ckpt
+from ldm.callbacks.csv_logger import MetricsCSV
+
+SMALLER_IS_BETTER = ("val/loss", "val/fid*", "val/reconstruction", "val/kl")
+LARGER_IS_BETTER = ("val/psnr", "val/accuracy", "val/clip_score", "val/caption*")
+
+
+@dataclass
+class WandB:
+    """What Weights & Biases gets.
+
+    Args:
+        mode: "offline" writes into the run folder only, "wandb sync" sends it later; "online" sends it
+            while the run goes on, and needs "wandb login" or WANDB_API_KEY; "disabled" writes nothing.
+        project: Project that the run belongs to.
+        entity: User or team that the project belongs to; None means that of the login.
+        tags: Tags of the run.
+    """
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "ldm"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+class Run:
+    """One run's folder.
+
+    Args:
+        folder: Where everything that the run leaves goes.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    def start_from(self, ckpt_path: str | None) -> Path | None:
+        """Resolve ``--ckpt_path`` to the file that training continues from, or None to start afresh.
+
+        Raises:
+            FileNotFoundError: If a path is given and there is no checkpoint.
+            ValueError: If None is given and the folder already has checkpoints.
+        """
+        if ckpt_path == "last":
+            return self.last if self.last.exists() else None
+        if ckpt_path is not None:
+            return ckpt.find(ckpt_path)
+        found = sorted((self.folder / "checkpoints").glob("*.ckpt"))
+        if found:
+            raise ValueError(
+                f"ckpt_path: null starts afresh, but run folder '{self.folder}' already has {found[0].name}: "
+                "delete the folder, name another with --run, or resume with --ckpt_path last"
+            )
+        return None
+
+    def loggers(self, wandb: WandB, job_type: str) -> list[Logger]:
+        """Make the loggers: W&B unless disabled, and metrics.csv."""
+        mine: list[Logger] = [] if wandb.mode == "disabled" else [self._wandb(wandb, job_type)]
+        return [*mine, MetricsCSV(str(self.folder))]
+
+    def record(self, config: str) -> None:
+        """Write config.yaml and environment.json; earlier ones that differ are kept under a number."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(self.folder / "config.yaml", config)
+        replace_text(self.folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+    def _wandb(self, settings: WandB, job_type: str) -> WandbLogger:
+        # what it stages and caches belongs to the run too, not into the home folder
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
+            os.environ[name] = str(self.folder.absolute() / "wandb" / "staging")
+        os.environ["WANDB_SILENT"] = "true"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        logger = WandbLogger(
+            name=self.folder.name,
+            save_dir=str(self.folder),
+            id=self._wandb_id(),
+            project=settings.project,
+            offline=settings.mode == "offline",
+            entity=settings.entity,
+            tags=settings.tags,
+            group=self.folder.absolute().parent.name,
+            job_type=job_type,
+            resume="allow",
+        )
+        logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, W&B warns of it always
+        return logger
+
+    def _wandb_id(self) -> str:
+        path = self.folder / "wandb-id.txt"
+        if not path.exists():
+            path.write_text(secrets.token_hex(4) + "\n")
+        return path.read_text().strip()
+
+
+def start_wandb(logger: WandbLogger, config: dict[str, Any]) -> None:
+    """Open the W&B run, and tell it the configuration, the x axis and which end of a value is good.
+
+    Raises:
+        ValueError: If it cannot start, e.g. online without a key.
+    """
+    try:
+        experiment = logger.experiment
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"wandb.mode: W&B cannot start ({reason}): run 'wandb login' or set WANDB_API_KEY for online "
+            "logging, or set --wandb.mode to offline or disabled"
+        ) from error
+    experiment.config.update(config, allow_val_change=True)
+    experiment.define_metric("samples")
+    experiment.define_metric("*", step_metric="samples")
+    for name in SMALLER_IS_BETTER:
+        experiment.define_metric(name, step_metric="samples", summary="min")
+    for name in LARGER_IS_BETTER:
+        experiment.define_metric(name, step_metric="samples", summary="max")
+
+
+def environment() -> dict[str, Any]:
+    """Say what the run ran on: program, versions and hardware, but no names of machine or user."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": shlex.join(["python", "-m", "ldm.fit", *sys.argv[1:]]),
+        "git": _git(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": devices or ["cpu"],
+        "packages": dict(sorted((d.name, d.version) for d in importlib.metadata.distributions())),
+    }
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file atomically; an earlier one that differs stays as ``<stem>-<n><suffix>``."""
+    if path.exists() and path.read_text() != text:
+        number = 1
+        while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(kept)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _git() -> dict[str, Any] | None:
+    """Return revision and whether there are uncommitted changes; None outside of a repository."""
+
+    def ask(*question: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *question]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"revision": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
