@@ -90,6 +90,19 @@ class Stage(L.LightningModule, ABC):
         schedule = LambdaLR(optimizer, lambda step: self.optimizer.factor(step, num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """Train as the configuration says, and not as the checkpoint that is resumed said."""
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            assert isinstance(schedule, LambdaLR)
+            fresh = self.optimizer.build(self).param_groups
+            schedule.base_lrs = [group["lr"] for group in fresh]
+            for group, new, factor in zip(
+                schedule.optimizer.param_groups, fresh, schedule.lr_lambdas, strict=True
+            ):
+                lr = new["lr"] * factor(schedule.last_epoch)
+                group.update({k: v for k, v in new.items() if k != "params"}, lr=lr, initial_lr=new["lr"])
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the stage: its class, arguments, and what it was built on."""
         checkpoint["stage"] = self.name
@@ -103,6 +116,19 @@ class Stage(L.LightningModule, ABC):
         if checkpoint.get("stage") != self.name:
             found = checkpoint.get("stage")
             raise ValueError(f"checkpoint is of stage '{found}', but the config's stage is '{self.name}'")
+        self.check_upstream(checkpoint)
+        self._samples_before = checkpoint["samples_seen"]
+        self._batches_before = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"][
+            "processed"
+        ]
+        self.image_size = checkpoint["image_size"]
+
+    def check_upstream(self, checkpoint: dict[str, Any]) -> None:
+        """Check that ``checkpoint`` was trained on the very files that this stage was built on.
+
+        Raises:
+            ValueError: If one of them has other contents than then.
+        """
         mine, theirs = sorted(self.upstream().items()), sorted(checkpoint["upstream"].items())
         for (path, now), (_, then) in zip(mine, theirs, strict=False):
             if now != then:
@@ -110,14 +136,10 @@ class Stage(L.LightningModule, ABC):
                     f"upstream checkpoint '{path}' changed since this run began (SHA-256 {then[:12]} then, "
                     f"{now[:12]} now): start a new run folder, or restore the earlier file"
                 )
-        self._samples_before = checkpoint["samples_seen"]
-        self._batches_before = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"][
-            "processed"
-        ]
-        self.image_size = checkpoint["image_size"]
 
     def adopt(self, checkpoint: dict[str, Any]) -> None:
         """Take weights and progress from a checkpoint that is not to be continued."""
+        self.check_upstream(checkpoint)
         self.load_state_dict(checkpoint["state_dict"], strict=True)
         self._samples_before, self.image_size = checkpoint["samples_seen"], checkpoint["image_size"]
 
