@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import os
 import re
 import sys
 from collections.abc import Callable
 
+import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException)
 """What bad input raises; anything else is our mistake and keeps its traceback."""
+
+
+def default_device() -> str:
+    """Name the device that commands use unless told otherwise: a GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run_command(command: Callable[[], None]) -> int:
@@ -29,6 +36,24 @@ def run_command(command: Callable[[], None]) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def check_at_least(name: str, value: int, lowest: int) -> None:
+    """Check an option of the command line.
+
+    Raises:
+        ValueError: If it is smaller than ``lowest``.
+    """
+    if value < lowest:
+        raise ValueError(f"{name}: got {value}, expected at least {lowest}")
+
+
+def version() -> str:
+    """Return the version of this package."""
+    try:
+        return importlib.metadata.version("ldm")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def is_users(error: Exception) -> bool:

@@ -94,14 +94,14 @@ class Record(SaveConfigCallback):
         Run(trainer.default_root_dir).record(text)
 
 
-def fit(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, then train.
+def build(arguments: Sequence[str] | None = None) -> FitCLI:
+    """Parse a command line, and build stage, data and trainer from it.
 
     Args:
         arguments: The command line; None takes that of the process.
     """
     _quieten()
-    cli = FitCLI(
+    return FitCLI(
         Stage,
         Shards,
         save_config_callback=Record,
@@ -118,6 +118,11 @@ def fit(arguments: Sequence[str] | None = None) -> None:
         args=None if arguments is None else list(arguments),
         auto_configure_optimizers=False,
     )
+
+
+def fit(arguments: Sequence[str] | None = None) -> None:
+    """Train as a command line says, see ``build``."""
+    cli = build(arguments)
     check_source(cli.datamodule, cli.model)
     is_first = cli.trainer.is_global_zero
     for logger in cli.trainer.loggers:

@@ -24,7 +24,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["autoencoder"]["sha256"], manifest["shards"]
+        manifest["autoencoder"]["sha256"], manifest["image_size"], manifest["shards"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: is no manifest of ldm.encode ({error!r}): encode the shards again"
@@ -54,4 +54,9 @@ def check_source(data: Shards, stage: Stage) -> None:
                 f"data.train: the latents in '{folder}' were encoded by another autoencoder "
                 f"({manifest['autoencoder']['checkpoint']}, SHA-256 {found[:12]}...), expected that of "
                 f"model.latents: {expected or 'none'}; encode them again with python -m ldm.encode"
+            )
+        if manifest["image_size"] != data.image_size:
+            raise ValueError(
+                f"data.image_size: got {data.image_size}, but the latents in '{folder}' were encoded from "
+                f"pictures of size {manifest['image_size']}"
             )

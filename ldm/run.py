@@ -160,6 +160,11 @@ def replace_text(path: Path, text: str) -> None:
         while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
             number += 1
         path.rename(kept)
+    write_text(path, text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     temporary.write_text(text)
     os.replace(temporary, path)

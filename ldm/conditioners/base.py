@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ class Conditioner(nn.Module, ABC):
             guidance needs (Ho & Salimans 2022).
     """
 
+    reads: ClassVar[Literal["text", "label"] | None] = None
+    """Field of a batch that it conditions on."""
     token_width: int | None = None
     vector_width: int | None = None
     spatial_channels: int = 0
@@ -34,6 +37,13 @@ class Conditioner(nn.Module, ABC):
     @abstractmethod
     def null(self, batch_size: int) -> Cond:
         """Return the condition that says nothing, for ``batch_size`` samples."""
+
+    def check(self, batch: Batch) -> None:
+        """Check that nothing ``batch`` says would be cut off or misread: what a user typed, before sampling.
+
+        Raises:
+            ValueError: If it would; the message says what is there and what fits.
+        """
 
     def dropped(self, batch: Batch, uniform: Tensor) -> Cond:
         """Encode ``batch`` with dropout.

@@ -18,6 +18,8 @@ class ClassLabel(Conditioner):
         dropout: Share of training samples that get the null condition, a learned vector too.
     """
 
+    reads = "label"
+
     def __init__(self, num_classes: int, width: int = 64, dropout: float = 0.1) -> None:
         super().__init__(dropout)
         self.num_classes = num_classes
@@ -29,6 +31,14 @@ class ClassLabel(Conditioner):
         if "label" not in batch:
             raise ValueError("ClassLabel needs labels: add 'label' to data.fields, or name them with --label")
         return Cond(vector=self.embedding(batch["label"]))
+
+    def check(self, batch: Batch) -> None:
+        """Check that each label is one of the classes."""
+        for label in batch["label"].tolist():
+            if not 0 <= label < self.num_classes:
+                raise ValueError(
+                    f"label {label} is no class of the model, expected 0 to {self.num_classes - 1}"
+                )
 
     def null(self, batch_size: int) -> Cond:
         """Return the null class's vector, ``batch_size`` times."""

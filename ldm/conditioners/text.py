@@ -23,6 +23,8 @@ class CLIPText(Conditioner):
         dropout: Share of training samples that get the empty caption.
     """
 
+    reads = "text"
+
     def __init__(self, checkpoint: str, dropout: float = 0.1) -> None:
         super().__init__(dropout)
         state = ckpt.read(checkpoint, stage="clip")
@@ -38,6 +40,16 @@ class CLIPText(Conditioner):
         if "text" not in batch:
             raise ValueError("CLIPText needs captions: add 'text' to data.fields, or give prompts")
         return Cond(tokens=self._tokens(batch["text"]))
+
+    def check(self, batch: Batch) -> None:
+        """Check that each caption fits into the context of the text tower."""
+        clip = self.clip.module
+        for text in batch["text"]:
+            if (found := clip.num_tokens(text)) > clip.context_length:
+                raise ValueError(
+                    f"prompt '{text:.60}' has {found} tokens with its begin and end marks, expected at most "
+                    f"{clip.context_length}, the context of the text tower"
+                )
 
     def null(self, batch_size: int) -> Cond:
         """Encode the empty caption, ``batch_size`` times."""
