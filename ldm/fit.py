@@ -69,7 +69,7 @@ class FitCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with the run's own loggers, unless the configuration names others."""
-        self.config_text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
+        self.config_text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=False)
         self.model.config = yaml.safe_load(self.config_text)["model"]
         logger = self.config_init.trainer.logger
         if logger is None or logger is True:
@@ -90,7 +90,7 @@ class Record(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write config.yaml and environment.json into the run folder; called on the first process only."""
-        text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
+        text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=False)
         Run(trainer.default_root_dir).record(text)
 
 

@@ -74,7 +74,7 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--guidance",
         type=float | None,
-        help="Scale of classifier-free guidance: 1 is none, more follows prompts closer; default: as trained.",
+        help="Scale of classifier-free guidance: 1 is none, more obeys prompts more; default: as trained.",
     )
     parser.add_argument("--seed", type=int, default=0, help="Seed of the random numbers.")
     parser.add_argument(

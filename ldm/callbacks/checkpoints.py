@@ -84,6 +84,14 @@ class Checkpoints(Checkpoint):
         if whole and self._step != self._saved:
             self._save(trainer)
 
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Forget the batch that an error cut short: Lightning would count it when it numbers steps."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for count in (progress["total"], progress["current"]):
+            count.update(ready=count["completed"], started=count["completed"])
+
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(_path(trainer, "last"))
         self._saved = self._step = trainer.global_step

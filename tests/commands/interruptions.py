@@ -1,0 +1,32 @@
+"""Callbacks that end a run before its time."""
+
+import lightning as L
+
+
+class Stop(L.Callback):
+    """Fails like a machine: while a step is computed, after its update, or in a validation.
+
+    Args:
+        step: Optimizer steps done by then.
+        where: "start" or "backward" of the next step, "end" of this one, or "validation".
+    """
+
+    def __init__(self, step: int, where: str) -> None:
+        self.step = step
+        self.where = where
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self._fail(trainer, "start")
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        self._fail(trainer, "backward")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self._fail(trainer, "end")
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self._fail(trainer, "validation")
+
+    def _fail(self, trainer, where):
+        if where == self.where and trainer.global_step == self.step:
+            raise RuntimeError("the machine went away")

@@ -1,0 +1,75 @@
+"""Stop + resume = uninterrupted, bit for bit: weights, averages, optimizer, data order, metrics.csv."""
+
+import csv
+
+import pytest
+import torch
+
+from ldm import fit
+
+TIMES = ("data_wait", "images_per_second", "step_seconds")
+
+
+def state(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def metrics(run):
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if not any(t in k for t in TIMES)} for row in rows]
+
+
+def assert_equal(a, b, path="checkpoint"):
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+def assert_same_run(run, uninterrupted):
+    ours, theirs = state(run), state(uninterrupted)
+    for part in ("state_dict", "callbacks", "optimizer_states", "lr_schedulers", "Shards", "samples_seen"):
+        assert_equal(ours[part], theirs[part], part)
+    assert metrics(run) == metrics(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "where", "resumes_at"),
+    [
+        ("autoencoder", 5, "start", 5),
+        ("autoencoder", 6, "backward", 6),
+        ("autoencoder", 7, "end", 4),
+        ("autoencoder", 8, "validation", 4),
+        ("clip", 5, "start", 5),
+        ("diffusion", 5, "start", 5),
+        ("diffusion", 8, "validation", 4),
+    ],
+)
+def test_resumed_run_equals_uninterrupted(chain, fresh, name, step, where, resumes_at):
+    stop = ["--trainer.callbacks+=interruptions.Stop", f"--trainer.callbacks.step={step}"]
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        fit.main(fresh.arguments(name, *stop, f"--trainer.callbacks.where={where}"))
+    assert state(fresh.runs / name)["global_step"] == resumes_at
+    assert fit.main(fresh.arguments(name)) == 0
+    assert_same_run(fresh.runs / name, chain.runs / name)
+
+
+def test_the_configuration_wins_over_the_checkpoint(fresh):
+    end = ["--trainer.max_steps=12", "--model.optimizer.lr=0.0625", "--model.optimizer.weight_decay=0.5"]
+    assert fit.main(fresh.arguments("autoencoder")) == 0
+    assert fit.main(fresh.arguments("autoencoder", *end, "--model.optimizer.decay=none")) == 0
+    saved = state(fresh.runs / "autoencoder")
+    assert saved["global_step"] == 12
+    assert saved["config"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.0625
+    group = saved["optimizer_states"][0]["param_groups"][0]
+    assert group["initial_lr"] == 0.0625
+    assert group["weight_decay"] == 0.5
