@@ -66,6 +66,9 @@ def one_line(error: Exception) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, ArgumentError):
         text = _reason(text)
+    elif "loading state_dict" in text:
+        reasons = [line for line in text.splitlines() if "size mismatch" in line] or text.splitlines()[1:]
+        text = f"the checkpoint does not fit model of the configuration: {reasons[0].strip():.240}"
     return re.sub(r"\s+", " ", text).strip()
 
 

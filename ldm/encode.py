@@ -140,6 +140,8 @@ def _encode_shard(
     summary, count = files.summaries[number], 0
     skipped: list[str] = []
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    for stale in target.parent.glob(f".{target.name}.tmp-*"):
+        stale.unlink()  # of a call that was killed
     try:
         with webdataset.TarWriter(str(temporary), encoder=False, mtime=0) as writer:
             for rows in _batches(range(summary.count), encoder.batch_size):

@@ -22,6 +22,9 @@ import ldm.stages.autoencoder
 import ldm.stages.clip
 import ldm.stages.diffusion  # noqa: F401  (imported, a class can be named without its module)
 from ldm import checkpoint as ckpt
+from ldm.callbacks.checkpoints import Checkpoints
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.pictures import Pictures
 from ldm.cli import run_command
 from ldm.data.module import Shards
 from ldm.latent_shards import check_source
@@ -58,6 +61,9 @@ class FitCLI(LightningCLI):
             help="Checkpoint to resume from: last (the run's own, if it has one), a path, or null (none).",
         )
         parser.add_argument("--wandb", type=WandB, default=WandB(), help="Weights & Biases.")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(Pictures, "pictures")
         parser.link_arguments("run", "trainer.default_root_dir")
 
     def before_instantiate_classes(self) -> None:

@@ -1,0 +1,42 @@
+"""Every configuration parses, instantiates and keeps to the rules of the house."""
+
+import pytest
+import yaml
+from tiny_runs import ROOT
+
+from ldm import fit
+
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml")
+
+
+def upstream(config, chain):
+    """Overrides that replace the checkpoints a configuration builds on by those of tiny runs."""
+    parts = {"latents": "autoencoder", "conditioner": "clip"}
+    return [
+        f"--model.{part}.checkpoint={chain.runs / stage}"
+        for part, stage in parts.items()
+        if "checkpoint" in (config["model"]["init_args"].get(part) or {}).get("init_args", {})
+    ]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_a_configuration_instantiates(chain, tmp_path, path):
+    text = path.read_text()
+    config = yaml.safe_load(text)
+    quick = [f"--run={tmp_path}", "--wandb.mode=disabled", "--trainer.accelerator=cpu"]
+    cli = fit.build(["--config", str(path), *quick, *upstream(config, chain)])
+    assert cli.model.config["class_path"] == config["model"]["class_path"]
+    assert config["trainer"]["max_steps"] % config["trainer"]["val_check_interval"] == 0
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_a_configuration_is_short_and_opens_with_its_command(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 60
+    head = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    assert f"python -m ldm.fit --config {path.relative_to(ROOT)}" in head
+    assert "xpected" in head
+
+
+def test_misspelt_fields_cannot_hide_behind_base_yaml(chain, tmp_path):
+    assert fit.main(["--config", str(CONFIGS[0]), f"--run={tmp_path}", "--trainer.log_every_n_step=1"]) == 2

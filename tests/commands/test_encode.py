@@ -1,0 +1,95 @@
+"""ldm.encode: latents that equal encoding in training, restartable, and true to their autoencoder."""
+
+import json
+import tarfile
+
+import pytest
+import torch
+from test_bad_input import error_of
+
+from ldm import encode, fit
+from ldm.data.module import Shards
+from ldm.stages.autoencoder import Autoencoder
+from ldm.stages.load import load_stage
+
+
+def members(path):
+    with tarfile.open(path) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar}
+
+
+def test_latents_are_the_posterior_of_the_same_pictures(chain):
+    data = Shards(
+        [str(chain.latents / "train-{000000..000002}.tar")],
+        [str(chain.shards / "train-{000000..000002}.tar")],
+        image_size=32,
+        batch_size=60,
+        fields=["latent", "text"],
+    )
+    latents = next(iter(data.train_dataloader()))
+    pictures = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    order = [latents["key"].index(key) for key in pictures["key"]]
+    with torch.no_grad():
+        posterior = load_stage(str(chain.runs / "autoencoder"), Autoencoder).net.encode(pictures["image"])
+    expected = torch.cat([posterior.mean, posterior.std], 1)
+    torch.testing.assert_close(latents["latent"][order], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_everything_but_the_picture_is_kept_as_it_is(chain):
+    before, after = (members(folder / "train-000001.tar") for folder in (chain.shards, chain.latents))
+    assert {n for n in after if not n.endswith(".latent.npy")} == {
+        n for n in before if not n.endswith(".png")
+    }
+    assert all(before[name] == content for name, content in after.items() if name in before)
+
+
+def test_an_interrupted_call_is_repeated_where_it_stopped(chain, tmp_path, capsys):
+    command = [*chain.encode()[:-1], f"--out={tmp_path}"]
+    (tmp_path / ".train-000001.tar.tmp-1").write_text("cut short")
+    assert encode.main(command) == 0
+    first = (tmp_path / "train-000000.tar").stat().st_mtime_ns
+    (tmp_path / "train-000002.tar").unlink()
+    assert encode.main(command) == 0
+    assert "60 samples" in capsys.readouterr().out
+    assert (tmp_path / "train-000000.tar").stat().st_mtime_ns == first
+    for name in ("train-000000.tar", "train-000002.tar"):
+        assert (tmp_path / name).read_bytes() == (chain.latents / name).read_bytes()
+
+
+def test_bad_pictures_are_left_out_and_reported(chain, tmp_path, capsys):
+    broken = bytearray((chain.shards / "train-000000.tar").read_bytes())
+    start = broken.index(b"\x89PNG")
+    broken[start : start + 8] = b"notapng!"
+    (tmp_path / "broken.tar").write_bytes(broken)
+    command = [chain.encode()[0], f"--shards={tmp_path / 'broken.tar'}", f"--out={tmp_path / 'out'}"]
+    assert encode.main([*command, "--keep-images"]) == 0
+    said = capsys.readouterr()
+    assert "19 samples, 1 bad ones skipped" in said.out
+    assert "broken.tar: sample 'shapes-train-0000000000', member 'png'" in said.err
+    manifest = json.loads((tmp_path / "out" / "latents.json").read_text())
+    assert len(manifest["shards"]["broken.tar"]["skipped"]) == 1
+    assert sum(name.endswith(".png") for name in members(tmp_path / "out" / "broken.tar")) == 19
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("--shards=nowhere-{000..003}.tar", "--shards: 4 of 4 shards are missing"),
+        ("--size=34", "--size: 34 is not a multiple of the autoencoder's factor 4"),
+        ("--size=16", "was encoded with image_size 32, expected 16"),
+        ("--autoencoder=nowhere", "checkpoint 'nowhere' does not exist"),
+        ("--batch-size=0", "--batch-size: got 0, expected at least 1"),
+    ],
+)
+def test_bad_input(chain, capsys, change, says):
+    before = {path: path.read_bytes() for path in chain.latents.iterdir() if path.is_file()}
+    assert says in error_of(capsys, [*chain.encode(), change], encode.main)
+    assert before == {path: path.read_bytes() for path in chain.latents.iterdir() if path.is_file()}
+
+
+def test_latents_of_another_autoencoder_are_not_mixed(chain, fresh, capsys):
+    assert error_of(capsys, [*chain.encode(), f"--autoencoder={chain.runs / 'clip'}"], encode.main)
+    assert fit.main(fresh.arguments("autoencoder", "--trainer.max_steps=4")) == 0
+    other = f"--autoencoder={fresh.runs / 'autoencoder'}"
+    line = error_of(capsys, [*chain.encode(), other], encode.main)
+    assert "holds latents of another autoencoder" in line

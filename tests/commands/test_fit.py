@@ -1,0 +1,122 @@
+"""What ldm.fit leaves, and what it says."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from tiny_runs import ROOT
+
+from ldm import checkpoint as ckpt
+from ldm import fit
+from ldm.stages.autoencoder import Autoencoder
+from ldm.stages.clip import CLIP
+from ldm.stages.diffusion import Diffusion
+from ldm.stages.load import load_stage
+
+STAGES = {"autoencoder": Autoencoder, "clip": CLIP, "diffusion": Diffusion}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_leaves_one_folder(chain, name):
+    run = chain.runs / name
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 8
+    assert config["model"] == ckpt.read(run)["config"]
+    environment = json.loads((run / "environment.json").read_text())
+    assert torch.__version__.startswith(environment["packages"]["torch"])
+    assert set(environment["git"]) == {"revision", "dirty"}
+    assert os.uname().nodename not in (run / "environment.json").read_text()
+    assert (run / "metrics.csv").is_file()
+    pictures = [path.name for path in sorted((run / "pictures").glob("*.png"))]
+    assert pictures == ([] if name == "clip" else [f"{name}-{n:010d}.png" for n in (32, 64)])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_checkpoint_alone_rebuilds_the_stage_with_averaged_weights(chain, name):
+    saved = ckpt.read(chain.runs / name)
+    assert saved["weights"] == "ema"
+    stage = load_stage(str(chain.runs / name), STAGES[name])
+    assert stage.samples_seen == 64
+    assert stage.image_size == 32
+    for key, value in stage.state_dict().items():
+        assert torch.equal(value, saved["state_dict"][key]), key
+
+
+def test_the_configuration_of_a_run_is_a_configuration(chain, tmp_path):
+    cli = fit.build(["--config", str(chain.runs / "diffusion" / "config.yaml"), f"--run={tmp_path}"])
+    assert cli.model.config == ckpt.read(chain.runs / "diffusion")["config"]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(chain, capsys):
+    before = {p: p.stat().st_mtime_ns for p in (chain.runs / "clip").rglob("*")}
+    assert fit.main(chain.arguments("clip")) == 0
+    assert capsys.readouterr().out.startswith(f"{chain.runs / 'clip'}: finished, 8 of 8 steps are done")
+    assert before == {p: p.stat().st_mtime_ns for p in (chain.runs / "clip").rglob("*")}
+
+
+def test_earlier_configurations_are_kept_if_they_differ(fresh):
+    run = fresh.runs / "autoencoder"
+    for steps in (2, 4, 6):
+        change = [f"--trainer.max_steps={steps}", "--trainer.val_check_interval=2"]
+        assert fit.main(fresh.arguments("autoencoder", *change)) == 0
+    steps = [
+        yaml.safe_load((run / name).read_text())["trainer"]["max_steps"]
+        for name in ("config-1.yaml", "config-2.yaml", "config.yaml")
+    ]
+    assert steps == [2, 4, 6]
+
+
+def test_best_and_kept_checkpoints_are_whole(fresh):
+    more = [
+        "--checkpoints.monitor=val/psnr",
+        "--checkpoints.mode=max",
+        "--checkpoints.keep_every_n_steps=4",
+        "--trainer.max_steps=12",
+    ]
+    assert fit.main(fresh.arguments("autoencoder", *more)) == 0
+    folder = fresh.runs / "autoencoder" / "checkpoints"
+    assert {p.name for p in folder.iterdir()} == {
+        "last.ckpt",
+        "best.ckpt",
+        *(f"step={n:08d}.ckpt" for n in (4, 8, 12)),
+    }
+    assert ckpt.read(folder / "step=00000008.ckpt")["global_step"] == 8
+    assert ckpt.read(folder / "best.ckpt")["global_step"] == 12
+
+
+def test_starting_afresh_in_a_used_folder_is_refused(chain, capsys):
+    assert fit.main(chain.arguments("clip", "--ckpt_path=null")) == 2
+    assert "already has last.ckpt: delete the folder, name another" in capsys.readouterr().err
+
+
+def test_no_logger_is_fine(fresh):
+    assert fit.main(fresh.arguments("autoencoder", "--trainer.logger=false")) == 0
+    assert not (fresh.runs / "autoencoder" / "metrics.csv").exists()
+
+
+@pytest.mark.slow
+def test_wandb_offline_stays_in_the_run_folder(fresh, tmp_path):
+    """In a process of its own: W&B writes its file when the process ends."""
+    command = fresh.arguments("autoencoder", "--wandb.mode=offline")
+    home = tmp_path / "home"
+    home.mkdir()
+    result = subprocess.run(
+        [sys.executable, "-m", "ldm.fit", *command],
+        env={**os.environ, "HOME": str(home), "WANDB_API_KEY": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    run = fresh.runs / "autoencoder"
+    identity = (run / "wandb-id.txt").read_text().strip()
+    (record,) = (run / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb")
+    content = record.read_bytes()
+    for word in (b"autoencoder", b"runs", b"val/psnr", b"block_out_channels"):
+        assert word in content
+    assert len(list(record.parent.glob("files/media/images/pictures_*.png"))) == 32
+    assert not [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in path.parts]

@@ -1,0 +1,101 @@
+"""ldm.sample: the same pictures whatever else is drawn with them, and files that say how they were made."""
+
+import pytest
+import torch
+from PIL import Image
+from test_bad_input import error_of
+from torchvision.transforms.functional import pil_to_tensor
+
+from ldm import checkpoint as ckpt
+from ldm import fit, sample
+from ldm.pictures import read_text
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A class-conditional model in pixel space."""
+    pytest.importorskip("sklearn")
+    from data.digits import pack_digits
+
+    folder = tmp_path_factory.mktemp("digits")
+    pack_digits(folder / "shards")
+    arguments = ["--config=configs/demo/digits.yaml", f"--run={folder / 'run'}", "--wandb.mode=disabled"]
+    data = [f"--data.{split}={folder / 'shards' / split}-000000.tar" for split in ("train", "val")]
+    quick = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
+    small = ["--data.batch_size=8", "--model.sampler.num_steps=2", "--trainer.accelerator=cpu"]
+    assert fit.main([*arguments, *data, *quick, *small]) == 0
+    return folder / "run"
+
+
+def draw(run, out, *more):
+    assert sample.main([f"--checkpoint={run}", f"--out={out}", "--device=cpu", "--steps=3", *more]) == 0
+    paths = sorted(out.glob("0*.png"))
+    return torch.stack([pil_to_tensor(Image.open(path)) for path in paths]).int()
+
+
+def test_a_picture_depends_on_prompt_copy_and_seed_alone(chain, tmp_path):
+    run, two = chain.runs / "diffusion", ["--prompt=a red ring", "--prompt=a blue square"]
+    together = draw(run, tmp_path / "a", *two, "--num-per-prompt=2")
+    one_by_one = draw(run, tmp_path / "b", *two[::-1], "--num-per-prompt=2", "--batch-size=1")
+    assert together.shape == (4, 3, 32, 32)
+    # equal numbers, but sums over other shapes round differently: one level of 255 at most
+    assert (together - one_by_one[[2, 3, 0, 1]]).abs().max() <= 1
+    repeated = draw(run, tmp_path / "c", two[0], two[0], "--num-per-prompt=1")
+    assert (repeated - together[:2]).abs().max() <= 1
+    assert (together[0] - together[1]).abs().max() > 10
+    other_seed = draw(run, tmp_path / "d", *two, "--seed=1", "--num-per-prompt=2")
+    assert (together - other_seed).flatten(1).abs().max(1).values.min() > 10
+
+
+def test_a_file_says_how_it_was_drawn(chain, tmp_path):
+    run = chain.runs / "diffusion"
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ring\n\n  a blue square \n")
+    draw(run, tmp_path / "out", f"--prompts={prompts}", "--sampler=DPMSolver", "--guidance=2", "--seed=5")
+    said = read_text(tmp_path / "out" / "000001.png")
+    assert said.pop("software").startswith("ldm ")
+    assert said == {
+        "prompt": "a blue square",
+        "key": "a blue square/0",
+        "sampler": "DPMSolver",
+        "steps": "3",
+        "guidance": "2.0",
+        "seed": "5",
+        "checkpoint": str(run),
+        "checkpoint_sha256": ckpt.sha256(run),
+    }
+    assert read_text(tmp_path / "out" / "grid.png")["prompt"] == "a red ring\na blue square"
+
+
+def test_labels_and_size(digits, tmp_path):
+    images = draw(digits, tmp_path, "--labels", "3", "4", "--num-per-prompt=3", "--size=16", "--guidance=2")
+    assert images.shape == (6, 3, 16, 16)
+    assert read_text(tmp_path / "000005.png")["prompt"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--prompt=" + "red " * 40], "has 42 tokens with its begin and end marks, expected at most"),
+        (["--labels", "3"], "is conditioned on text: got --labels, expected --prompt or --prompts"),
+        ([], "got neither prompts nor labels nor a number, expected --prompt or --prompts"),
+        (["--prompt=a", "--size=33"], "33 is not a multiple of the latent space's factor"),
+        (["--prompt=a", "--sampler=Euler"], "sampler: got Euler, expected the import path of a class"),
+        (["--prompt=a", "--steps=0"], "--steps: got 0, expected at least 1"),
+        (["--prompt=a", "--steps=9999"], "9999"),
+        (["--prompts=nowhere.txt"], "nowhere.txt"),
+        (["--prompt=a", "--checkpoint=nowhere"], "checkpoint 'nowhere' does not exist"),
+        (["--promt=a"], "--promt"),
+    ],
+)
+def test_bad_input(chain, tmp_path, capsys, more, says):
+    first = [f"--checkpoint={chain.runs / 'diffusion'}", f"--out={tmp_path / 'out'}", "--device=cpu"]
+    assert says in error_of(capsys, [*first, *more], sample.main)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_stage_and_an_unknown_class(chain, digits, tmp_path, capsys):
+    line = error_of(capsys, [f"--checkpoint={chain.runs / 'clip'}", "--prompt=a"], sample.main)
+    assert "is of stage 'clip', expected stage 'diffusion'" in line
+    line = error_of(capsys, [f"--checkpoint={digits}", "--labels", "10"], sample.main)
+    assert "label 10 is no class of the model, expected 0 to 9" in line
