@@ -40,7 +40,16 @@ RELATIONS = {"left of": (0.25, 0.0), "above": (0.0, 0.25)}
 """Canonical relations: from the centre of the canvas to the second object; the first lies opposite."""
 MIRRORED = {"left of": "right of", "above": "below"}
 HELD_OUT_PAIRS = frozenset(
-    zip(COLOURS, "triangle ring square circle cross diamond square circle".split(), strict=True)
+    {
+        ("red", "triangle"),
+        ("orange", "ring"),
+        ("yellow", "square"),
+        ("green", "circle"),
+        ("cyan", "cross"),
+        ("blue", "diamond"),
+        ("purple", "square"),
+        ("pink", "circle"),
+    }
 )
 SPLITS = ("train", "val", "novel", "pairs")
 

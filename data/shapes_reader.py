@@ -113,15 +113,15 @@ def read(image: NDArray[np.uint8]) -> Reading:
 
 
 def score(image: NDArray[np.uint8], caption: str) -> dict[str, bool]:
-    """Say what of a caption a picture shows; several objects are matched with those named as well as they can be.
+    """Say what of a caption a picture shows; two objects are matched with those named as well as they can be.
 
     Args:
         image: (H, H, 3) uint8.
         caption: Any wording.
 
     Returns:
-        ``FIELDS``: count; colour, shape and size, each of all objects; position: the place of one or the relation
-        of two; background, right where the caption names none; all. With a wrong count only that of the
+        ``FIELDS``: count; colour, shape and size, each of all objects; position: the place of one or the
+        relation of two; background, right where the caption names none; all. With a wrong count only the
         background can be right.
     """
     wanted, reading = parse(caption), read(image)
@@ -129,7 +129,9 @@ def score(image: NDArray[np.uint8], caption: str) -> dict[str, bool]:
     result["background"] = wanted.background in (None, reading.background)
     result["count"] = len(reading.found) == len(wanted.things)
     if result["count"]:
-        result |= max((_compare(wanted, order) for order in permutations(reading.found)), key=_merit)
+        matches = [_compare(wanted, order) for order in permutations(reading.found)]
+        best: dict[str, bool] = max(matches, key=_merit)
+        result |= best
     result["all"] = all(result[field] for field in FIELDS if field != "all")
     return result
 
@@ -138,7 +140,7 @@ class CaptionAccuracy(Metric):
     """Share of pictures that show what their captions say, attribute by attribute.
 
     Args:
-        name: Prefix of the values: name/count, name/colour, name/shape, name/size, name/position ... name/all.
+        name: Prefix of the values: name/count, name/colour, ..., name/all.
     """
 
     def __init__(self, name: str = "caption") -> None:
