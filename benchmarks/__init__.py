@@ -1,0 +1,1 @@
+"""Commands that measure, each prints one table: ``python -m benchmarks.NAME``."""

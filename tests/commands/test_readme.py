@@ -1,0 +1,53 @@
+"""Every command of the README exists and takes the options that it is shown with."""
+
+import importlib.util
+import re
+import shlex
+
+import pytest
+from tiny_runs import ROOT
+
+from ldm import encode, fit, sample
+
+README = ROOT / "README.md"
+
+
+def commands():
+    """Lines of the bash blocks, continued lines joined, without comments and prompts."""
+    text = README.read_text(encoding="utf-8") if README.exists() else ""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = [line.strip().removeprefix("$ ") for line in lines]
+    return [part.strip() for line in lines if line and line[0] != "#" for part in line.split("&&")]
+
+
+def parse(module, arguments):
+    if module == "ldm.fit":
+        with pytest.raises(SystemExit) as end:
+            fit.main([*arguments, "--print_config"])
+        assert end.value.code in (0, None)
+    elif module in ("ldm.sample", "ldm.encode"):
+        {"ldm.sample": sample, "ldm.encode": encode}[module].parser().parse_args(arguments)
+    else:
+        assert importlib.util.find_spec(module), module
+
+
+@pytest.mark.parametrize("command", commands() or [""])
+def test_a_command_of_the_readme_parses(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command, comments=True)
+    if words[:1] == ["make"]:
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert set(words[1:]) <= set(targets)
+    elif "-m" in words:
+        place = words.index("-m")
+        parse(words[place + 1], words[place + 2 :])
+
+
+def test_the_help_of_every_command_is_there(capsys):
+    for command in (fit, sample, encode):
+        with pytest.raises(SystemExit):
+            command.main(["--help"])
+        shown = capsys.readouterr().out
+        assert f"python -m {command.__name__}" in shown
+        assert "--" in shown
