@@ -39,18 +39,8 @@ PLACES = {
 RELATIONS = {"left of": (0.25, 0.0), "above": (0.0, 0.25)}
 """Canonical relations: from the centre of the canvas to the second object; the first lies opposite."""
 MIRRORED = {"left of": "right of", "above": "below"}
-HELD_OUT_PAIRS = frozenset(
-    {
-        ("red", "triangle"),
-        ("orange", "ring"),
-        ("yellow", "square"),
-        ("green", "circle"),
-        ("cyan", "cross"),
-        ("blue", "diamond"),
-        ("purple", "square"),
-        ("pink", "circle"),
-    }
-)
+_HELD_OUT_SHAPES = ("triangle", "ring", "square", "circle", "cross", "diamond", "square", "circle")
+HELD_OUT_PAIRS = frozenset(zip(COLOURS, _HELD_OUT_SHAPES, strict=True))
 SPLITS = ("train", "val", "novel", "pairs")
 
 _COLOUR_JITTER = 8  # levels
