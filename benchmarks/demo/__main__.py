@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.demo import measure
@@ -67,7 +67,7 @@ def _measure(plan: Plan, times: Times) -> dict[str, float]:
     return {f"{part}/{name}": value for part, values in figures.items() for name, value in values.items()}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _timed(times: Times, step: str) -> Iterator[None]:
     begun = time.monotonic()
     yield
@@ -96,11 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.tiny:
         demo(Plan())
-    elif options.folder is not None:
-        demo(tiny(options.folder))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            demo(tiny(Path(folder)))
+        return 0
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(options.folder or temporary):
+        demo(tiny())
     return 0
 
 

@@ -11,7 +11,7 @@ measure = pytest.importorskip("benchmarks.demo.measure")
 
 
 @pytest.mark.slow
-def test_the_whole_chain_in_miniature(tmp_path, capfd):
+def test_the_whole_chain_in_miniature(tmp_path, capfd, monkeypatch):
     from benchmarks.demo.__main__ import main
     from benchmarks.demo.steps import tiny, train
 
@@ -24,7 +24,8 @@ def test_the_whole_chain_in_miniature(tmp_path, capfd):
     shown = capfd.readouterr().out
     assert "[autoencoder] " in shown
     assert "[clip] " in shown
-    assert train(tiny(tmp_path), "clip") == {}, "a finished stage is not trained again"
+    monkeypatch.chdir(tmp_path)
+    assert train(tiny(), "clip") == {}, "a finished stage is not trained again"
     assert "finished, 4 of 4 steps are done" in (tmp_path / "runs/demo/clip/log.txt").read_text()
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 from test_bad_input import error_of
+from tiny_runs import ROOT
 from torchvision.transforms.functional import pil_to_tensor
 
 from ldm import checkpoint as ckpt
@@ -19,7 +20,11 @@ def digits(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("digits")
     pack_digits(folder / "shards")
-    arguments = ["--config=configs/demo/digits.yaml", f"--run={folder / 'run'}", "--wandb.mode=disabled"]
+    arguments = [
+        f"--config={ROOT}/configs/demo/digits.yaml",
+        f"--run={folder / 'run'}",
+        "--wandb.mode=disabled",
+    ]
     data = [f"--data.{split}={folder / 'shards' / split}-000000.tar" for split in ("train", "val")]
     quick = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
     small = ["--data.batch_size=8", "--model.sampler.num_steps=2", "--trainer.accelerator=cpu"]

@@ -8,16 +8,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Chain:
-    """Where a chain of runs lies; ``upstream`` holds the runs that later stages build on, if elsewhere."""
+    """Where a chain of runs lies.
+
+    Tests run in the chain's folder, where the configurations find their upstream runs by their own relative
+    paths; ``runs`` of another chain only says where further runs go.
+    """
 
     runs: Path
     shards: Path
     latents: Path
-    upstream: Path | None = None
 
     def arguments(self, name: str, *more: str) -> list[str]:
         """The command line of ldm.fit for configs/demo/<name>.yaml, eight steps of eight samples."""
-        upstream = self.upstream or self.runs
         train = self.latents if name == "diffusion" else self.shards
         settings = {
             "run": self.runs / name,
@@ -29,12 +31,11 @@ class Chain:
             "trainer.val_check_interval": 4,
             "trainer.log_every_n_steps": 1,
             "trainer.accelerator": "cpu",
+            "trainer.precision": "32-true",
+            "pictures.num": 6,
         }
         if name in ("diffusion", "pixels"):
-            settings["model.conditioner.checkpoint"] = upstream / "clip"
             settings["model.sampler.num_steps"] = 2
-        if name == "diffusion":
-            settings["model.latents.checkpoint"] = upstream / "autoencoder"
         options = [f"--{key}={value}" for key, value in settings.items()]
         return ["--config", str(ROOT / "configs" / "demo" / f"{name}.yaml"), *options, *more]
 
