@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class CLIPModel(nn.Module):
@@ -58,17 +60,25 @@ class CLIPModel(nn.Module):
         if image.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             image = F.interpolate(image, size, mode="bicubic", antialias=True)
-        return self.model.encode_image(image)
+        with _attention_kernel():
+            return self.model.encode_image(image)
 
     def encode_text(self, text: list[str]) -> Tensor:
         """Map B captions to unit vectors (B, E)."""
-        return self.model.encode_text(self.tokenize(text), normalize=True)
+        with _attention_kernel():
+            return self.model.encode_text(self.tokenize(text), normalize=True)
 
     def text_tokens(self, text: list[str]) -> Tensor:
         """Map B captions to the sequence (B, L, D) after the text tower's last layer norm."""
         model = self.model
         hidden = model.token_embedding(self.tokenize(text)) + model.positional_embedding
-        return model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask))
+        with _attention_kernel():
+            return model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask))
+
+
+def _attention_kernel() -> AbstractContextManager[None]:
+    # torch's fused CPU kernel takes 15 times as long backwards in bfloat16; see also nets.attention.attend
+    return sdpa_kernel(SDPBackend.MATH) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 @lru_cache(maxsize=1)
