@@ -33,30 +33,37 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def check_source(data: Shards, stage: Stage) -> None:
-    """Check that the latents to train on come from the autoencoder that the stage decodes with.
+    """Check that latents in the data come from the autoencoder that the stage decodes with.
 
     Raises:
         ValueError: If they come from another, or if nothing says where they come from.
     """
-    if "latent" not in data.fields:
-        return
-    mine = set(stage.upstream().values())
-    for folder in sorted({Path(path).parent for path in expand(data.train_shards, "data.train")}):
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise ValueError(
-                f"data.train: no {MANIFEST} in '{folder}', expected latents that ldm.encode wrote"
-            )
-        found = manifest["autoencoder"]["sha256"]
-        if found not in mine:
-            expected = ", ".join(f"{path} ({sha[:12]}...)" for path, sha in sorted(stage.upstream().items()))
-            raise ValueError(
-                f"data.train: the latents in '{folder}' were encoded by another autoencoder "
-                f"({manifest['autoencoder']['checkpoint']}, SHA-256 {found[:12]}...), expected that of "
-                f"model.latents: {expected or 'none'}; encode them again with python -m ldm.encode"
-            )
-        if manifest["image_size"] != data.image_size:
-            raise ValueError(
-                f"data.image_size: got {data.image_size}, but the latents in '{folder}' were encoded from "
-                f"pictures of size {manifest['image_size']}"
-            )
+    if "latent" in data.fields:
+        for folder in _folders(data.train_shards, "data.train"):
+            manifest = read_manifest(folder)
+            if manifest is None:
+                raise ValueError(f"data.train: no {MANIFEST} in '{folder}', expected what ldm.encode wrote")
+            _check(manifest, folder, "data.train", data.image_size, stage)
+    for folder in _folders(data.val_shards, "data.val"):  # validation uses latents wherever there are some
+        if stage.upstream() and (manifest := read_manifest(folder)) is not None:
+            _check(manifest, folder, "data.val", data.image_size, stage)
+
+
+def _folders(shards: str | list[str], name: str) -> list[Path]:
+    return sorted({Path(path).parent for path in expand(shards, name)})
+
+
+def _check(manifest: dict[str, Any], folder: Path, name: str, image_size: int, stage: Stage) -> None:
+    found = manifest["autoencoder"]["sha256"]
+    if found not in stage.upstream().values():
+        expected = ", ".join(f"{path} ({sha[:12]}...)" for path, sha in sorted(stage.upstream().items()))
+        raise ValueError(
+            f"{name}: the latents in '{folder}' were encoded by another autoencoder "
+            f"({manifest['autoencoder']['checkpoint']}, SHA-256 {found[:12]}...), expected that of "
+            f"model.latents: {expected or 'none'}; encode them again with python -m ldm.encode"
+        )
+    if manifest["image_size"] != image_size:
+        raise ValueError(
+            f"data.image_size: got {image_size}, but the latents in '{folder}' were encoded from "
+            f"pictures of size {manifest['image_size']}"
+        )

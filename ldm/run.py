@@ -142,7 +142,7 @@ def environment() -> dict[str, Any]:
     """Say what the run ran on: program, versions and hardware, but no names of machine or user."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": shlex.join(["python", "-m", "ldm.fit", *sys.argv[1:]]),
+        "command": _command(),
         "git": _git(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
@@ -168,6 +168,13 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def _command() -> str:
+    """Return the command line as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
+    return shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def _git() -> dict[str, Any] | None:

@@ -83,6 +83,8 @@ class Checkpoints(Checkpoint):
         whole = trainer.global_step == self._step and not trainer.validating
         if whole and self._step != self._saved:
             self._save(trainer)
+            if trainer.is_global_zero:
+                print(f"stopped at step {self._step}: saved {_path(trainer, 'last')}", flush=True)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
