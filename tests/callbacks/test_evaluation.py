@@ -178,10 +178,11 @@ def test_two_processes_equal_one(tmp_path):
     assert sheets[0] == sheets[1]
 
 
-def test_a_config_names_metrics_and_the_towers_they_measure_with():
+def test_a_config_names_metrics_and_the_towers_they_measure_with(tmp_path):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--evaluation", type=Evaluation)
-    clip = {"class_path": "ldm.stages.load.CLIPTower", "init_args": {"checkpoint": "runs/demo/clip"}}
+    nowhere = str(tmp_path / "nowhere")
+    clip = {"class_path": "ldm.stages.load.CLIPTower", "init_args": {"checkpoint": nowhere}}
     metrics = [
         {"class_path": "ldm.metrics.frechet.FrechetDistance", "init_args": {"features": clip}},
         {"class_path": "ldm.metrics.clip_score.CLIPScore", "init_args": {"clip": clip}},
@@ -189,6 +190,6 @@ def test_a_config_names_metrics_and_the_towers_they_measure_with():
     ]
     config = {"class_path": "Evaluation", "init_args": {"metrics": metrics, "num_samples": 8}}
     parsed = parser.parse_object({"evaluation": config})
-    assert parsed.evaluation.init_args.metrics[1].init_args.clip.init_args.checkpoint == "runs/demo/clip"
-    with pytest.raises(FileNotFoundError, match="checkpoint 'runs/demo/clip' does not exist"):
+    assert parsed.evaluation.init_args.metrics[1].init_args.clip.init_args.checkpoint == nowhere
+    with pytest.raises(FileNotFoundError, match="nowhere' does not exist"):
         parser.instantiate_classes(parsed)
