@@ -10,10 +10,12 @@ import hashlib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def find(path: str | Path) -> Path:
@@ -62,15 +64,17 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def instantiate(config: Any) -> Any:
-    """Build ``{"class_path": ..., "init_args": {...}}``, nested ones first; pass other values through."""
-    if isinstance(config, Mapping) and "class_path" in config:
-        module, _, name = config["class_path"].rpartition(".")
-        arguments = {k: instantiate(v) for k, v in (config.get("init_args") or {}).items()}
-        return getattr(importlib.import_module(module), name)(**arguments)
-    if isinstance(config, list):
-        return [instantiate(item) for item in config]
-    return config
+def instantiate(config: Mapping[str, Any], expected: type[M]) -> M:
+    """Build ``{"class_path": ..., "init_args": {...}}`` of an ``expected`` class; arguments are plain values.
+
+    Raises:
+        ValueError: If it names another class: a checkpoint must not be able to call whatever it likes.
+    """
+    module, _, name = config["class_path"].rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    if not (isinstance(found, type) and issubclass(found, expected)):
+        raise ValueError(f"checkpoint names the class {config['class_path']}, expected a {expected.__name__}")
+    return found(**(config.get("init_args") or {}))
 
 
 def load_part(module: nn.Module, checkpoint: Mapping[str, Any], prefix: str) -> None:

@@ -59,7 +59,7 @@ class Encoder:
     @torch.no_grad()
     def latents(self, images: list[torch.Tensor]) -> np.ndarray:
         """Encode B pictures (3, S, S) uint8 to (B, 2C, h, w) float16: mean and standard deviation."""
-        posterior = self.stage.net.encode(from_bytes(torch.stack(images)).to(self.stage.device))
+        posterior = self.stage.net.encode(from_bytes(torch.stack(images).to(self.stage.device)))
         return torch.cat([posterior.mean, posterior.std], dim=1).half().cpu().numpy()
 
 
@@ -73,6 +73,11 @@ def parser() -> ArgumentParser:
         "--shards", type=str, required=True, help="Shards to encode: a path with braces or a glob."
     )
     parser.add_argument("--out", type=str, required=True, help="Folder for the shards of latents.")
+    parser.add_argument(
+        "--index-dir",
+        type=str | None,
+        help="Folder for the indices of --shards; default: beside them, which must be writable then.",
+    )
     parser.add_argument("--keep-images", action="store_true", help="Keep the pictures beside the latents.")
     parser.add_argument(
         "--size", type=int | None, help="Side of the pictures in pixels; default: as trained."
@@ -98,11 +103,14 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     encoder = Encoder(stage, size, options.batch_size, options.keep_images)
     source = {"checkpoint": options.autoencoder, "sha256": ckpt.sha256(options.autoencoder)}
     made_by = {"autoencoder": source, "image_size": size, "keep_images": options.keep_images}
-    done, skipped = encode_shards(encoder, expand(options.shards, "--shards"), Path(options.out), made_by)
+    paths = expand(options.shards, "--shards")
+    done, skipped = encode_shards(encoder, paths, Path(options.out), made_by, options.index_dir)
     print(f"{options.out}: {done} samples" + (f", {skipped} bad ones skipped" if skipped else ""))
 
 
-def encode_shards(encoder: Encoder, paths: list[str], out: Path, made_by: dict[str, Any]) -> tuple[int, int]:
+def encode_shards(
+    encoder: Encoder, paths: list[str], out: Path, made_by: dict[str, Any], index_dir: str | None = None
+) -> tuple[int, int]:
     """Encode the shards that are not done yet.
 
     Args:
@@ -110,6 +118,7 @@ def encode_shards(encoder: Encoder, paths: list[str], out: Path, made_by: dict[s
         paths: Shards with pictures.
         out: Folder for the new shards and their manifest.
         made_by: What the manifest says of the autoencoder.
+        index_dir: Folder for the indices of ``paths``; None: beside each.
 
     Returns:
         Number of samples in the new shards, and of bad samples left out.
@@ -119,7 +128,7 @@ def encode_shards(encoder: Encoder, paths: list[str], out: Path, made_by: dict[s
     """
     _check_names(paths)
     manifest = _begin(out, made_by)
-    files = ShardFiles(summarize_all(paths, None), None)
+    files = ShardFiles(summarize_all(paths, index_dir), index_dir)
     total = sum(summary.count for summary in files.summaries)
     with tqdm(total=total, desc="encode", unit=" pictures") as bar:
         for number, summary in enumerate(files.summaries):

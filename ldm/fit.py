@@ -105,8 +105,13 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
 
     Args:
         arguments: The command line; None takes that of the process.
+
+    Raises:
+        FileNotFoundError: If configs/base.yaml is not there: without it a run would be quite another.
     """
     _quieten()
+    if not BASE.is_file():
+        raise FileNotFoundError(f"{BASE}: no such file, expected ldm installed by pip install -e .")
     return FitCLI(
         Stage,
         Shards,

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ldm import checkpoint as ckpt
+from ldm.diffusion.guidance import clamped
 from ldm.frozen import Frozen
 from ldm.nets.autoencoder import KLAutoencoder
-from ldm.types import Batch
+from ldm.types import Batch, Denoise
 
 
 class LatentSpace(nn.Module, ABC):
     """Maps pictures to latents with standard deviation close to 1, and back."""
 
     channels: int
+    """C of a latent."""
     factor: int
+    """Pixels per side of a latent's pixel."""
 
     @abstractmethod
     def encode(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -35,6 +37,10 @@ class LatentSpace(nn.Module, ABC):
     @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
         """Map latents (B, C, h, w) to pictures (B, 3, H, W) in [-1, 1]."""
+
+    def constrain(self, denoise: Denoise) -> Denoise:
+        """Keep estimates of x0 where the space can be; latents are unbounded."""
+        return denoise
 
     def shape(self, image_size: int) -> tuple[int, int, int]:
         """Shape (C, h, w) of the latent of a square picture.
@@ -64,6 +70,10 @@ class Pixels(LatentSpace):
         """Return the pictures."""
         return batch["image"]
 
+    def constrain(self, denoise: Denoise) -> Denoise:
+        """Clamp estimates of x0 to [-1, 1], as Ho et al. 2020 do in their sampler."""
+        return clamped(denoise)
+
     def decode(self, latent: Tensor) -> Tensor:
         """Clamp to [-1, 1]."""
         return latent.clamp(-1.0, 1.0)
@@ -82,7 +92,7 @@ class AutoencoderLatents(LatentSpace):
     def __init__(self, checkpoint: str) -> None:
         super().__init__()
         state = ckpt.read(checkpoint, stage="autoencoder")
-        net = cast(KLAutoencoder, ckpt.instantiate(state["config"]["init_args"]["net"]))
+        net = ckpt.instantiate(state["config"]["init_args"]["net"], KLAutoencoder)
         ckpt.load_part(net, state, "net.")
         self.net = Frozen(net)
         self.channels, self.factor = net.latent_channels, net.factor

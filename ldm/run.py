@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from ldm import checkpoint as ckpt
 from ldm.callbacks.csv_logger import MetricsCSV
@@ -108,10 +109,12 @@ class Run:
         logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, W&B warns of it always
         return logger
 
-    def _wandb_id(self) -> str:
+    def _wandb_id(self) -> str | None:
         path = self.folder / "wandb-id.txt"
         if not path.exists():
-            path.write_text(secrets.token_hex(4) + "\n")
+            if getattr(rank_zero_only, "rank", 0) != 0:
+                return None  # only the first process talks to W&B, so it alone names the run
+            write_text(path, secrets.token_hex(4) + "\n")
         return path.read_text().strip()
 
 

@@ -96,6 +96,7 @@ def load(options: Namespace, sampler: Sampler | None) -> Diffusion:
     if options.guidance is not None:
         stage.guidance = ClassifierFree(options.guidance)
     if options.size is not None:
+        check_at_least("--size", options.size, stage.latents.factor)
         stage.latents.shape(options.size)
         stage.image_size = options.size
     return stage

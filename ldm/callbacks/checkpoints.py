@@ -45,11 +45,12 @@ class Checkpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far, and when a checkpoint is next kept."""
-        return {"best": self.best, "next_kept": self._next_kept}
+        return {"monitor": self.monitor, "best": self.best, "next_kept": self._next_kept}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best value."""
-        self.best, self._next_kept = state_dict["best"], state_dict["next_kept"]
+        """Restore the best value, unless it was one of another figure, and when a checkpoint is next kept."""
+        self.best = state_dict["best"] if state_dict.get("monitor") == self.monitor else None
+        self._next_kept = state_dict["next_kept"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the step that training starts from: there is nothing to save yet."""
@@ -81,10 +82,12 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Save what was trained since the last checkpoint, unless a step or a validation was cut in two."""
         whole = trainer.global_step == self._step and not trainer.validating
-        if whole and self._step != self._saved:
-            self._save(trainer)
-            if trainer.is_global_zero:
-                print(f"stopped at step {self._step}: saved {_path(trainer, 'last')}", flush=True)
+        if whole and self._step != self._saved and trainer.is_global_zero:
+            # by the first process alone: trainer.save_checkpoint would wait for others that met no error
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+            trainer.strategy.save_checkpoint(checkpoint, _path(trainer, "last"))
+            self._saved = self._step
+            print(f"stopped at step {self._step}: saved {_path(trainer, 'last')}", flush=True)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -21,8 +21,11 @@ class Conditioner(nn.Module, ABC):
     reads: ClassVar[Literal["text", "label"] | None] = None
     """Field of a batch that it conditions on."""
     token_width: int | None = None
+    """D of ``Cond.tokens``; None without tokens."""
     vector_width: int | None = None
+    """E of ``Cond.vector``; None without a vector."""
     spatial_channels: int = 0
+    """C' of ``Cond.spatial``; 0 without it."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

@@ -184,5 +184,5 @@ def _write(target: Path, meta: np.ndarray, present: np.ndarray, index: Index) ->
             temporary.unlink()
         raise PermissionError(
             f"{target}: the index of the shard cannot be written ({error.strerror}): name a folder that can "
-            "be written in data.reader.init_args.index_dir"
+            "be written in data.reader.init_args.index_dir (ldm.encode: --index-dir)"
         ) from error

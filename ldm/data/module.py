@@ -16,6 +16,7 @@ from ldm.data.decode import FIELDS, Field, Sample
 from ldm.data.readers import Indexed, Reader
 from ldm.data.source import Evaluation, Place, Source, Spec
 from ldm.data.streaming import Streaming
+from ldm.pictures import from_bytes
 from ldm.types import Batch
 
 __all__ = ["Indexed", "Shards", "Streaming"]
@@ -146,7 +147,7 @@ class Shards(L.LightningDataModule):
         """Turn pictures from uint8 into float32 in [-1, 1], on the device."""
         image = batch.get("image")
         if image is not None and image.dtype == torch.uint8:
-            batch["image"] = image.float() / 127.5 - 1.0
+            batch["image"] = from_bytes(image)
         return cast(Batch, batch)
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,12 +22,12 @@ from ldm.data.tar import expand, split_name, urls
 class Streaming(Reader):
     """Reads training shards from front to back through webdataset. It resumes by shard, not by sample.
 
-    A resumed run begins again with the shards that were being read: some of their samples come twice. The
-    order depends on the number of processes and workers; the length is not known. Each worker of each
-    process reads every n-th shard of an endless sequence in which each epoch has its own order. Members of
-    a sample must be adjacent. Shards may be local paths or URLs that webdataset opens without a shell (http,
-    https, gs ...); 'pipe:' is refused. Validation shards are local and read through their index, as exactly
-    once matters there.
+    A resumed run begins again with the shards that were being read: some of their samples come twice, and
+    what the shuffle buffer still held of the shards before them is left out. The order depends on the number
+    of processes and workers; the length is not known. Each worker of each process reads every n-th shard of
+    an endless sequence in which each epoch has its own order. Members of a sample must be adjacent. Shards
+    may be local paths or URLs that webdataset opens without a shell (http, https, gs ...); 'pipe:' is
+    refused. Validation shards are local and read through their index, as exactly once matters there.
 
     Args:
         shuffle_buffer: Samples among which each next one is drawn; 1 keeps the order of the shards.

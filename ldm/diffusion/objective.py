@@ -43,9 +43,9 @@ class Objective:
         Returns:
             t, (B,) int64 uniform over {0, ..., T - 1}, and standard normal noise like ``x0``.
         """
-        uniform = torch.rand(len(x0), device=x0.device) if noise is None else noise.uniform().to(x0.device)
-        # In float64 u < 1 cannot round up to T.
-        t = (uniform.double() * self.schedule.num_steps).long()
+        uniform = torch.rand(len(x0)) if noise is None else noise.uniform()
+        # In float64, which not every device has, u < 1 cannot round up to T.
+        t = (uniform.double() * self.schedule.num_steps).long().to(x0.device)
         return t, torch.randn_like(x0) if noise is None else noise.like(x0)
 
     def loss(self, model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

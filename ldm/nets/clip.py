@@ -36,7 +36,7 @@ class CLIPModel(nn.Module):
             raise ValueError(f"net.vision_cfg or net.text_cfg does not fit open_clip: {error}") from error
         self.context_length = int(self.model.context_length)
         self.token_width = int(self.model.token_embedding.embedding_dim)
-        self.image_size = int(vision_cfg.get("image_size", 224))
+        self.image_size = int(self.model.visual.image_size[0])
 
     def tokenize(self, text: list[str]) -> Tensor:
         """Encode captions as byte pairs with begin and end marks; what does not fit is cut off.
@@ -53,7 +53,7 @@ class CLIPModel(nn.Module):
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
-        return F.normalize(self.image_features(image), dim=-1)
+        return F.normalize(self.image_features(image).float(), dim=-1)
 
     def image_features(self, image: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W) in [-1, 1] to their embeddings (B, E) before normalisation."""
@@ -66,7 +66,7 @@ class CLIPModel(nn.Module):
     def encode_text(self, text: list[str]) -> Tensor:
         """Map B captions to unit vectors (B, E)."""
         with _attention_kernel():
-            return self.model.encode_text(self.tokenize(text), normalize=True)
+            return F.normalize(self.model.encode_text(self.tokenize(text)).float(), dim=-1)
 
     def text_tokens(self, text: list[str]) -> Tensor:
         """Map B captions to the sequence (B, L, D) after the text tower's last layer norm."""

@@ -72,7 +72,6 @@ class ResnetBlock(nn.Module):
         time_width: Width of the timestep embedding, None in the autoencoder.
         norm_groups: Groups of the group norms; divides both channel counts.
         eps: Added to the variance: 1e-5 in the U-Net, 1e-6 in the autoencoder.
-        dropout: Dropped share before the second convolution.
     """
 
     def __init__(
@@ -82,14 +81,12 @@ class ResnetBlock(nn.Module):
         time_width: int | None,
         norm_groups: int = 32,
         eps: float = 1e-5,
-        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = GroupNorm(norm_groups, in_channels, eps=eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = None if time_width is None else nn.Linear(time_width, out_channels)
         self.norm2 = GroupNorm(norm_groups, out_channels, eps=eps)
-        self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = None if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
@@ -98,7 +95,7 @@ class ResnetBlock(nn.Module):
         hidden = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None and time is not None:
             hidden = hidden + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
         return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -113,12 +110,12 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, symmetric: bool) -> None:
         super().__init__()
-        self.padding = (1, 1, 1, 1) if symmetric else (0, 1, 0, 1)
+        self.symmetric = symmetric
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if symmetric else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, 2h, 2w) to (B, C, h, w)."""
-        return self.conv(x if self.conv.padding == (1, 1) else F.pad(x, self.padding))
+        return self.conv(x if self.symmetric else F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):

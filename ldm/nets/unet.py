@@ -7,6 +7,7 @@ connections. Graph and parameter names are those of diffusers' ``UNet2DCondition
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -42,48 +43,20 @@ class UNet(nn.Module):
         linear_projection: bool = False,
     ) -> None:
         super().__init__()
-        channels = list(block_out_channels)
+        channels, attends = list(block_out_channels), list(attention)
         heads = [num_heads] * len(channels) if isinstance(num_heads, int) else list(num_heads)
-        _check(channels, list(attention), heads, norm_groups)
+        _check(channels, attends, heads, norm_groups)
         self.widths = widths
         self.factor = 2 ** (len(channels) - 1)
         time_width = 4 * channels[0]
         self.time_embedding = TimestepMLP(channels[0], time_width)
         self.class_embedding = None if widths.vector is None else nn.Linear(widths.vector, time_width)
         self.conv_in = nn.Conv2d(widths.sample + widths.spatial, channels[0], 3, padding=1)
-
-        def stack(ins: list[int], out: int, level: int, attends: bool) -> Stack:
-            resnets = [ResnetBlock(i, out, time_width, norm_groups) for i in ins]
-            count = (1 if level == MIDDLE else len(ins)) if attends else 0
-            transformers = [
-                Transformer2D(out, widths.tokens, heads[level], norm_groups, linear_projection)
-                for _ in range(count)
-            ]
-            return Stack(resnets, transformers)
-
-        skips = [channels[0]]
-        self.down_blocks = nn.ModuleList()
-        for level, out in enumerate(channels):
-            before = channels[max(level - 1, 0)]
-            block = stack([before] + [out] * (layers_per_block - 1), out, level, attention[level])
-            skips += [out] * layers_per_block
-            if level + 1 < len(channels):
-                block.downsamplers = nn.ModuleList([Downsample(out, symmetric=True)])
-                skips.append(out)
-            self.down_blocks.append(block)
-
-        self.mid_block = stack([channels[-1]] * 2, channels[-1], MIDDLE, True)
-
-        self.up_blocks = nn.ModuleList()
-        before = channels[-1]
-        for level, out in reversed(list(enumerate(channels))):
-            ins = [i + skips.pop() for i in [before] + [out] * layers_per_block]
-            block = stack(ins, out, level, attention[level])
-            if level > 0:
-                block.upsamplers = nn.ModuleList([Upsample(out)])
-            self.up_blocks.append(block)
-            before = out
-
+        parts = _Parts(time_width, widths.tokens, norm_groups, linear_projection)
+        levels = list(zip(channels, heads, attends, strict=True))
+        self.down_blocks, skips = _down(parts, levels, layers_per_block)
+        self.mid_block = parts.stack([channels[-1]] * 2, channels[-1], heads[-1], num_transformers=1)
+        self.up_blocks = _up(parts, levels, layers_per_block, skips)
         self.conv_norm_out = GroupNorm(norm_groups, channels[0], eps=1e-5)
         self.conv_out = nn.Conv2d(channels[0], widths.sample, 3, padding=1)
 
@@ -126,9 +99,6 @@ class UNet(nn.Module):
         return time + self.class_embedding(cond.vector)
 
 
-MIDDLE = -1  # the level of the middle block: the heads of the coarsest level, one transformer
-
-
 class Stack(nn.Module):
     """The ResNet blocks and transformers of one level, with the change of size that ends it.
 
@@ -169,6 +139,54 @@ class Stack(nn.Module):
         for i in range(len(self.resnets)):
             x = self._layer(i, torch.cat([x, skips.pop()], dim=1), time, cond)
         return x if self.upsamplers is None else self.upsamplers[0](x)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What all levels have in common."""
+
+    time_width: int
+    token_width: int | None
+    norm_groups: int
+    linear_projection: bool
+
+    def stack(self, ins: list[int], out: int, heads: int, num_transformers: int) -> Stack:
+        """Make ResNet blocks from the channels ``ins`` to ``out``, and transformers."""
+        args = (out, self.token_width, heads, self.norm_groups, self.linear_projection)
+        resnets = [ResnetBlock(i, out, self.time_width, self.norm_groups) for i in ins]
+        return Stack(resnets, [Transformer2D(*args) for _ in range(num_transformers)])
+
+
+_Levels = list[tuple[int, int, bool]]  # channels, heads, whether it has transformers; finest first
+
+
+def _down(parts: _Parts, levels: _Levels, num_layers: int) -> tuple[nn.ModuleList, list[int]]:
+    """Make the way down; also return the channels of the maps that it leaves for the way up."""
+    before = levels[0][0]
+    blocks, skips = nn.ModuleList(), [before]
+    for i, (out, heads, attends) in enumerate(levels):
+        ins = [before] + [out] * (num_layers - 1)
+        block = parts.stack(ins, out, heads, len(ins) if attends else 0)
+        skips += [out] * num_layers
+        if i + 1 < len(levels):
+            block.downsamplers = nn.ModuleList([Downsample(out, symmetric=True)])
+            skips.append(out)
+        blocks.append(block)
+        before = out
+    return blocks, skips
+
+
+def _up(parts: _Parts, levels: _Levels, num_layers: int, skips: list[int]) -> nn.ModuleList:
+    """Make the way up; every ResNet block takes one of the maps ``skips`` too."""
+    blocks, before = nn.ModuleList(), levels[-1][0]
+    for i, (out, heads, attends) in reversed(list(enumerate(levels))):
+        ins = [channels + skips.pop() for channels in [before] + [out] * num_layers]
+        block = parts.stack(ins, out, heads, len(ins) if attends else 0)
+        if i > 0:
+            block.upsamplers = nn.ModuleList([Upsample(out)])
+        blocks.append(block)
+        before = out
+    return blocks
 
 
 def _check(channels: list[int], attention: list[bool], heads: list[int], norm_groups: int) -> None:

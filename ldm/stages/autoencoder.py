@@ -64,7 +64,7 @@ class Autoencoder(Stage):
         return self.net.decode(self.net.encode(batch["image"]).mean).float().clamp(-1.0, 1.0)
 
     def _measure(self, posterior: DiagonalGaussian) -> None:
-        mean, variance = posterior.mean.double().cpu(), posterior.std.double().cpu().square()
+        mean, variance = posterior.mean.cpu().double(), posterior.std.cpu().double().square()
         # E[z] and E[z^2] of z ~ q(z | x), exactly rather than from one draw
         self._moments[0] += mean.sum((0, 2, 3))
         self._moments[1] += (mean.square() + variance).sum((0, 2, 3))

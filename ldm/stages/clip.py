@@ -35,9 +35,12 @@ class CLIP(Stage):
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
         """Contrast the batch's pictures and captions: loss, and accuracy of picking the own caption."""
         image, text = self.net.encode_image(batch["image"]), self.net.encode_text(batch["text"])
-        scale = self.net.model.logit_scale.exp()
-        loss = self._contrast()(image, text, scale)
-        right = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
+        with torch.autocast(
+            image.device.type, enabled=False
+        ):  # the scale reaches 100: bfloat16 is too coarse
+            scale = self.net.model.logit_scale.exp()
+            loss = self._contrast()(image, text, scale)
+            right = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
         return {"loss": loss, "accuracy": right.float().mean(), "logit_scale": scale}
 
     def _contrast(self) -> ClipLoss:

@@ -99,6 +99,7 @@ class Diffusion(Stage):
         denoise = self.guidance(
             self.denoise(self.conditioner(batch)), self.denoise(self.conditioner.null(count))
         )
+        denoise = self.latents.constrain(denoise)
         return self.latents.decode(self.sampler(denoise, self.objective.schedule, x, noise.like))
 
     def denoise(self, cond: Cond) -> Denoise:

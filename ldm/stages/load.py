@@ -41,7 +41,10 @@ def load_stage(path: str, expected: type[S]) -> S:
     """
     state = ckpt.read(path, stage=getattr(expected, "name", None))
     stage = build_stage(state["config"])
-    assert isinstance(stage, expected)
+    if not isinstance(stage, expected):
+        raise ValueError(
+            f"checkpoint '{path}' is of a {type(stage).__name__}, expected a {expected.__name__}"
+        )
     stage.adopt(state)
     return stage.eval()
 
@@ -55,7 +58,7 @@ class CLIPTower(Frozen[CLIPModel]):
 
     def __init__(self, checkpoint: str) -> None:
         state = ckpt.read(checkpoint, stage="clip")
-        net = ckpt.instantiate(state["config"]["init_args"]["net"])
+        net = ckpt.instantiate(state["config"]["init_args"]["net"], CLIPModel)
         ckpt.load_part(net, state, "net.")
         super().__init__(net)
 

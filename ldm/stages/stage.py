@@ -130,12 +130,13 @@ class Stage(L.LightningModule, ABC):
         Raises:
             ValueError: If one of them has other contents than then.
         """
-        mine, theirs = sorted(self.upstream().items()), sorted(checkpoint["upstream"].items())
-        for (path, now), (_, then) in zip(mine, theirs, strict=False):
-            if now != then:
+        then = checkpoint["upstream"].values()
+        for path, now in sorted(self.upstream().items()):
+            if now not in then:  # by contents: a run folder may have moved
                 raise ValueError(
-                    f"upstream checkpoint '{path}' changed since this run began (SHA-256 {then[:12]} then, "
-                    f"{now[:12]} now): start a new run folder, or restore the earlier file"
+                    f"upstream checkpoint '{path}' changed since this run began (SHA-256 {now[:12]} now, "
+                    f"{' or '.join(sha[:12] for sha in then) or 'none'} then): start a new run folder, or "
+                    "restore the earlier file"
                 )
 
     def adopt(self, checkpoint: dict[str, Any]) -> None:
