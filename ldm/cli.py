@@ -38,6 +38,21 @@ def run_command(command: Callable[[], None]) -> int:
     return 0
 
 
+def device(name: str) -> torch.device:
+    """Find the device that ``--device`` names.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device: got {name}, expected a device that is here, such as cpu ({reason})"
+        ) from error
+
+
 def check_at_least(name: str, value: int, lowest: int) -> None:
     """Check an option of the command line.
 

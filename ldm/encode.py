@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from ldm import checkpoint as ckpt
-from ldm.cli import check_at_least, default_device, run_command
+from ldm.cli import check_at_least, default_device, device, run_command
 from ldm.data.decode import EXTENSIONS, IMAGES, LATENT, BadSample, decode
 from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, summarize_all
@@ -95,7 +95,7 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     """
     options = parser().parse_args(arguments)
     check_at_least("--batch-size", options.batch_size, 1)
-    stage = load_stage(options.autoencoder, Autoencoder).to(options.device)
+    stage = load_stage(options.autoencoder, Autoencoder).to(device(options.device))
     size = int(options.size or stage.image_size or 0)
     check_at_least("--size", size, stage.net.factor)
     if size % stage.net.factor:

@@ -18,7 +18,7 @@ import ldm.diffusion.samplers.ddim
 import ldm.diffusion.samplers.ddpm
 import ldm.diffusion.samplers.dpm_solver  # noqa: F401  (imported, they can be named without their module)
 from ldm import checkpoint as ckpt
-from ldm.cli import check_at_least, default_device, run_command, version
+from ldm.cli import check_at_least, default_device, device, run_command, version
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.pictures import grid, to_bytes, write_png
@@ -88,7 +88,7 @@ def parser() -> ArgumentParser:
 
 def load(options: Namespace, sampler: Sampler | None) -> Diffusion:
     """Load the model and set on it what the command line changes."""
-    stage = load_stage(options.checkpoint, Diffusion).to(options.device)
+    stage = load_stage(options.checkpoint, Diffusion).to(device(options.device))
     stage.sampler = sampler or stage.sampler
     if options.steps is not None:
         check_at_least("--steps", options.steps, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_runs import ROOT
 
-from ldm import fit
+from ldm import fit, sample
 
 
 def error_of(capsys, arguments, main=fit.main):
@@ -136,3 +136,10 @@ def test_tracebacks_on_request(fresh, monkeypatch):
     monkeypatch.setenv("LDM_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
         fit.main(fresh.arguments("autoencoder", "--data.val=nowhere.tar"))
+
+
+def test_a_device_that_is_not_here(capsys, chain):
+    arguments = [f"--checkpoint={chain.runs / 'diffusion'}", "--prompt", "a", "--device=nonsense"]
+    assert "--device: got nonsense, expected a device that is here" in error_of(
+        capsys, arguments, sample.main
+    )

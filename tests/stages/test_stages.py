@@ -248,3 +248,32 @@ def test_muon_leaves_embeddings_and_vectors_to_adam():
     assert "net.model.logit_scale" in by_adam
     assert all(p.ndim >= 2 for p in matrices["params"])
     assert len(matrices["params"]) + len(rest["params"]) == len(names)
+
+
+def test_a_checkpoint_cannot_name_a_class_of_its_liking(tmp_path):
+    stage = build_stage(AUTOENCODER)
+    stage.latent_mean.zero_()
+    stage.latent_std.fill_(1.0)
+    state = {"state_dict": stage.state_dict()}
+    stage.on_save_checkpoint(state)
+    state["config"]["init_args"]["net"] = {"class_path": "subprocess.Popen", "init_args": {"args": "true"}}
+    torch.save(state, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match=r"class subprocess\.Popen, expected a KLAutoencoder"):
+        AutoencoderLatents(str(tmp_path / "evil.ckpt"))
+
+
+def test_upstream_runs_may_move_but_not_change(trained, tmp_path):
+    stage = text_to_image(trained)
+    state = {"upstream": {f"elsewhere/{i}": sha for i, sha in enumerate(stage.upstream().values())}}
+    stage.check_upstream(state)
+    with pytest.raises(ValueError, match=r"upstream checkpoint '.*' changed since this run began"):
+        stage.check_upstream({"upstream": {trained[0]: "0" * 64}})
+
+
+def test_pixel_space_keeps_estimates_in_range_and_latent_space_does_not(trained):
+    def far(x, t):
+        return torch.full_like(x, 5.0)
+
+    x, t = torch.zeros(1, 3, 2, 2), torch.zeros(1)
+    assert Pixels().constrain(far)(x, t).max() == 1.0
+    assert AutoencoderLatents(trained[0]).constrain(far)(x, t).max() == 5.0
