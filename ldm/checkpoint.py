@@ -77,8 +77,19 @@ def instantiate(config: Mapping[str, Any], expected: type[M]) -> M:
     return found(**(config.get("init_args") or {}))
 
 
-def load_part(module: nn.Module, checkpoint: Mapping[str, Any], prefix: str) -> None:
-    """Load the entries of a checkpoint that begin with ``prefix`` into ``module``, strictly."""
-    weights: Mapping[str, Tensor] = checkpoint["state_dict"]
-    part = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    module.load_state_dict(part, strict=True)
+def load_net(path: str | Path, stage: str, expected: type[M]) -> tuple[M, dict[str, Any]]:
+    """Rebuild the ``net`` of a stage's checkpoint, with averaged weights where it has them.
+
+    Args:
+        path: Checkpoint file or run folder.
+        stage: Name of the stage that must have written it.
+        expected: Class of the network.
+
+    Returns:
+        The network, strictly loaded, and the checkpoint.
+    """
+    state = read(path, stage)
+    net = instantiate(state["config"]["init_args"]["net"], expected)
+    weights: Mapping[str, Tensor] = state["state_dict"]
+    net.load_state_dict({k.removeprefix("net."): v for k, v in weights.items() if k.startswith("net.")})
+    return net, state

@@ -91,9 +91,7 @@ class AutoencoderLatents(LatentSpace):
 
     def __init__(self, checkpoint: str) -> None:
         super().__init__()
-        state = ckpt.read(checkpoint, stage="autoencoder")
-        net = ckpt.instantiate(state["config"]["init_args"]["net"], KLAutoencoder)
-        ckpt.load_part(net, state, "net.")
+        net, state = ckpt.load_net(checkpoint, "autoencoder", KLAutoencoder)
         self.net = Frozen(net)
         self.channels, self.factor = net.latent_channels, net.factor
         for name in ("latent_mean", "latent_std"):

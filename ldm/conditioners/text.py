@@ -27,9 +27,7 @@ class CLIPText(Conditioner):
 
     def __init__(self, checkpoint: str, dropout: float = 0.1) -> None:
         super().__init__(dropout)
-        state = ckpt.read(checkpoint, stage="clip")
-        clip = ckpt.instantiate(state["config"]["init_args"]["net"], CLIPModel)
-        ckpt.load_part(clip, state, "net.")
+        clip, _ = ckpt.load_net(checkpoint, "clip", CLIPModel)
         self.clip = Frozen(clip)
         self.token_width = clip.token_width
         self._upstream = {str(checkpoint): ckpt.sha256(checkpoint)}

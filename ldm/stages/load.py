@@ -57,10 +57,7 @@ class CLIPTower(Frozen[CLIPModel]):
     """
 
     def __init__(self, checkpoint: str) -> None:
-        state = ckpt.read(checkpoint, stage="clip")
-        net = ckpt.instantiate(state["config"]["init_args"]["net"], CLIPModel)
-        ckpt.load_part(net, state, "net.")
-        super().__init__(net)
+        super().__init__(ckpt.load_net(checkpoint, "clip", CLIPModel)[0])
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
