@@ -1,6 +1,6 @@
-"""One thread for all tests, set before torch is imported: runs are compared bit for bit.
+"""One thread for all tests, set before torch is imported: small work is fastest so on a busy machine.
 
-With two OpenMP threads a resumed run was seen to differ from an uninterrupted one in the last digits.
+In the environment, so that processes started by tests have as many: runs that are compared bit for bit must.
 """
 
 import os

@@ -4,16 +4,10 @@ import contextlib
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_runs import Chain
 
 from data.shapes_packer import Settings, pack
 from ldm import encode, fit
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,14 @@
 """Stop + resume = uninterrupted, bit for bit: weights, averages, optimizer, data order, metrics.csv."""
 
 import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import ROOT, Chain
 
 from ldm import fit
 
@@ -61,6 +66,22 @@ def test_resumed_run_equals_uninterrupted(chain, fresh, name, step, where, resum
     assert state(fresh.runs / name)["global_step"] == resumes_at
     assert fit.main(fresh.arguments(name)) == 0
     assert_same_run(fresh.runs / name, chain.runs / name)
+
+
+def run_on_two_threads(arguments, *more):
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    command = [sys.executable, "-m", "ldm.fit", *arguments, *more]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_resumed_run_equals_uninterrupted_on_two_threads(chain, fresh, tmp_path):
+    whole = Chain(tmp_path / "whole", chain.shards, chain.latents)
+    assert run_on_two_threads(whole.arguments("autoencoder")).returncode == 0
+    stop = ["interruptions.Stop", "--trainer.callbacks.step=5", "--trainer.callbacks.where=start"]
+    stopped = run_on_two_threads(fresh.arguments("autoencoder"), "--trainer.callbacks+", *stop)
+    assert "the machine went away" in stopped.stderr
+    assert run_on_two_threads(fresh.arguments("autoencoder")).returncode == 0
+    assert_same_run(fresh.runs / "autoencoder", whole.runs / "autoencoder")
 
 
 def test_the_configuration_wins_over_the_checkpoint(fresh):
