@@ -60,6 +60,11 @@ class FitCLI(LightningCLI):
             default="last",
             help="Checkpoint to resume from: last (the run's own, if it has one), a path, or null (none).",
         )
+        parser.add_argument(
+            "--weights",
+            type=str | None,
+            help="Checkpoint or run folder of this stage whose weights a fresh run starts with (fine-tuning).",
+        )
         parser.add_argument("--wandb", type=WandB, default=WandB(), help="Weights & Biases.")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(EMA, "ema")
@@ -80,6 +85,8 @@ class FitCLI(LightningCLI):
         logger = self.config_init.trainer.logger
         if logger is None or logger is True:
             logger = self.run_folder.loggers(self.config_init.wandb, self.model.name)
+        if self.start is None and self.config.weights is not None:
+            self.model.start_with(ckpt.read(self.config.weights, self.model.name))
         return super().instantiate_trainer(logger=logger, **kwargs)
 
     def _stop_if_finished(self, start: Path) -> None:
@@ -149,7 +156,7 @@ def fit(arguments: Sequence[str] | None = None) -> None:
 def _beginning(cli: FitCLI) -> str:
     """Say what is about to happen, in one line."""
     size = sum(p.numel() for p in cli.model.parameters() if p.requires_grad)
-    start = f"resumes {cli.start}" if cli.start else "starts"
+    start = f"resumes {cli.start}" if cli.start else f"starts with {cli.config.weights or 'random weights'}"
     return f"{cli.config.run}: {start}; {cli.model.name}, {size:,} parameters to train"
 
 

@@ -139,6 +139,13 @@ class Stage(L.LightningModule, ABC):
                     "restore the earlier file"
                 )
 
+    def start_with(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights of a checkpoint, averaged where it has averages, and nothing else: to fine-tune them.
+
+        What the checkpoint was built on need not be what this stage is built on.
+        """
+        self.load_state_dict(checkpoint["state_dict"], strict=True)
+
     def adopt(self, checkpoint: dict[str, Any]) -> None:
         """Take weights and progress from a checkpoint that is not to be continued."""
         self.check_upstream(checkpoint)

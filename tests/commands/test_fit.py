@@ -51,6 +51,38 @@ def test_the_configuration_of_a_run_is_a_configuration(chain, tmp_path):
     assert cli.model.config == ckpt.read(chain.runs / "diffusion")["config"]
 
 
+def test_a_fresh_run_starts_with_given_weights(chain, fresh, capsys):
+    weights = f"--weights={chain.runs / 'diffusion'}"
+    frozen = ["--model.optimizer.lr=0", "--model.optimizer.weight_decay=0"]
+    assert fit.main(fresh.arguments("diffusion", weights, *frozen)) == 0
+    assert f"starts with {chain.runs / 'diffusion'}" in capsys.readouterr().out
+    given, left = (ckpt.read(runs / "diffusion")["state_dict"] for runs in (chain.runs, fresh.runs))
+    # averaging equal numbers rounds
+    assert all(torch.allclose(given[key], left[key], rtol=1e-6, atol=1e-9) for key in given)
+
+
+def test_a_resumed_run_does_not_start_with_the_given_weights_again(chain, fresh, capsys):
+    assert fit.main(fresh.arguments("clip")) == 0
+    more = ["--trainer.max_steps=12", f"--weights={chain.runs / 'nowhere'}"]
+    assert fit.main(fresh.arguments("clip", *more)) == 0
+    assert "resumes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "message"),
+    [
+        ("clip", [], "is of stage 'clip', expected stage 'autoencoder'"),
+        ("nowhere", [], "nowhere' does not exist"),
+        ("autoencoder", ["--model.net.latent_channels=5"], "does not fit model of the configuration"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(chain, fresh, capsys, given, more, message):
+    arguments = fresh.arguments("autoencoder", f"--weights={chain.runs / given}", *more)
+    assert fit.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (fresh.runs / "autoencoder" / "checkpoints").exists()
+
+
 def test_a_finished_run_says_so_and_changes_nothing(chain, capsys):
     before = {p: p.stat().st_mtime_ns for p in (chain.runs / "clip").rglob("*")}
     assert fit.main(chain.arguments("clip")) == 0
