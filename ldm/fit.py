@@ -63,7 +63,7 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--weights",
             type=str | None,
-            help="Checkpoint or run folder of this stage whose weights a fresh run starts with (fine-tuning).",
+            help="Checkpoint or run folder of this stage: a fresh run starts with its weights.",
         )
         parser.add_argument("--wandb", type=WandB, default=WandB(), help="Weights & Biases.")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")

@@ -140,7 +140,7 @@ class Stage(L.LightningModule, ABC):
                 )
 
     def start_with(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights of a checkpoint, averaged where it has averages, and nothing else: to fine-tune them.
+        """Take the weights of a checkpoint, averaged where it has averages, and nothing else: to fine-tune.
 
         What the checkpoint was built on need not be what this stage is built on.
         """
