@@ -89,7 +89,12 @@ def load_net(path: str | Path, stage: str, expected: type[M]) -> tuple[M, dict[s
         The network, strictly loaded, and the checkpoint.
     """
     state = read(path, stage)
+    return build_net(state, expected), state
+
+
+def build_net(state: Mapping[str, Any], expected: type[M]) -> M:
+    """Rebuild the ``net`` of a stage whose checkpoint is read already; see ``load_net``."""
     net = instantiate(state["config"]["init_args"]["net"], expected)
     weights: Mapping[str, Tensor] = state["state_dict"]
     net.load_state_dict({k.removeprefix("net."): v for k, v in weights.items() if k.startswith("net.")})
-    return net, state
+    return net

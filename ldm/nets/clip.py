@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ldm.nets.text import VOCAB_SIZE, TextTower, num_tokens, tokenize
+
+TEXT_CFG = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+"""What a ``text_cfg`` may set for its tower to be a ``TextTower``."""
 
 
 class CLIPModel(nn.Module):
     """An image tower and a text tower that meet in one space, built by open_clip from a configuration.
-
-    Pictures are in [-1, 1], which is open_clip's ``mean = std = 0.5``.
 
     Args:
         embed_dim: E, the width of the shared space.
         vision_cfg: open_clip's ``vision_cfg``: image_size, patch_size, width, layers, head_width ...
         text_cfg: open_clip's ``text_cfg``: context_length, width, heads, layers ...
         quick_gelu: Use the sigmoid approximation of GELU, as OpenAI's weights need.
+        image_mean: What the image tower takes off the red, green and blue of a picture in [0, 1]. Published
+            weights need what they were trained with: OpenAI's and LAION's .48145466, .4578275, .40821073.
+        image_std: What it then divides them by: with OpenAI's and LAION's .26862954, .26130258, .27577711.
     """
 
+    image_scale: Tensor
+    image_shift: Tensor
+
     def __init__(
-        self, embed_dim: int, vision_cfg: dict[str, Any], text_cfg: dict[str, Any], quick_gelu: bool = False
+        self,
+        embed_dim: int,
+        vision_cfg: dict[str, Any],
+        text_cfg: dict[str, Any],
+        quick_gelu: bool = False,
+        image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        image_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__()
         try:
             self.model = open_clip.CLIP(embed_dim, dict(vision_cfg), dict(text_cfg), quick_gelu=quick_gelu)
         except TypeError as error:
             raise ValueError(f"net.vision_cfg or net.text_cfg does not fit open_clip: {error}") from error
+        self.text_cfg, self.quick_gelu = dict(text_cfg), quick_gelu
         self.context_length = int(self.model.context_length)
         self.token_width = int(self.model.token_embedding.embedding_dim)
         self.image_size = int(self.model.visual.image_size[0])
+        mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (image_mean, image_std))
+        # (x + 1) / 2 is the picture in [0, 1]; with mean and deviation .5 the tower sees x itself, to the bit
+        self.register_buffer("image_scale", (0.5 / std).float(), persistent=False)
+        self.register_buffer("image_shift", ((0.5 - mean) / std).float(), persistent=False)
 
     def tokenize(self, text: list[str]) -> Tensor:
         """Encode captions as byte pairs with begin and end marks; what does not fit is cut off.
@@ -44,12 +63,11 @@ class CLIPModel(nn.Module):
         Returns:
             (B, L) int64 on the model's device, padded with 0.
         """
-        rows = [_tokenize(caption, self.context_length) for caption in text]
-        return torch.tensor(rows, device=self.model.logit_scale.device)
+        return tokenize(text, self.context_length).to(self.model.logit_scale.device)
 
     def num_tokens(self, caption: str) -> int:
         """Count the tokens of a caption with its begin and end marks."""
-        return len(_tokenizer().encode(caption)) + 2
+        return num_tokens(caption)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
@@ -61,7 +79,7 @@ class CLIPModel(nn.Module):
             size = (self.image_size, self.image_size)
             image = F.interpolate(image, size, mode="bicubic", antialias=True)
         with _attention_kernel():
-            return self.model.encode_image(image)
+            return self.model.encode_image(image * self.image_scale + self.image_shift)
 
     def encode_text(self, text: list[str]) -> Tensor:
         """Map B captions to unit vectors (B, E)."""
@@ -75,17 +93,68 @@ class CLIPModel(nn.Module):
         with _attention_kernel():
             return model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask))
 
+    def text_tower(self) -> TextTower:
+        """Build a tower that computes ``text_tokens`` and nothing else, with a copy of the weights.
+
+        Raises:
+            ValueError: If ``text_cfg`` asks for more than the text tower of Radford et al. 2021.
+        """
+        if unknown := sorted(set(self.text_cfg) - TEXT_CFG):
+            raise ValueError(
+                f"net.text_cfg has {', '.join(unknown)}, expected of a tower that conditions nothing but "
+                f"{', '.join(sorted(TEXT_CFG))}"
+            )
+        if (found := int(self.model.vocab_size)) != VOCAB_SIZE:
+            raise ValueError(f"net.text_cfg.vocab_size is {found}, expected {VOCAB_SIZE}, CLIP's byte pairs")
+        blocks = self.model.transformer.resblocks
+        mlp_ratio = blocks[0].mlp.c_fc.out_features / self.token_width
+        heads = int(blocks[0].attn.num_heads)
+        with torch.device("meta"):  # draws no random numbers: what is built next starts as it always did
+            tower = TextTower(
+                self.token_width, len(blocks), heads, self.context_length, mlp_ratio, self.quick_gelu
+            )
+        weights = text_weights(self.model.state_dict())
+        tower.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
+        return tower
+
+
+RENAMED = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+"""Parts of a layer of open_clip's text transformer, and what ``TextTower`` calls them."""
+
+
+def text_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pick the text tower out of an open_clip model's state dict, under ``TextTower``'s names.
+
+    Args:
+        weights: Of an ``open_clip.CLIP``. What is no part of the tower up to its last norm is left out.
+    """
+    tower = {
+        "embeddings.token_embedding.weight": weights["token_embedding.weight"],
+        "embeddings.position_embedding.weight": weights["positional_embedding"],
+        "final_layer_norm.weight": weights["ln_final.weight"],
+        "final_layer_norm.bias": weights["ln_final.bias"],
+    }
+    for name, value in weights.items():
+        if name.startswith("transformer.resblocks."):
+            number, part = name.removeprefix("transformer.resblocks.").split(".", 1)
+            tower |= {f"encoder.layers.{number}.{k}": v for k, v in _renamed(part, value).items()}
+    return tower
+
+
+def _renamed(part: str, value: Tensor) -> dict[str, Tensor]:
+    """Rename one parameter of a layer; the joint projection (3 D, ...) becomes three."""
+    kind = part.rpartition("_" if part.startswith("attn.in_proj") else ".")[2]  # weight or bias
+    if part.startswith("attn.in_proj"):
+        return {f"self_attn.{p}_proj.{kind}": v for p, v in zip("qkv", value.chunk(3), strict=True)}
+    return {f"{RENAMED[part.removesuffix(f'.{kind}')]}.{kind}": value}
+
 
 def _attention_kernel() -> AbstractContextManager[None]:
     # torch's fused CPU kernel takes 15 times as long backwards in bfloat16; see also nets.attention.attend
     return sdpa_kernel(SDPBackend.MATH) if torch.is_autocast_enabled("cpu") else nullcontext()
-
-
-@lru_cache(maxsize=1)
-def _tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()
-
-
-@lru_cache(maxsize=1 << 17)
-def _tokenize(caption: str, context_length: int) -> list[int]:
-    return _tokenizer()([caption], context_length)[0].tolist()

@@ -1,0 +1,251 @@
+"""CLIP's text tower (Radford et al. 2021, arXiv:2103.00020, sec. 2.4) with its tokenizer.
+
+Parameters carry the names of transformers' ``CLIPTextModel``, so that weights need no renaming.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+
+from ldm.nets.attention import attend
+
+VOCAB_SIZE = 49408
+"""Byte pairs of CLIP's tokenizer: 512 bytes, 48894 merges, and the marks of begin and end."""
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), the approximation of GELU that OpenAI trained with (arXiv:1606.08415, sec. 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map elementwise, any shape."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+class CausalAttention(nn.Module):
+    """Multi-head self-attention in which a token sees itself and those before it.
+
+    Args:
+        width: Width of the sequence.
+        heads: Heads; divides ``width``.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"text tower: heads must divide the width, got {heads} heads for width {width}")
+        self.heads = heads
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, width) to the same."""
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        q, k, v = (self._split(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        heads = attend(q, k, v, causal)
+        return self.out_proj(heads.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, d)
+
+
+class MLP(nn.Module):
+    """Two linear layers.
+
+    Args:
+        width: Width in and out.
+        hidden_width: Width between them.
+        activation: Nonlinearity between them.
+    """
+
+    def __init__(self, width: int, hidden_width: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.activation = activation
+        self.fc2 = nn.Linear(hidden_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., width) to the same."""
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each behind a layer norm and added.
+
+    Args:
+        attention: Maps (B, L, width) to the same.
+        mlp: Maps (B, L, width) to the same.
+        width: Width of the sequence.
+    """
+
+    def __init__(self, attention: CausalAttention, mlp: MLP, width: int) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(width)
+        self.self_attn = attention
+        self.layer_norm2 = nn.LayerNorm(width)
+        self.mlp = mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, width) to the same."""
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Embeddings(nn.Module):
+    """A vector per token plus a vector per position.
+
+    Args:
+        width: Width of the vectors.
+        context_length: Number of positions.
+    """
+
+    def __init__(self, width: int, context_length: int) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(VOCAB_SIZE, width)
+        self.position_embedding = nn.Embedding(context_length, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map ids (B, L) to (B, L, width)."""
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class Encoder(nn.Module):
+    """Layers in a row.
+
+    Args:
+        layers: The layers.
+    """
+
+    def __init__(self, layers: list[Layer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, L, width) to the same."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class TextTower(nn.Module):
+    """CLIP's causal text transformer up to its last layer norm, without pooling and projection.
+
+    Args:
+        width: D of the tokens.
+        layers: Number of layers. Stable Diffusion 2.x conditions on the last but one of OpenCLIP's ViT-H/14,
+            which has 24, so its tower has 23.
+        heads: Heads of each attention; divides ``width``.
+        context_length: L, begin and end marks included.
+        mlp_ratio: Hidden width of the MLPs over ``width``.
+        quick_gelu: Use the sigmoid approximation of GELU, as OpenAI's weights need.
+        pad_id: Token that fills up short captions. Denoisers attend to it, so that it must be the one they
+            were trained with: 0 in open_clip and Stable Diffusion 2.x, 49407 (the end mark) in 1.x.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        context_length: int = 77,
+        mlp_ratio: float = 4.0,
+        quick_gelu: bool = False,
+        pad_id: int = 0,
+    ) -> None:
+        super().__init__()
+        self.width, self.heads, self.context_length = width, heads, context_length
+        self.mlp_ratio, self.quick_gelu, self.pad_id = mlp_ratio, quick_gelu, pad_id
+        self.embeddings = Embeddings(width, context_length)
+        self.encoder = Encoder([self._layer() for _ in range(layers)])
+        self.final_layer_norm = nn.LayerNorm(width)
+
+    def _layer(self) -> Layer:
+        hidden_width = round(self.width * self.mlp_ratio)
+        activation = QuickGELU() if self.quick_gelu else nn.GELU()
+        return Layer(
+            CausalAttention(self.width, self.heads), MLP(self.width, hidden_width, activation), self.width
+        )
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.encoder.layers)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Class and arguments that build a tower like this one, as checkpoints carry them."""
+        names = ("width", "layers", "heads", "context_length", "mlp_ratio", "quick_gelu", "pad_id")
+        return {
+            "class_path": f"{TextTower.__module__}.{TextTower.__qualname__}",
+            "init_args": {name: getattr(self, name) for name in names},
+        }
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map ids (B, L) int64 in [0, 49408) to tokens (B, L, D) after the last layer norm."""
+        return self.final_layer_norm(self.encoder(self.embeddings(ids)))
+
+    def encode(self, text: list[str]) -> Tensor:
+        """Map B captions to tokens (B, L, D)."""
+        return self(self.tokenize(text))
+
+    def tokenize(self, text: list[str]) -> Tensor:
+        """Encode captions as byte pairs with begin and end marks; what does not fit is cut off.
+
+        Returns:
+            (B, L) int64 on the tower's device, filled up with ``pad_id``.
+        """
+        return tokenize(text, self.context_length, self.pad_id).to(self.final_layer_norm.weight.device)
+
+    def num_tokens(self, caption: str) -> int:
+        """Count the tokens of a caption with its begin and end marks."""
+        return num_tokens(caption)
+
+    def skip_last(self, count: int) -> TextTower:
+        """Leave out the last layers, in place, but keep the norm that follows them.
+
+        Args:
+            count: How many; 1 gives the penultimate layer's tokens.
+
+        Raises:
+            ValueError: If no layer would be left.
+        """
+        if not 0 <= count < self.layers:
+            raise ValueError(
+                f"skip_last: got {count}, expected 0 to {self.layers - 1}, as the text tower has "
+                f"{self.layers} layers"
+            )
+        self.encoder.layers = self.encoder.layers[: self.layers - count]
+        return self
+
+
+def tokenize(text: list[str], context_length: int, pad_id: int = 0) -> Tensor:
+    """Encode captions as byte pairs with begin and end marks; what does not fit is cut off.
+
+    Returns:
+        (B, ``context_length``) int64, filled up with ``pad_id``.
+    """
+    rows = [_ids(caption, context_length) for caption in text]
+    filled = [row + (pad_id,) * (context_length - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=torch.int64).view(-1, context_length)
+
+
+def num_tokens(caption: str) -> int:
+    """Count the tokens of a caption with its begin and end marks."""
+    return len(byte_pairs().encode(caption)) + 2
+
+
+@lru_cache(maxsize=1)
+def byte_pairs() -> SimpleTokenizer:
+    """Return CLIP's tokenizer; its table of byte pairs comes with open_clip."""
+    return SimpleTokenizer()
+
+
+@lru_cache(maxsize=1 << 17)
+def _ids(caption: str, context_length: int) -> tuple[int, ...]:
+    pairs = byte_pairs()
+    ids = [pairs.sot_token_id, *pairs.encode(caption), pairs.eot_token_id]
+    return (*ids[: context_length - 1], ids[-1]) if len(ids) > context_length else tuple(ids)

@@ -1,0 +1,146 @@
+"""Captions as a condition: the tower frozen, or trained along."""
+
+import pytest
+import torch
+
+from ldm.conditioners.text import CLIPText
+from ldm.diffusion.noise import SampleNoise
+from ldm.nets.clip import CLIPModel
+from ldm.stages.diffusion import Diffusion
+from ldm.stages.load import build_stage, load_stage
+
+CLIP = {
+    "class_path": "ldm.nets.clip.CLIPModel",
+    "init_args": {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+        "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 2},
+    },
+}
+UNET = {
+    "block_out_channels": [8, 8],
+    "layers_per_block": 1,
+    "attention": [True, True],
+    "num_heads": 2,
+    "norm_groups": 4,
+}
+DATA = {
+    "key": ["a", "b", "c"],
+    "image": torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1,
+    "text": ["a cat", "two dogs on a mat", "nothing to see"],
+}
+
+
+def save(stage, path):
+    state = {"state_dict": stage.state_dict()}
+    stage.on_save_checkpoint(state)
+    torch.save(state, path)
+    return str(path)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    torch.manual_seed(0)
+    stage = build_stage({"class_path": "ldm.stages.clip.CLIP", "init_args": {"net": CLIP}})
+    return save(stage, tmp_path / "clip.ckpt"), stage.net
+
+
+@pytest.fixture
+def tower(clip, tmp_path):
+    """A checkpoint that is nothing but a text tower."""
+    tower = clip[1].text_tower()
+    state = {"stage": "text_tower", "config": tower.config, "state_dict": tower.state_dict()}
+    torch.save(state, tmp_path / "tower.ckpt")
+    return str(tmp_path / "tower.ckpt")
+
+
+def diffusion(checkpoint, frozen):
+    """A stage on pixels; guided, so that validation and sampling encode the null condition too."""
+    return build_stage(
+        {
+            "class_path": "ldm.stages.diffusion.Diffusion",
+            "init_args": {
+                "latents": {"class_path": "ldm.latents.Pixels"},
+                "conditioner": {
+                    "class_path": "ldm.conditioners.text.CLIPText",
+                    "init_args": {"checkpoint": checkpoint, "frozen": frozen, "dropout": 0.5},
+                },
+                "denoiser": {"class_path": "ldm.nets.unet.UNet", "init_args": UNET},
+                "optimizer": {"class_path": "ldm.stages.optimization.AdamW", "init_args": {"lr": 1e-2}},
+            },
+        }
+    )
+
+
+def train(stage, steps=3):
+    optimizer = stage.optimizer.build(stage)
+    for step in range(steps):
+        optimizer.zero_grad()
+        stage.train().losses(DATA, SampleNoise(step, DATA["key"]))["loss"].backward()
+        optimizer.step()
+
+
+def test_tokens_are_those_of_the_clip_and_of_the_bare_tower(clip, tower):
+    path, net = clip
+    expected = net.text_tokens(DATA["text"])
+    for checkpoint in (path, tower):
+        found = CLIPText(checkpoint)(DATA).tokens
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert torch.equal(CLIPText(path).null(2).tokens, CLIPText(path)({"text": ["", ""]}).tokens)
+
+
+def test_the_penultimate_layer_is_the_tower_with_a_layer_less(clip, tower):
+    tokens = clip[1].model.forward_intermediates(
+        text=clip[1].tokenize(DATA["text"]), text_indices=2, normalize_intermediates=True
+    )["text_intermediates"][0]
+    for checkpoint in (clip[0], tower):
+        assert torch.allclose(CLIPText(checkpoint, skip_last=1)(DATA).tokens, tokens, atol=1e-5)
+
+
+def test_a_frozen_tower_is_neither_trained_nor_saved(clip):
+    stage = diffusion(clip[0], frozen=True)
+    before = stage.conditioner.tower.state_dict()
+    before = {k: v.clone() for k, v in before.items()}
+    train(stage)
+    assert all(torch.equal(before[k], v) for k, v in stage.conditioner.tower.state_dict().items())
+    assert not any(name.startswith("conditioner") for name in stage.state_dict())
+    assert not stage.conditioner(DATA).tokens.requires_grad
+
+
+def test_a_trained_tower_changes_is_saved_and_is_what_a_checkpoint_gives_back(clip, tower, tmp_path):
+    for checkpoint in (clip[0], tower):
+        stage = diffusion(checkpoint, frozen=False)
+        before = {k: v.clone() for k, v in stage.conditioner.tower.state_dict().items()}
+        train(stage)
+        trained = stage.conditioner.tower.state_dict()
+        assert all(not torch.equal(before[k], v) for k, v in trained.items())
+        again = load_stage(save(stage, tmp_path / "diffusion.ckpt"), Diffusion)
+        assert all(torch.equal(v, trained[k]) for k, v in again.conditioner.tower.state_dict().items())
+        assert torch.equal(again.conditioner(DATA).tokens, stage.conditioner(DATA).tokens)
+
+
+def test_a_trained_tower_has_no_parameter_without_a_gradient(clip):
+    stage = diffusion(clip[0], frozen=False)
+    stage.train().losses(DATA, SampleNoise(0, DATA["key"]))["loss"].backward()
+    assert all(p.grad is not None for p in stage.parameters())
+    names = {n for n, _ in stage.named_parameters() if n.startswith("conditioner")}
+    assert names == {f"conditioner.text.{n}" for n in clip[1].text_tower().state_dict()}, "no image tower"
+
+
+def test_other_stages_and_classes_are_refused(clip, tower, tmp_path):
+    stage = diffusion(clip[0], frozen=True)
+    with pytest.raises(ValueError, match="of stage 'diffusion', expected stage 'clip' or 'text_tower'"):
+        CLIPText(save(stage, tmp_path / "diffusion.ckpt"))
+    state = torch.load(tower)
+    torch.save(state | {"config": CLIP}, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match=r"class ldm\.nets\.clip\.CLIPModel, expected a TextTower"):
+        CLIPText(str(tmp_path / "evil.ckpt"))
+
+
+def test_the_same_seed_builds_the_denoiser_that_it_built_with_a_whole_clip(clip):
+    torch.manual_seed(3)
+    CLIPModel(**CLIP["init_args"])
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    CLIPText(clip[0])
+    assert torch.equal(torch.rand(3), expected)
