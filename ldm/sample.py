@@ -28,7 +28,7 @@ from ldm.types import Batch
 
 GRID_SIZE = 64
 """Pictures of the grid, at most."""
-OPTIONS = {"text": "--prompt or --prompts", "label": "--labels", None: "--num"}
+OPTIONS = {("text",): "--prompt or --prompts", ("label",): "--labels", (): "--num"}
 HELP = """Draw pictures with a trained diffusion stage.
 
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "a large red ring in the center"
@@ -102,22 +102,23 @@ def load(options: Namespace, sampler: Sampler | None) -> Diffusion:
     return stage
 
 
-def wishes(options: Namespace, reads: str | None) -> list[Wish]:
-    """List the pictures that the command line asks of a model that is conditioned on the field ``reads``.
+def wishes(options: Namespace, reads: tuple[str, ...]) -> list[Wish]:
+    """List the pictures that the command line asks of a model that is conditioned on the fields ``reads``.
 
     Raises:
         ValueError: If it asks for nothing, or for what the model does not know.
     """
-    subjects: dict[str | None, list[str] | list[int] | list[None]] = {
-        "text": (options.prompt or []) + _lines(options.prompts),
-        "label": options.labels or [],
-        None: [None] * (options.num or 0),
+    subjects: dict[tuple[str, ...], list[str] | list[int] | list[None]] = {
+        ("text",): (options.prompt or []) + _lines(options.prompts),
+        ("label",): options.labels or [],
+        (): [None] * (options.num or 0),
     }
-    asked = [OPTIONS[field] for field, values in subjects.items() if values]
-    if asked != [OPTIONS[reads]]:
+    asked = [OPTIONS[fields] for fields, values in subjects.items() if values]
+    if asked != [OPTIONS.get(reads)]:
         raise ValueError(
-            f"the model of --checkpoint is conditioned on {reads or 'nothing'}: got "
-            f"{' and '.join(asked) or 'neither prompts nor labels nor a number'}, expected {OPTIONS[reads]}"
+            f"the model of --checkpoint is conditioned on {' and '.join(reads) or 'nothing'}: got "
+            f"{' and '.join(asked) or 'neither prompts nor labels nor a number'}, expected "
+            f"{OPTIONS.get(reads, 'a model of text or labels alone')}"
         )
     check_at_least("--num-per-prompt", options.num_per_prompt, 1)
     copies: Counter[str | int | None] = Counter()

@@ -46,7 +46,7 @@ class Cond:
         """Take this condition where ``keep`` is True and ``null`` elsewhere: the only condition dropout.
 
         Args:
-            keep: (B,) bool.
+            keep: (B,) bool, on any device.
             null: The null condition with the same fields set.
 
         Raises:
@@ -58,8 +58,8 @@ class Cond:
             if (ours is None) != (theirs is None):
                 raise ValueError(f"Cond.where: only one of condition and null condition has '{field.name}'")
             if ours is not None:
-                shape = (-1,) + (1,) * (ours.ndim - 1)
-                picked[field.name] = torch.where(keep.view(shape), ours, theirs.to(ours.dtype))
+                kept, shape = keep.to(ours.device), (-1,) + (1,) * (ours.ndim - 1)
+                picked[field.name] = torch.where(kept.view(shape), ours, theirs.to(ours.dtype))
         return Cond(**picked)
 
 
@@ -79,6 +79,19 @@ class Generates(Protocol):
 
         Returns:
             (B, 3, H, W) float32 in [-1, 1].
+        """
+        ...
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """A stage that knows which values of a batch it cannot use."""
+
+    def check(self, batch: Batch) -> None:
+        """Look at a batch that is still on the CPU, where looking costs no waiting for the device.
+
+        Raises:
+            ValueError: If the stage cannot use it.
         """
         ...
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
+from ldm.diffusion.noise import SampleNoise
+from ldm.latents import LatentSpace
 from ldm.types import Batch, Cond
 
 
@@ -18,14 +19,14 @@ class Conditioner(nn.Module, ABC):
             guidance needs (Ho & Salimans 2022).
     """
 
-    reads: ClassVar[Literal["text", "label"] | None] = None
-    """Field of a batch that it conditions on."""
+    reads: tuple[str, ...] = ()
+    """Fields of a batch that it conditions on; none of them for ``()``."""
     token_width: int | None = None
     """D of ``Cond.tokens``; None without tokens."""
     vector_width: int | None = None
     """E of ``Cond.vector``; None without a vector."""
     spatial_channels: int = 0
-    """C' of ``Cond.spatial``; 0 without it."""
+    """C' of ``Cond.spatial``; 0 without it. Known after ``bind``."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -33,32 +34,56 @@ class Conditioner(nn.Module, ABC):
             raise ValueError(f"conditioner.dropout must be in [0, 1], got {dropout}")
         self.dropout = dropout
 
+    def bind(self, latents: LatentSpace) -> None:
+        """Get to know the space that diffusion happens in: called once, before widths are asked for."""
+        return None
+
     @abstractmethod
     def forward(self, batch: Batch) -> Cond:
         """Encode what ``batch`` says of its B samples."""
 
     @abstractmethod
-    def null(self, batch_size: int) -> Cond:
-        """Return the condition that says nothing, for ``batch_size`` samples."""
+    def null(self, batch: Batch) -> Cond:
+        """Return the condition that says nothing, for as many samples and of the same shapes as ``batch``."""
 
     def check(self, batch: Batch) -> None:
-        """Check that nothing ``batch`` says would be cut off or misread: what a user typed, before sampling.
+        """Check that nothing ``batch`` says would be cut off or misread: what a user wishes, before sampling.
 
         Raises:
             ValueError: If it would; the message says what is there and what fits.
         """
+        self.check_values(batch)
 
-    def dropped(self, batch: Batch, uniform: Tensor) -> Cond:
+    def check_values(self, batch: Batch) -> None:
+        """Check that the model knows every class of ``batch``, while that is still on the CPU.
+
+        Called for each batch before it moves to its device. There, an embedding that is asked for a row it
+        lacks ends the process, and to look first would be to wait for the device at every step.
+
+        Raises:
+            ValueError: If it does not; the message says what is there and what fits.
+        """
+
+    def dropped(self, batch: Batch, noise: SampleNoise) -> Cond:
         """Encode ``batch`` with dropout.
 
         Args:
             batch: B samples.
-            uniform: (B,) in [0, 1): a sample below ``dropout`` gets the null condition.
+            noise: Decides which samples get the null condition: one number each, drawn at any ``dropout``.
         """
-        cond = self(batch)
-        if self.dropout == 0.0:
-            return cond
-        return cond.where(uniform >= self.dropout, self.null(len(uniform)))
+        return self._drop(self(batch), batch, noise)
+
+    def _drop(self, cond: Cond, batch: Batch, noise: SampleNoise) -> Cond:
+        keep = noise.uniform() >= self.dropout
+        return cond if self.dropout == 0.0 else cond.where(keep, self.null(batch))
+
+    def _require(self, batch: Batch) -> None:
+        lacking = [field for field in self.reads if field not in batch]
+        if lacking:
+            raise ValueError(
+                f"{type(self).__name__} conditions on {' and '.join(self.reads)}, but the batch has no "
+                f"{' and no '.join(lacking)}: add it to data.fields, or give it when sampling"
+            )
 
     @property
     def upstream(self) -> dict[str, str]:

@@ -18,7 +18,7 @@ class ClassLabel(Conditioner):
         dropout: Share of training samples that get the null condition, a learned vector too.
     """
 
-    reads = "label"
+    reads = ("label",)
 
     def __init__(self, num_classes: int, width: int = 64, dropout: float = 0.1) -> None:
         super().__init__(dropout)
@@ -32,15 +32,16 @@ class ClassLabel(Conditioner):
             raise ValueError("ClassLabel needs labels: add 'label' to data.fields, or name them with --label")
         return Cond(vector=self.embedding(batch["label"]))
 
-    def check(self, batch: Batch) -> None:
+    def check_values(self, batch: Batch) -> None:
         """Check that each label is one of the classes."""
-        for label in batch["label"].tolist():
+        for label, key in zip(batch.get("label", torch.empty(0)).tolist(), batch["key"], strict=False):
             if not 0 <= label < self.num_classes:
                 raise ValueError(
-                    f"label {label} is no class of the model, expected 0 to {self.num_classes - 1}"
+                    f"sample '{key}': label {label} is no class of the model, expected 0 to "
+                    f"{self.num_classes - 1} (conditioner.num_classes={self.num_classes})"
                 )
 
-    def null(self, batch_size: int) -> Cond:
-        """Return the null class's vector, ``batch_size`` times."""
+    def null(self, batch: Batch) -> Cond:
+        """Return the null class's vector, once per sample."""
         device = self.embedding.weight.device
-        return Cond(vector=self.embedding(torch.full((batch_size,), self.num_classes, device=device)))
+        return Cond(vector=self.embedding(torch.full((len(batch["key"]),), self.num_classes, device=device)))

@@ -16,6 +16,6 @@ class Unconditional(Conditioner):
         """Return the empty condition."""
         return Cond()
 
-    def null(self, batch_size: int) -> Cond:
+    def null(self, batch: Batch) -> Cond:
         """Return the empty condition."""
         return Cond()

@@ -30,7 +30,7 @@ class CLIPText(Conditioner):
         skip_last: Last layers to leave out; 1 gives the penultimate layer's tokens.
     """
 
-    reads = "text"
+    reads = ("text",)
 
     def __init__(
         self, checkpoint: str, dropout: float = 0.1, frozen: bool = True, skip_last: int = 0
@@ -64,9 +64,9 @@ class CLIPText(Conditioner):
                     f"{tower.context_length}, the context of the text tower"
                 )
 
-    def null(self, batch_size: int) -> Cond:
-        """Encode the empty caption, ``batch_size`` times."""
-        return Cond(tokens=self._tokens([""]).expand(batch_size, -1, -1))
+    def null(self, batch: Batch) -> Cond:
+        """Encode the empty caption, once per sample."""
+        return Cond(tokens=self._tokens([""]).expand(len(batch["key"]), -1, -1))
 
     def _tokens(self, text: list[str]) -> Tensor:
         return self.tower.encode(text).float()

@@ -17,7 +17,7 @@ from ldm.data.readers import Indexed, Reader
 from ldm.data.source import Evaluation, Place, Source, Spec
 from ldm.data.streaming import Streaming
 from ldm.pictures import from_bytes
-from ldm.types import Batch
+from ldm.types import Batch, Checks
 
 __all__ = ["Indexed", "Shards", "Streaming"]
 
@@ -134,13 +134,15 @@ class Shards(L.LightningDataModule):
         return self.evaluation.loader(self.batch_size, self.num_workers, self._place())
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Take out of a batch what concerns the reader only, and report bad samples, once for each."""
+        """Take out of a batch what concerns the reader only, report bad samples, let the stage look at it."""
         for message in batch.pop("skipped", ()):
             if message not in self._bad:
                 warnings.warn(f"bad training sample replaced: {message}", stacklevel=1)
             self._bad[message] = self._bad.get(message, 0) + 1
         if self.trainer is not None and self.trainer.training:
             self.source.observe(batch)
+        if self.trainer is not None and isinstance(self.trainer.lightning_module, Checks):
+            self.trainer.lightning_module.check(batch)
         return cast(Batch, batch)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:

@@ -48,6 +48,7 @@ class Diffusion(Stage):
         super().__init__(optimizer or AdamW())
         self.latents = latents
         self.conditioner = conditioner
+        conditioner.bind(latents)
         self.denoiser = denoiser(
             Widths(
                 latents.channels,
@@ -60,15 +61,18 @@ class Diffusion(Stage):
         self.sampler = sampler or DDIM()
         self.guidance = guidance or Unguided()
 
+    def check(self, batch: Batch) -> None:
+        """Check that the conditioner knows every class of a batch that is still on the CPU.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        self.conditioner.check_values(batch)
+
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
         """Regress the objective's target at random timesteps."""
-        keep = noise.uniform()
+        cond = self.conditioner.dropped(batch, noise) if self.training else self.conditioner(batch)
         latent = self._encode(batch, noise)
-        cond = (
-            self.conditioner(batch)
-            if not self.training
-            else self.conditioner.dropped(batch, keep.to(latent.device))
-        )
         t, eps = self.objective.draw(latent, noise)
         loss = self.objective.loss(lambda x, t: self.denoiser(x, t, cond), latent, eps, t)
         return {"loss": loss.mean()}
@@ -97,7 +101,7 @@ class Diffusion(Stage):
         noise = SampleNoise(seed, batch["key"])
         x = noise.like(torch.empty(count, *self.latents.shape(size), device=self.device))
         denoise = self.guidance(
-            self.denoise(self.conditioner(batch)), self.denoise(self.conditioner.null(count))
+            self.denoise(self.conditioner(batch)), self.denoise(self.conditioner.null(batch))
         )
         denoise = self.latents.constrain(denoise)
         return self.latents.decode(self.sampler(denoise, self.objective.schedule, x, noise.like))

@@ -195,10 +195,12 @@ def test_every_parameter_of_every_stage_gets_a_gradient(trained):
 
 def test_condition_dropout_gives_the_null_condition_to_its_share():
     conditioner = ClassLabel(3, 8, dropout=0.25)
-    data = {"key": ["a"] * 4, "label": torch.tensor([0, 1, 2, 0])}
-    vectors = conditioner.dropped(data, torch.tensor([0.0, 0.24, 0.25, 0.99])).vector
-    assert torch.equal(vectors[:2], conditioner.null(2).vector)
-    assert torch.equal(vectors[2:], conditioner(data).vector[2:])
+    data = {"key": list("abcdefgh"), "label": torch.arange(8) % 3}
+    dropped = SampleNoise(0, data["key"]).uniform() < 0.25
+    vectors = conditioner.dropped(data, SampleNoise(0, data["key"])).vector
+    assert 0 < dropped.sum() < len(dropped)
+    assert torch.equal(vectors[dropped], conditioner.null(data).vector[dropped])
+    assert torch.equal(vectors[~dropped], conditioner(data).vector[~dropped])
 
 
 def test_guidance_of_one_ignores_the_null_condition(trained):
@@ -207,7 +209,7 @@ def test_guidance_of_one_ignores_the_null_condition(trained):
     stage.guidance = ClassifierFree(1.0)
     before = stage.generate(data, 0)
     stage.conditioner.null = None
-    stage.conditioner.null = lambda n: stage.conditioner({"text": ["other"] * n})
+    stage.conditioner.null = lambda data: stage.conditioner({"text": ["other"] * len(data["key"])})
     assert torch.equal(before, stage.generate(data, 0))
 
 
