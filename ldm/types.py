@@ -27,6 +27,15 @@ class Batch(TypedDict, total=False):
     """(B,) int64 class labels."""
     latent: Tensor
     """(B, 2 C, h, w) float32: mean and standard deviation of q(z | image), unscaled (``ldm.encode``)."""
+    mask: Tensor
+    """(B, 1, H, W) float32, 1 = to be painted, 0 = known (uint8 until it is on the device)."""
+    low_res: Tensor
+    """(B, 3, h', w') float32 in [-1, 1]: the picture in low resolution (uint8 until it is on the device)."""
+    label_map: Tensor
+    """(B, H, W) int64: the class of every pixel (uint8 until it is on the device)."""
+    layout: list[Tensor]
+    """B times (n, 5) float32: class, left, top, right, bottom of each object; fractions of the picture's side
+    in [0, 1], from the top left corner."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+"""What conditions by maps have in common: they lie on the latent, channel beside channel."""
+
+from __future__ import annotations
+
+from ldm.conditioners.base import Conditioner
+from ldm.latents import LatentSpace
+
+
+class Spatial(Conditioner):
+    """A map of the latent's height and width, concatenated to x_t (Rombach et al. 2021, sec. 3.3).
+
+    Args:
+        dropout: Share of training samples that get the null condition.
+    """
+
+    _latents: LatentSpace | None = None
+
+    def bind(self, latents: LatentSpace) -> None:
+        """Keep the latent space at hand, which says how large a latent is."""
+        # No submodule: it is the stage's, and would be saved and moved a second time.
+        object.__setattr__(self, "_latents", latents)
+
+    @property
+    def latents(self) -> LatentSpace:
+        """The space that diffusion happens in."""
+        if self._latents is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: call bind(latents) first, as the diffusion stage does"
+            )
+        return self._latents
+
+    def _latent_size(self, image_size: int) -> tuple[int, int]:
+        _, height, width = self.latents.shape(image_size)
+        return height, width

@@ -1,0 +1,52 @@
+"""A picture of low resolution."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from ldm.conditioners.spatial import Spatial
+from ldm.types import Batch, Cond
+
+
+class SuperResolution(Spatial):
+    """The low-resolution picture at the latent's size: 3 channels (Rombach et al. 2021, sec. 4.4).
+
+    It is resized bicubically (antialiased where it shrinks) and kept in [-1, 1]. The null condition is grey.
+
+    Args:
+        scale: Side of the picture per side of the low-resolution one.
+        dropout: Share of training samples of which nothing is shown.
+    """
+
+    reads = ("low_res",)
+    spatial_channels = 3
+
+    def __init__(self, scale: int = 4, dropout: float = 0.0) -> None:
+        super().__init__(dropout)
+        if scale < 1:
+            raise ValueError(f"conditioner.scale must be at least 1, got {scale}")
+        self.scale = scale
+
+    def forward(self, batch: Batch) -> Cond:
+        """Resize ``batch["low_res"]``, (B, 3, h', w') in [-1, 1]."""
+        self._require(batch)
+        low = batch["low_res"]
+        size = self._latent_size(self.scale * low.shape[-1])
+        resized = F.interpolate(low, size, mode="bicubic", antialias=True)
+        return Cond(spatial=resized.clamp(-1.0, 1.0))
+
+    def null(self, batch: Batch) -> Cond:
+        """Return grey, 0."""
+        self._require(batch)
+        low = batch["low_res"]
+        size = self._latent_size(self.scale * low.shape[-1])
+        return Cond(spatial=low.new_zeros(len(low), 3, *size))
+
+    def check_values(self, batch: Batch) -> None:
+        """Check that pictures are ``scale`` times as large as their low-resolution copies."""
+        low, image = batch.get("low_res"), batch.get("image")
+        if low is not None and image is not None and image.shape[-1] != self.scale * low.shape[-1]:
+            raise ValueError(
+                f"pictures of size {image.shape[-1]} have low-resolution copies of size {low.shape[-1]}, "
+                f"expected {image.shape[-1] / self.scale:g} at conditioner.scale={self.scale}"
+            )
