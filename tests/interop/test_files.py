@@ -1,0 +1,131 @@
+"""Files of weights: nothing in them runs, nothing of them is lost, and damage is said by name."""
+
+import collections
+import json
+import os
+
+import pytest
+import torch
+
+from ldm.interop.files import read_json, read_weights, record, write_json, write_weights
+
+WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2]), "c": torch.ones(2).half()}
+
+
+def same(found, expected):
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+
+
+def test_written_weights_are_read_back_bit_for_bit(tmp_path):
+    transposed = WEIGHTS | {
+        "d": torch.rand(4, 3).T,
+        "e": torch.rand(1, 2, 3, 3).to(memory_format=torch.channels_last),
+    }
+    write_weights(tmp_path / "sub" / "x.safetensors", transposed, {"by": "a test"})
+    same(read_weights(tmp_path / "sub" / "x.safetensors"), transposed)
+    assert os.listdir(tmp_path / "sub") == ["x.safetensors"], "no temporary file is left"
+
+
+@pytest.mark.parametrize("wrap", [dict, lambda w: {"state_dict": w, "epoch": 3, "lr": [0.1]}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickles_of_any_age_are_read(tmp_path, wrap, zipped):
+    torch.save(wrap(WEIGHTS), tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped)
+    same(read_weights(tmp_path / "x.ckpt"), WEIGHTS)
+
+
+class Callback:
+    """As old checkpoints of Lightning have: the class as a key, and objects with a state of their own."""
+
+    def __init__(self):
+        self.best, self.paths = torch.tensor(0.5), ["x"]
+
+
+class AttributeDict(dict):
+    """A dict of a foreign class."""
+
+
+def test_foreign_objects_beside_the_weights_do_no_harm(tmp_path):
+    settings = collections.defaultdict(list, {"a": [1]})
+    beside = {"callbacks": {Callback: Callback()}, "hyper": AttributeDict(lr=0.1), "settings": settings}
+    torch.save({"state_dict": WEIGHTS, **beside}, tmp_path / "x.ckpt")
+    same(read_weights(tmp_path / "x.ckpt"), WEIGHTS)
+
+
+class Attack:
+    """Unpickled as usual, it runs a function of any module."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def attacks(tmp_path):
+    command = f"touch {tmp_path / 'ran'}"
+    write = f"open({str(tmp_path / 'ran')!r}, 'w').close()"
+    return [Attack(os.system, command), Attack(exec, write), Attack(eval, write.replace(".close()", ""))]
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_cannot_run_anything(tmp_path, kind, zipped):
+    attack, path = attacks(tmp_path)[kind], tmp_path / "x.ckpt"
+    torch.save({"state_dict": WEIGHTS, "x": attack}, path, _use_new_zipfile_serialization=zipped)
+    try:
+        same(read_weights(path), WEIGHTS)
+    except ValueError as error:
+        assert f"weights '{path}' cannot be read: " in str(error) and "\n" not in str(error)
+    assert not (tmp_path / "ran").exists()
+    torch.save(WEIGHTS | {"x": attack}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"x\.ckpt'"):
+        read_weights(path)
+    assert not (tmp_path / "ran").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "ran").exists(), "the file is a real attack: read without care it runs"
+
+
+def damaged(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x02 this is no file of weights")
+    return tmp_path / name
+
+
+def test_what_is_no_file_of_weights_is_said_by_name(tmp_path):
+    for name in ("x.safetensors", "x.ckpt"):
+        with pytest.raises(ValueError, match=rf"weights '.*{name}' cannot be read: ."):
+            read_weights(damaged(tmp_path, name))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt' do not exist"):
+        read_weights("nowhere.ckpt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list\.pt' hold a list, expected tensors by name"):
+        read_weights(tmp_path / "list.pt")
+    torch.save({"step": 3}, tmp_path / "step.pt")
+    with pytest.raises(ValueError, match=r"step\.pt': 'step' is a int, expected a tensor"):
+        read_weights(tmp_path / "step.pt")
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "program.pt")
+    with pytest.raises(ValueError, match=r"program\.pt' cannot be read: .*(?i:torchscript)"):
+        read_weights(tmp_path / "program.pt")
+
+
+def test_json(tmp_path):
+    write_json(tmp_path / "sub" / "x.json", {"ü": [1.5, None]})
+    assert read_json(tmp_path / "sub" / "x.json") == {"ü": [1.5, None]}
+    (tmp_path / "y.json").write_text("{'a': 1}")
+    with pytest.raises(ValueError, match=r"y\.json' is not JSON"):
+        read_json(tmp_path / "y.json")
+    (tmp_path / "y.json").write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match=r"y\.json' holds a list, expected a JSON object"):
+        read_json(tmp_path / "y.json")
+    with pytest.raises(FileNotFoundError, match=r"z\.json' does not exist"):
+        read_json(tmp_path / "z.json")
+
+
+def test_a_record_says_what_produced_an_export(tmp_path):
+    checkpoint = {"stage": "clip", "config": {"class_path": "a.B"}, "samples_seen": 7, "weights": "ema"}
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    said = record(checkpoint, tmp_path / "x.ckpt")
+    assert said.pop("software").startswith("ldm ") and len(said.pop("sha256")) == 64
+    assert said == {**checkpoint, "source": str(tmp_path / "x.ckpt"), "image_size": None, "upstream": {}}
+    assert record({"stage": "clip", "config": {}}, tmp_path / "x.ckpt")["weights"] == "raw"
