@@ -8,11 +8,63 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser
 
 from ldm.cli import run_command
+from ldm.interop.open_clip import export_clip, import_clip
+from ldm.interop.transformers import export_text, import_text
 
 HELP = """Bring weights of other programs here, or write ours as they read them.
 
 Each command has its own --help. Nothing is downloaded; pickles are read without running what is in them."""
-COMMANDS: tuple[Callable[..., None], ...] = ()
+
+
+def from_open_clip(weights: str, model: str, out: str) -> None:
+    """Turn weights of open_clip, such as published ones, into a run folder of our CLIP stage.
+
+    What later stages, metrics and ``ldm.fit --weights`` take from it is what a CLIP trained here would give.
+
+    Args:
+        weights: File of weights: .safetensors, or a pickled state dict.
+        model: Name of a model that open_clip knows, e.g. ViT-B-32, or a .json file with its configuration.
+        out: Run folder to write.
+    """
+    print(f"wrote {import_clip(weights, model, out)}")
+
+
+def to_open_clip(run: str, out: str) -> None:
+    """Write a CLIP stage as a folder that open_clip opens as ``local-dir:<folder>``.
+
+    Args:
+        run: Checkpoint or run folder of a CLIP stage.
+        out: Folder to write.
+    """
+    print(f"wrote {export_clip(run, out)}")
+
+
+def from_transformers(folder: str, out: str) -> None:
+    """Turn a text encoder of transformers into a run folder that ``CLIPText`` conditions on.
+
+    Args:
+        folder: With config.json and weights of a CLIPTextModel, e.g. the text_encoder of Stable Diffusion.
+        out: Run folder to write.
+    """
+    print(f"wrote {import_text(folder, out)}")
+
+
+def to_transformers(run: str, out: str) -> None:
+    """Write a text tower as a folder that transformers' CLIPTextModel and CLIPTokenizer open.
+
+    Args:
+        run: Checkpoint or run folder of a CLIP stage, a text tower, or a diffusion stage that has one.
+        out: Folder to write.
+    """
+    print(f"wrote {export_text(run, out)}")
+
+
+COMMANDS: tuple[Callable[..., None], ...] = (
+    from_open_clip,
+    to_open_clip,
+    from_transformers,
+    to_transformers,
+)
 """Functions whose names, arguments and docstrings are the command line."""
 
 

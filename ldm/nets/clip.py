@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -49,9 +50,10 @@ class CLIPModel(nn.Module):
         except TypeError as error:
             raise ValueError(f"net.vision_cfg or net.text_cfg does not fit open_clip: {error}") from error
         self.text_cfg, self.quick_gelu = dict(text_cfg), quick_gelu
+        self.image_mean, self.image_std = image_mean, image_std
         self.context_length = int(self.model.context_length)
         self.token_width = int(self.model.token_embedding.embedding_dim)
-        self.image_size = int(self.model.visual.image_size[0])
+        self.image_size = int(to_2tuple(self.model.visual.image_size)[0])  # residual networks say one number
         mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (image_mean, image_std))
         # (x + 1) / 2 is the picture in [0, 1]; with mean and deviation .5 the tower sees x itself, to the bit
         self.register_buffer("image_scale", (0.5 / std).float(), persistent=False)

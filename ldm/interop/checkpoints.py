@@ -1,0 +1,51 @@
+"""Checkpoints of our stages with weights from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm.callbacks.checkpoint_io import AtomicCheckpointIO
+
+
+def write_checkpoint(
+    out: str | Path,
+    stage: str,
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    source: Mapping[str, Any],
+    image_size: int | None = None,
+) -> Path:
+    """Write a run folder's checkpoint: what later stages, metrics and ``ldm.fit --weights`` start from.
+
+    Args:
+        out: Run folder, one that has no checkpoint yet.
+        stage: Name of the stage.
+        config: ``{"class_path": ..., "init_args": {...}}`` that rebuilds it.
+        weights: Its state dict.
+        source: Where the weights come from.
+        image_size: Side of the pictures that it was trained on, if known.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: If the folder has a checkpoint.
+    """
+    path = Path(out) / "checkpoints" / "last.ckpt"
+    if path.exists():
+        raise ValueError(f"--out: '{out}' already has checkpoints/last.ckpt, expected a folder without a run")
+    state = {
+        "stage": stage,
+        "config": dict(config),
+        "state_dict": dict(weights),
+        "upstream": {},
+        "samples_seen": 0,
+        "image_size": image_size,
+        "source": dict(source),
+    }
+    AtomicCheckpointIO().save_checkpoint(state, path)
+    return path

@@ -1,0 +1,167 @@
+"""CLIP models of open_clip, both ways."""
+
+from __future__ import annotations
+
+import difflib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from torch import Tensor
+
+from ldm import checkpoint as ckpt
+from ldm.interop.checkpoints import write_checkpoint
+from ldm.interop.files import read_json, read_weights, record, write_json, write_weights
+from ldm.interop.keys import check
+from ldm.nets.clip import CLIPModel
+from ldm.nets.text import VOCAB_SIZE
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+"""Files of a folder that open_clip opens as ``local-dir:<folder>``."""
+ARGUMENTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+"""What open_clip's configuration of a plain CLIP says."""
+FOREIGN = ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
+"""Keys of ``text_cfg`` that ask for another text tower, or for other tokens."""
+NO_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
+"""Numbers that OpenAI's state dicts hold between the weights."""
+
+
+def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path:
+    """Turn weights of open_clip into a checkpoint of our CLIP stage.
+
+    Args:
+        weights: A .safetensors file, or a pickled state dict, such as open_clip's training writes.
+        model: Name of a model that open_clip knows, e.g. ViT-B-32, or a .json file with its configuration,
+            such as open_clip_config.json.
+        out: Run folder to write.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the model is no plain CLIP with CLIP's own tokens, the weights are of another model, or
+            ``out`` has a checkpoint already.
+    """
+    net = {"class_path": "ldm.nets.clip.CLIPModel", "init_args": clip_arguments(model)}
+    with torch.device("meta"):
+        empty = ckpt.instantiate(net, CLIPModel)
+    shapes = {name: value.shape for name, value in empty.state_dict().items()}
+    found = {f"model.{name}": value for name, value in _state_dict(Path(weights)).items()}
+    if (scale := found.get("model.logit_scale")) is not None:
+        found["model.logit_scale"] = scale.reshape(())  # some versions keep it as a vector of one
+    check(found, shapes, str(weights))
+    config = {"class_path": "ldm.stages.clip.CLIP", "init_args": {"net": net}}
+    source = {"program": "open_clip", "file": Path(weights).name, "sha256": ckpt.sha256(weights)}
+    named = {f"net.{name}": value for name, value in found.items()}
+    return write_checkpoint(out, "clip", config, named, source, empty.image_size)
+
+
+def clip_arguments(model: str | Path) -> dict[str, Any]:
+    """Read the arguments of a ``CLIPModel`` from a configuration of open_clip.
+
+    Pictures are normalised as its ``preprocess_cfg`` says; where it says nothing, which is so for models that
+    open_clip knows by name, as OpenAI and LAION did.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If there is no such model, or it is no plain CLIP; the message names the key.
+    """
+    config, preprocess = _read_config(model)
+    text = {f"text_cfg.{key}": config["text_cfg"].get(key) for key in FOREIGN}
+    beside = {key: value for key, value in config.items() if key not in ARGUMENTS}
+    for key, value in (text | beside).items():
+        if value:
+            raise ValueError(f"{model}: {key} is {value}, expected a CLIP of open_clip's own, without it")
+    if (size := config["text_cfg"].get("vocab_size", VOCAB_SIZE)) != VOCAB_SIZE:
+        raise ValueError(f"{model}: text_cfg.vocab_size is {size}, expected {VOCAB_SIZE}, CLIP's byte pairs")
+    return {
+        "embed_dim": config["embed_dim"],
+        "vision_cfg": {k: v for k, v in config["vision_cfg"].items() if k != "timm_model_pretrained"},
+        "text_cfg": dict(config["text_cfg"]),
+        "quick_gelu": bool(config.get("quick_gelu", False)),
+        "image_mean": list(preprocess.get("mean", OPENAI_DATASET_MEAN)),
+        "image_std": list(preprocess.get("std", OPENAI_DATASET_STD)),
+    }
+
+
+def export_clip(run: str | Path, out: str | Path) -> Path:
+    """Write a CLIP stage as a folder that open_clip opens as ``local-dir:<folder>``, with its statistics.
+
+    ldm.json beside it says where the weights come from.
+
+    Args:
+        run: Checkpoint or run folder of a CLIP stage.
+        out: Folder to write.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it is of another stage.
+    """
+    out = Path(out)
+    net, state = ckpt.load_net(run, "clip", CLIPModel)
+    arguments = state["config"]["init_args"]["net"]["init_args"]
+    preprocess = {"mean": list(net.image_mean), "std": list(net.image_std), "interpolation": "bicubic"}
+    model = {key: arguments[key] for key in ARGUMENTS if key in arguments}
+    write_json(out / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocess})
+    write_weights(out / WEIGHTS, net.model.state_dict(), {})
+    write_json(out / "ldm.json", record(state, ckpt.find(run)))
+    return out
+
+
+def _read_config(model: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return ``model_cfg`` and ``preprocess_cfg`` of a file, or those of a name."""
+    if str(model).endswith(".json"):
+        found = read_json(model)
+        config, preprocess = found.get("model_cfg", found), found.get("preprocess_cfg", {})
+    else:
+        config, preprocess = open_clip.get_model_config(_known(str(model))), {}
+    if missing := [key for key in ARGUMENTS[:3] if key not in config]:
+        raise ValueError(f"{model}: has no {' and no '.join(missing)}, expected open_clip's configuration")
+    return config, preprocess
+
+
+def _known(name: str) -> str:
+    """Check a name against open_clip's list: it would look for others on the network."""
+    cleaned, names = name.replace("/", "-"), open_clip.list_models()
+    if cleaned not in names:
+        near = difflib.get_close_matches(cleaned, names) or names[:3]
+        raise ValueError(
+            f"--model: got '{name}', expected a model that open_clip knows, such as {', '.join(near)}, or a "
+            ".json file with its configuration"
+        )
+    return cleaned
+
+
+def _state_dict(path: Path) -> Mapping[str, Tensor]:
+    """Read a model's state dict, without what training in parallel or compiled put before the names."""
+    if path.is_file() and _is_program(path):
+        raise ValueError(
+            f"weights '{path}' are a TorchScript archive, a program, as OpenAI publishes them; expected a "
+            "state dict: torch.save(torch.jit.load(...).state_dict(), ...) makes one of it"
+        )
+    weights = read_weights(path)
+    named = {_bare(name): value for name, value in weights.items()}
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in named.items()
+        if name not in NO_WEIGHTS
+    }
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod.")
+
+
+def _is_program(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())

@@ -1,0 +1,167 @@
+"""Text towers as folders that transformers' ``CLIPTextModel`` and ``CLIPTokenizer`` read and write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm import checkpoint as ckpt
+from ldm.conditioners.text import CLIPText, load_tower
+from ldm.interop import tokenizer
+from ldm.interop.checkpoints import write_checkpoint
+from ldm.interop.files import read_json, read_weights, record, write_json, write_weights
+from ldm.interop.keys import check
+from ldm.nets.text import VOCAB_SIZE, TextTower
+from ldm.stages.diffusion import Diffusion
+from ldm.stages.load import load_stage
+
+PREFIX = "text_model."
+"""Begins the names of all parameters up to transformers 4; version 5 reads them with it and without."""
+BESIDE = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "embeddings.position_ids")
+"""What a folder may hold that is no weight of the tower: the rest of a CLIP, and a table of positions."""
+WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
+"""Files that a folder's weights may be in."""
+QUICK_GELU = {"gelu": False, "quick_gelu": True}
+"""What each ``hidden_act`` is to a ``TextTower``."""
+DEFAULTS: dict[str, Any] = {
+    "model_type": "clip_text_model",
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+"""What transformers takes for what a config.json leaves out: the tower of OpenAI's ViT-B/32."""
+
+
+def text_config(tower: TextTower) -> dict[str, Any]:
+    """Describe a tower as the config.json of a ``CLIPTextModel``."""
+    ids = tokenizer.vocabulary()
+    return DEFAULTS | {
+        "architectures": ["CLIPTextModel"],
+        "hidden_size": tower.width,
+        "intermediate_size": round(tower.width * tower.mlp_ratio),
+        "projection_dim": tower.width,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "max_position_embeddings": tower.context_length,
+        "hidden_act": "quick_gelu" if tower.quick_gelu else "gelu",
+        "bos_token_id": ids[tokenizer.BEGIN],
+        "eos_token_id": ids[tokenizer.END],
+        "pad_token_id": tower.pad_id,
+        "torch_dtype": "float32",
+    }
+
+
+def empty_tower(config: Mapping[str, Any], pad_id: int, name: str) -> TextTower:
+    """Build the tower that a config.json describes, on the meta device: shapes and no weights.
+
+    Args:
+        config: Of a ``CLIPTextModel``, or of a ``CLIPModel``, which has one inside.
+        pad_id: Token that fills up short captions.
+        name: The file, for messages.
+
+    Raises:
+        ValueError: If it describes another kind of tower; the message names the key.
+    """
+    config = DEFAULTS | dict(config.get("text_config") or config)
+    expected = {key: [DEFAULTS[key]] for key in ("model_type", "vocab_size", "layer_norm_eps")}
+    expected["hidden_act"] = list(QUICK_GELU)
+    for key, allowed in expected.items():
+        if (found := config[key]) not in allowed:
+            raise ValueError(f"{name}: {key} is {found}, expected {' or '.join(map(str, allowed))}")
+    with torch.device("meta"):
+        return TextTower(
+            width=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            context_length=config["max_position_embeddings"],
+            mlp_ratio=config["intermediate_size"] / config["hidden_size"],
+            quick_gelu=QUICK_GELU[config["hidden_act"]],
+            pad_id=pad_id,
+        )
+
+
+def tower_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pick a tower's parameters, in float32, out of a ``CLIPTextModel``'s or a whole ``CLIPModel``'s."""
+    named = {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    return {name: value.float() for name, value in named.items() if not name.startswith(BESIDE)}
+
+
+def import_text(folder: str | Path, out: str | Path) -> Path:
+    """Turn a folder of transformers into a checkpoint that ``CLIPText`` accepts.
+
+    Padding is what the folder's tokenizer says, or that of the folder ``tokenizer`` beside it, which is
+    where Stable Diffusion's folders have it; without either it is the end mark, transformers' default.
+
+    Args:
+        folder: With config.json and weights of a ``CLIPTextModel`` or a ``CLIPModel``.
+        out: Run folder to write.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If the folder holds another kind of model, or ``out`` has a checkpoint already.
+    """
+    folder = Path(folder)
+    config_file, weights_file = folder / "config.json", _weights_file(folder)
+    padding = tokenizer.pad_id(folder, folder.resolve().parent / "tokenizer")
+    tower = empty_tower(read_json(config_file), padding, str(config_file))
+    weights = tower_weights(read_weights(weights_file))
+    check(weights, {name: value.shape for name, value in tower.state_dict().items()}, str(weights_file))
+    source = {"program": "transformers", "file": weights_file.name, "sha256": ckpt.sha256(weights_file)}
+    return write_checkpoint(out, "text_tower", tower.config, weights, source)
+
+
+def export_text(run: str | Path, out: str | Path) -> Path:
+    """Write the text tower of a checkpoint, its tokenizer and ldm.json, which says where they come from.
+
+    Args:
+        run: Checkpoint or run folder of a CLIP, of a text tower, or of a diffusion stage that has one.
+        out: Folder to write.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it has no text tower.
+    """
+    state = ckpt.read(run)
+    tower = _tower_of_diffusion(str(run)) if state["stage"] == "diffusion" else load_tower(str(run))
+    write_text(tower, out)
+    tokenizer.write_tokenizer(out, tower.context_length, tower.pad_id)
+    write_json(Path(out) / "ldm.json", record(state, ckpt.find(run)))
+    return Path(out)
+
+
+def write_text(tower: TextTower, folder: str | Path) -> None:
+    """Write config.json and model.safetensors of a tower."""
+    weights = {f"{PREFIX}{name}": value for name, value in tower.state_dict().items()}
+    write_json(Path(folder) / "config.json", text_config(tower))
+    write_weights(Path(folder) / WEIGHTS[0], weights, {})
+
+
+def _tower_of_diffusion(path: str) -> TextTower:
+    conditioner = load_stage(path, Diffusion).conditioner
+    towers = [module.tower for module in conditioner.modules() if isinstance(module, CLIPText)]
+    if len(towers) != 1:
+        found = type(conditioner).__name__
+        raise ValueError(f"checkpoint '{path}': conditioner is a {found}, expected one CLIPText in it")
+    return towers[0]
+
+
+def _weights_file(folder: Path) -> Path:
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(f"'{folder}' has no weights: expected {' or '.join(WEIGHTS)}")
+    return found[0]
