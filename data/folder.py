@@ -8,13 +8,19 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from data.captions import Item, Skipped, from_folder, from_table, pictures_only
+from data.masks import random_mask
 from data.writing import Members, pack
 from ldm.data.decode import BadSample, Origin, decode
+from ldm.data.raster import rgb
+
+MASK_SIDE = 256
+"""Shorter side of a mask in pixels, at most: data loading brings it to the picture's size."""
 
 HELP = """\
 Pack a folder of pictures with captions into tar shards.
@@ -23,8 +29,41 @@ The captions come from files beside the pictures (cat.jpg, cat.txt), or from a t
 CSV with a header or JSONL, with the columns file (relative to the folder), caption and, if there are classes,
 label. "--captions none" packs the pictures alone. Pictures are jpg, jpeg, png or webp; their bytes are kept
 unless --resize asks for smaller ones. What cannot be used is skipped, counted and listed in skipped.txt.
+--masks adds a random mask to each picture, to train inpainting; --low-res N a copy whose shorter side is N
+pixels, to train super-resolution.
 
 If the folder already holds the same set, nothing is done."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is made of each picture to condition on.
+
+    Args:
+        masks: Whether to draw a random mask, which the picture's name decides.
+        low_res: Shorter side in pixels of a low-resolution copy; None makes none.
+    """
+
+    masks: bool = False
+    low_res: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.low_res is not None and self.low_res < 1:
+            raise ValueError(f"--low-res: {self.low_res}, expected at least 1")
+
+    def members(self, name: str, content: bytes) -> dict[str, bytes]:
+        """Make the members of one picture."""
+        if not self.masks and self.low_res is None:
+            return {}
+        picture = Image.fromarray(rgb(content).permute(1, 2, 0).numpy())
+        found: dict[str, Image.Image] = {}
+        if self.masks:
+            width, height = _scaled(picture.size, min(MASK_SIDE, *picture.size))
+            found["mask.png"] = Image.fromarray(random_mask(name, height, width))
+        if self.low_res is not None:
+            size = _scaled(picture.size, self.low_res)
+            found["low.png"] = picture.resize(size, Image.Resampling.BOX)
+        return {member: _png(made) for member, made in found.items()}
 
 
 def pack_folder(
@@ -34,6 +73,7 @@ def pack_folder(
     val_fraction: float = 0.05,
     resize: int | None = None,
     shard_size: int = 1000,
+    extras: Extras | None = None,
 ) -> tuple[bool, Skipped]:
     """Write train and val shards of a folder of pictures.
 
@@ -44,6 +84,7 @@ def pack_folder(
         val_fraction: Share of the pictures for val-*.tar, in [0, 1); which ones is decided by their names.
         resize: Shorter side in pixels to which larger pictures are reduced; None keeps the files' bytes.
         shard_size: Samples per shard.
+        extras: What is made of each picture to condition on; None makes nothing.
 
     Returns:
         False if the shards were already there, and what was skipped.
@@ -53,6 +94,7 @@ def pack_folder(
         ValueError: If there are no pictures, the table lacks a column, or ``out`` holds other shards.
     """
     _check(source, val_fraction, resize, shard_size)
+    extras = extras or Extras()
     skipped = Skipped()
     items = _find(source, captions, skipped)
     items.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
@@ -62,7 +104,7 @@ def pack_folder(
             f"{source}: {len(items)} usable pictures are too few for --val-fraction {val_fraction}"
         )
     parts = {"train": items[num_val:], "val": items[:num_val]}
-    splits = {name: _samples(part, source, resize, skipped) for name, part in parts.items() if part}
+    splits = {name: _samples(part, source, resize, extras, skipped) for name, part in parts.items() if part}
     settings = {
         "set": "folder",
         "version": 1,
@@ -70,6 +112,8 @@ def pack_folder(
         "resize": resize,
         "shard_size": shard_size,
         "source": _fingerprint(items, source),
+        "masks": extras.masks or None,
+        "low_res": extras.low_res,
     }
     packed = pack(out, settings, splits, shard_size, len(items))
     if packed:
@@ -111,7 +155,9 @@ def _fingerprint(items: Sequence[Item], source: Path) -> str:
     return digest.hexdigest()
 
 
-def _samples(items: Sequence[Item], source: Path, resize: int | None, skipped: Skipped) -> Iterator[Members]:
+def _samples(
+    items: Sequence[Item], source: Path, resize: int | None, extras: Extras, skipped: Skipped
+) -> Iterator[Members]:
     for item in items:
         path = source / item.name
         content, kind = path.read_bytes(), path.suffix[1:].lower()
@@ -122,7 +168,7 @@ def _samples(items: Sequence[Item], source: Path, resize: int | None, skipped: S
             continue
         if resize is not None:
             content, kind = _reduce(content, kind, resize)
-        yield _members(item, content, kind)
+        yield {**_members(item, content, kind), **extras.members(item.name, content)}
 
 
 def _members(item: Item, content: bytes, kind: str) -> Members:
@@ -146,16 +192,26 @@ def _reduce(content: bytes, kind: str, side: int) -> tuple[bytes, str]:
         if min(opened.size) <= side or opened.mode.startswith("I"):  # Pillow cannot convert 16-bit grey
             return content, kind
         picture = ImageOps.exif_transpose(opened)
-    scale = side / min(picture.size)
-    size = (max(side, round(picture.width * scale)), max(side, round(picture.height * scale)))
+    size = _scaled(picture.size, side)
     keeps_alpha = kind == "png" or picture.has_transparency_data
     picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     small, out = picture.resize(size, Image.Resampling.LANCZOS), io.BytesIO()
     if keeps_alpha:
-        small.save(out, "PNG")
-        return out.getvalue(), "png"
+        return _png(small), "png"
     small.save(out, "JPEG", quality=95)
     return out.getvalue(), "jpg"
+
+
+def _scaled(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return width and height of a picture whose shorter side becomes ``side``."""
+    scale = side / min(size)
+    return max(side, round(size[0] * scale)), max(side, round(size[1] * scale))
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--val-fraction", type=float, default=0.05, metavar="X", help="share for val-*.tar (default 0.05)")
     add("--resize", type=int, metavar="N", help="reduce larger pictures to this shorter side in pixels")
     add("--shard-size", type=int, default=1000, metavar="N", help="samples per shard (default 1000)")
+    add("--masks", action="store_true", help="add a random mask to each picture (inpainting)")
+    add("--low-res", type=int, metavar="N", help="add a copy of shorter side N to each (super-resolution)")
     return parser
 
 
@@ -177,7 +235,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     try:
         packed, skipped = pack_folder(
-            given.images, given.out, given.captions, given.val_fraction, given.resize, given.shard_size
+            given.images,
+            given.out,
+            given.captions,
+            given.val_fraction,
+            given.resize,
+            given.shard_size,
+            Extras(given.masks, given.low_res),
         )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

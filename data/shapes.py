@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BACKGROUNDS = {"white": (248, 248, 248), "grey": (128, 128, 128), "black": (12, 12, 12)}
-COLOURS = {
+COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (220, 35, 35),
     "orange": (250, 145, 20),
     "yellow": (245, 225, 30),
@@ -27,7 +27,7 @@ COLOURS = {
     "purple": (125, 40, 180),
     "pink": (250, 130, 195),
 }
-SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "cross", "ring")
 SIZES = {"small": 0.14, "large": 0.21}
 PLACES = {
     "in the center": (0.5, 0.5),

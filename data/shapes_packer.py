@@ -34,6 +34,7 @@ from data.shapes import (
     sample_wording,
     training_captions,
 )
+from data.shapes_conditions import layout, members
 
 MANIFEST = "shards.json"
 _VERSION = 1  # raise it whenever the same settings begin to give other bytes
@@ -48,6 +49,10 @@ that training may use, and the scene with the boxes of its objects, left top rig
   val-*.tar    the same distribution as train, other pictures; canonical captions from here on
   novel-*.tar  scenes (a tenth of all) that train never holds; every caption once
   pairs-*.tar  scenes with a colour and shape that train never shows together; every caption once
+
+With --conditions each sample also has KEY.mask.png (255 = to be painted, 10 to 50 %), KEY.low.png (4 times
+smaller), KEY.map.png (0 background, 1 + i the i-th colour) and, in KEY.json, a layout (class 6 i + j: i-th
+colour, j-th shape). Pictures and captions are the same with and without.
 
 If the folder already holds the same set, nothing is done."""
 
@@ -65,6 +70,7 @@ class Settings:
         seed: Seed of the whole set.
         shard_size: Samples per shard.
         version: Version of the packer.
+        conditions: Whether samples get a mask, a low-resolution picture, a map of classes and a layout.
     """
 
     train: int = 20_000
@@ -75,6 +81,7 @@ class Settings:
     seed: int = 0
     shard_size: int = 1_000
     version: int = _VERSION
+    conditions: bool = False
 
     def __post_init__(self) -> None:
         lowest = {"size": 16, "shard_size": 1}
@@ -123,7 +130,7 @@ def pack(out: Path, settings: Settings, workers: int = 1) -> bool:
         else:
             for job in jobs:
                 bar.update(_write(job))
-    _write_atomically(out / MANIFEST, json.dumps(asdict(settings), indent=2).encode() + b"\n")
+    _write_atomically(out / MANIFEST, json.dumps(_record(settings, {}), indent=2).encode() + b"\n")
     return True
 
 
@@ -151,7 +158,7 @@ def _is_packed(out: Path, settings: Settings) -> bool:
         found = json.loads(manifest.read_text())
         differences = [
             f"{name}={found.get(name)} instead of {value}"
-            for name, value in asdict(settings).items()
+            for name, value in _record(settings, found).items()
             if found.get(name) != value
         ]
     except (ValueError, AttributeError):
@@ -163,6 +170,14 @@ def _is_packed(out: Path, settings: Settings) -> bool:
         )
     missing = [shard.name for shard in _names(out, settings) if not shard.exists()]
     return not missing
+
+
+def _record(settings: Settings, found: dict[str, Any]) -> dict[str, Any]:
+    """Return what the manifest says of settings; it is silent about conditions that are not there."""
+    record = asdict(settings)
+    if not settings.conditions and "conditions" not in found:
+        del record["conditions"]
+    return record
 
 
 def _names(out: Path, settings: Settings) -> list[Path]:
@@ -201,14 +216,18 @@ def _sample(shard: Shard, number: int, settings: Settings) -> dict[str, str | by
     )
     is_train = shard.split == "train"
     text = sample_wording(scene, settings.seed, number) if is_train else canonical_caption(scene)
-    picture = io.BytesIO()
-    Image.fromarray(render(scene, settings.size)).save(picture, "png")
-    fields = {"captions": training_captions(scene), "scene": to_json(scene, settings.size)}
+    key, image, picture = f"shapes-{shard.split}-{number:010d}", render(scene, settings.size), io.BytesIO()
+    Image.fromarray(image).save(picture, "png")
+    fields: dict[str, Any] = {"captions": training_captions(scene), "scene": to_json(scene, settings.size)}
+    extra: dict[str, bytes] = {}
+    if settings.conditions:
+        extra, fields["layout"] = members(scene, image, f"{settings.seed}/{key}"), layout(scene)
     return {
-        "__key__": f"shapes-{shard.split}-{number:010d}",
+        "__key__": key,
         "png": picture.getvalue(),
         "txt": text.encode(),
         "json": json.dumps(fields).encode(),
+        **extra,
     }
 
 
@@ -258,6 +277,9 @@ def _parser() -> argparse.ArgumentParser:
     cores = os.cpu_count() or 1
     parser.add_argument(
         "--workers", type=int, default=cores, metavar="N", help=f"processes (default {cores}: all cores)"
+    )
+    parser.add_argument(
+        "--conditions", action="store_true", help="also masks, low resolution, maps of classes and layouts"
     )
     return parser
 

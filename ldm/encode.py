@@ -34,7 +34,7 @@ HELP = """Encode the pictures of shards to latents, so that training a diffusion
   python -m ldm.encode --autoencoder runs/demo/autoencoder \\
     --shards "shards/shapes/train-{000000..000019}.tar" --out shards/shapes-latents
 
-Each shard of --shards becomes one of the same name in --out, with captions and labels as they are and
+Each shard of --shards becomes one of the same name in --out, with all other members as they are and
 latent.npy instead of the picture: float16 (2C, h, w), mean and standard deviation of q(z | picture).
 latents.json beside them says which autoencoder made them; ldm.fit refuses latents of another one. A call
 that was interrupted is repeated: shards that are done are left alone."""

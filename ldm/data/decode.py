@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-Field = Literal["image", "text", "label", "latent"]
+from ldm.data import raster
+
+Field = Literal["image", "text", "label", "latent", "mask", "low_res", "label_map", "layout"]
 """What a sample can carry beside its key."""
-FIELDS: tuple[Field, ...] = ("image", "text", "label", "latent")
+FIELDS: tuple[Field, ...] = ("image", "text", "label", "latent", "mask", "low_res", "label_map", "layout")
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LATENT = "latent.npy"
@@ -28,9 +28,13 @@ MEMBERS: dict[str, tuple[str, ...]] = {
     "text": ("txt", "json"),
     "label": ("cls", "json"),
     "latent": (LATENT,),
+    "mask": ("mask.png",),
+    "low_res": ("low.png", "low.jpg"),
+    "label_map": ("map.png",),
+    "layout": ("json",),
 }
 """Members that a field is read from."""
-EXTENSIONS = (*IMAGES, "txt", "json", "cls", LATENT)
+EXTENSIONS = (*IMAGES, "txt", "json", "cls", LATENT, "mask.png", "low.png", "low.jpg", "map.png")
 """The whitelist: everything that is ever read from a shard."""
 
 
@@ -48,6 +52,14 @@ class Sample(TypedDict, total=False):
     label: int
     latent: Tensor
     """(2 C, h, w) float32: mean and standard deviation of q(z | image)."""
+    mask: Tensor
+    """(1, S, S) uint8, 1 = to be painted."""
+    low_res: Tensor
+    """(3, s, s) uint8 in [0, 255]."""
+    label_map: Tensor
+    """(S, S) uint8."""
+    layout: Tensor
+    """(n, 5) float32: class, left, top, right, bottom in [0, 1]."""
     skipped: list[str]
     """Why other samples were replaced by this one (training only)."""
 
@@ -83,76 +95,90 @@ def decode(
     Args:
         members: Member name ("jpg", "txt", ...) to its bytes.
         origin: Where the sample comes from.
-        fields: Any of image, text, label, latent. A picture is decoded only if "image" is among them.
-        image_size: Side S of the picture in pixels.
+        fields: Any of ``FIELDS``. A picture is decoded only if "image" is among them.
+        image_size: Side S of the picture in pixels, and of what lies on it; the low-resolution picture
+            keeps its own.
         draw: A random number of 63 bits that chooses among several captions (training), or None to take
             the canonical caption (evaluation).
 
     Raises:
-        BadSample: If a field is missing or cannot be decoded, or a caption is empty.
+        BadSample: If a field is missing or cannot be decoded, a caption is empty, or what lies on the
+            picture has other proportions.
     """
     sample: Sample = {"key": origin.key}
+    sizes: dict[str, tuple[int, int]] = {}
     for field in fields:
-        if field == "image":
-            sample["image"] = _image(members, origin, image_size)
-        elif field == "text":
+        if field == "text":
             sample["text"] = _text(members, origin, draw)
         elif field == "label":
             sample["label"] = _label(members, origin)
-        else:
+        elif field == "latent":
             sample["latent"] = _latent(members, origin)
+        elif field == "layout":
+            sample["layout"], sizes[field] = _layout(members, origin)
+        else:
+            sample[field], sizes[field] = _on_square(field, members, origin, image_size)  # type: ignore[literal-required]
+    _check_proportions(sizes, members, origin)
     return sample
 
 
 def json_fields(members: Mapping[str, bytes], origin: Origin) -> set[str]:
-    """Return which of text and label the json member of a sample gives."""
+    """Return which of text, label and layout the json member of a sample gives."""
     meta = _json(members, origin)
     found = {"text"} if "caption" in meta or "captions" in meta else set()
-    return found | ({"label"} if "label" in meta else set())
+    return found | ({"label", "layout"} & set(meta))
 
 
-def _image(members: Mapping[str, bytes], origin: Origin, image_size: int) -> Tensor:
-    name = next((name for name in IMAGES if name in members), None)
+def _on_square(
+    field: str, members: Mapping[str, bytes], origin: Origin, image_size: int
+) -> tuple[Tensor, tuple[int, int]]:
+    """Return what a raster holds of the picture's central square, and the raster's height and width."""
+    if field == "image":
+        whole = _raster(field, raster.rgb, members, origin)
+        found = raster.square(whole, image_size)
+    elif field == "low_res":
+        whole = _raster(field, raster.rgb, members, origin)
+        found = raster.square(whole, None)
+    elif field == "mask":
+        whole = _raster(field, raster.mask, members, origin)
+        found = raster.square(whole, image_size, "nearest-exact")
+    else:
+        whole = _raster(field, raster.classes, members, origin)
+        found = raster.square(whole, image_size, "nearest-exact")[0]
+    return found, (whole.shape[1], whole.shape[2])
+
+
+_SQUARE = (1, 1)
+"""Height and width of a picture of which nothing is said."""
+
+
+def _check_proportions(
+    sizes: Mapping[str, tuple[int, int]], members: Mapping[str, bytes], origin: Origin
+) -> None:
+    """Check that all that lies on the picture has its proportions: or the central square would be another."""
+    if "image" not in sizes:
+        return
+    height, width = sizes["image"]
+    for field, (h, w) in sizes.items():
+        rounding = 0 if (h, w) == _SQUARE else max(height, width, h, w)  # to whole pixels, where resized
+        if abs(width * h - w * height) > rounding:
+            name = next(name for name in MEMBERS[field] if name in members)
+            what = "'width' and 'height' are" if field == "layout" else "is"
+            raise origin.bad(
+                name, f"{what} {w}x{h}, expected the proportions of the picture, {width}x{height}"
+            )
+
+
+def _raster(
+    field: str, read: Callable[[bytes], Tensor], members: Mapping[str, bytes], origin: Origin
+) -> Tensor:
+    name = next((name for name in MEMBERS[field] if name in members), None)
     if name is None:
-        raise _missing("image", members, origin)
+        raise _missing(field, members, origin)
     try:
-        with Image.open(io.BytesIO(members[name]), formats=("JPEG", "PNG", "WEBP")) as picture:
-            pixels = _rgb(picture)
-    except UnidentifiedImageError as error:
-        raise origin.bad(name, f"its {len(members[name])} bytes are no JPEG, PNG or WebP picture") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).replace("\n", " ")
-        raise origin.bad(name, f"cannot be decoded as a picture ({reason})") from error
-    return _square(torch.from_numpy(pixels).permute(2, 0, 1), image_size)
-
-
-def _rgb(picture: Image.Image) -> np.ndarray:
-    """Return (H, W, 3) uint8: upright, alpha over white, 16-bit grey scaled to 8 bits."""
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        grey = (np.asarray(picture).astype(np.uint32) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"pixel mode {picture.mode} is not supported, expected 8 or 16 bits per channel")
-    if picture.has_transparency_data:
-        canvas = Image.new("RGBA", picture.size, "white")
-        canvas.alpha_composite(picture.convert("RGBA"))
-        picture = canvas
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
-
-
-def _square(image: Tensor, size: int) -> Tensor:
-    """Crop the central square of (3, H, W) uint8 and resize it to (3, size, size) where it differs."""
-    height, width = image.shape[1:]
-    if (height, width) == (size, size):
-        return image.contiguous()
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    image = image[None, :, top : top + side, left : left + side]
-    if side != size:
-        # on uint8 with channels last this path of torch is several times faster than Pillow's
-        image = F.interpolate(image, (size, size), mode="bicubic", antialias=True)
-    return image[0].contiguous()
+        return read(members[name])
+    except ValueError as error:
+        raise origin.bad(name, str(error)) from error
 
 
 def _text(members: Mapping[str, bytes], origin: Origin, draw: int | None) -> str:
@@ -191,6 +217,46 @@ def _label(members: Mapping[str, bytes], origin: Origin) -> int:
         raise _missing("label", members, origin)
     if not isinstance(label, int) or isinstance(label, bool) or label < 0:
         raise origin.bad(name, f"the label is {label!r:.60}, expected an integer >= 0")
+    return label
+
+
+def _layout(members: Mapping[str, bytes], origin: Origin) -> tuple[Tensor, tuple[int, int]]:
+    """Return the boxes on the central square, (n, 5), and the picture's height and width."""
+    meta = _json(members, origin) if "json" in members else {}
+    if "layout" not in meta:
+        raise _missing("layout", members, origin)
+    height, width = meta.get("height", _SQUARE[0]), meta.get("width", _SQUARE[1])
+    try:
+        rows = [(_class(item["label"]), *_box(item["box"])) for item in meta["layout"]]
+        boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
+        return _cropped(boxes, int(height), int(width)), (int(height), int(width))
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        expected = 'expected a list of {"label": 3, "box": [left, top, right, bottom]}, fractions in [0, 1]'
+        raise origin.bad("json", f"'layout' is {meta['layout']!r:.80} ({error!r:.60}), {expected}") from error
+
+
+def _cropped(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Move boxes from the picture to its central square; those that lie outside are left out."""
+    corners = boxes[:, 1:]
+    if not ((corners > -1e-3) & (corners < 1.001)).all() or not (corners[:, :2] < corners[:, 2:]).all():
+        raise ValueError("a box is empty or outside")
+    if height < 1 or width < 1:
+        raise ValueError(f"the picture is {width}x{height}")
+    side, (top, left) = min(height, width), raster.corner(height, width)
+    scale = torch.tensor([width, height, width, height]) / side
+    moved = corners * scale - torch.tensor([left, top, left, top]) / side
+    boxes = torch.cat([boxes[:, :1], moved.clamp(0.0, 1.0)], dim=1)
+    return boxes[(boxes[:, 1:3] < boxes[:, 3:]).all(1)]
+
+
+def _box(box: Any) -> tuple[float, float, float, float]:
+    left, top, right, bottom = map(float, box)
+    return left, top, right, bottom
+
+
+def _class(label: Any) -> int:
+    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+        raise ValueError(f"the label is {label!r:.20}")
     return label
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ldm.data.decode import EXTENSIONS
 from ldm.data.tar import members, split_name
 
-_VERSION = 1  # raise it when the arrays or EXTENSIONS change: older sidecars are then rebuilt
+_VERSION = 2  # raise it when the arrays or EXTENSIONS change: older sidecars are then rebuilt
 
 
 @dataclass(frozen=True)

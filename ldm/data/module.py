@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.decode import FIELDS, Field, Sample
@@ -20,6 +21,13 @@ from ldm.pictures import from_bytes
 from ldm.types import Batch, Checks
 
 __all__ = ["Indexed", "Shards", "Streaming"]
+
+_FROM_BYTES: dict[str, Callable[[Tensor], Tensor]] = {
+    "image": from_bytes,
+    "low_res": from_bytes,
+    "mask": Tensor.float,
+    "label_map": Tensor.long,
+}
 
 
 class Shards(L.LightningDataModule):
@@ -36,8 +44,8 @@ class Shards(L.LightningDataModule):
         batch_size: Samples per batch and process.
         num_workers: Processes that read and decode; 0 reads in the training process.
         reader: ``Indexed`` (local files, exact) or ``Streaming`` (webdataset's pipeline, also URLs).
-        fields: What training samples load: any of image, text, label, latent. Validation always loads the
-            picture and everything else the shards have.
+        fields: What training samples load: any of image, text, label, latent, mask, low_res, label_map,
+            layout. Validation always loads the picture and everything else the shards have.
     """
 
     def __init__(
@@ -146,10 +154,10 @@ class Shards(L.LightningDataModule):
         return cast(Batch, batch)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Turn pictures from uint8 into float32 in [-1, 1], on the device."""
-        image = batch.get("image")
-        if image is not None and image.dtype == torch.uint8:
-            batch["image"] = from_bytes(image)
+        """Turn pictures, masks and maps from uint8 into what ``Batch`` says, on the device."""
+        for name, convert in _FROM_BYTES.items():
+            if name in batch and batch[name].dtype == torch.uint8:
+                batch[name] = convert(batch[name])
         return cast(Batch, batch)
 
     def state_dict(self) -> dict[str, Any]:

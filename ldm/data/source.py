@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.decode import FIELDS, IMAGES, LATENT, Sample, json_fields
+from ldm.data.decode import FIELDS, MEMBERS, Sample, json_fields
 from ldm.data.files import ShardFiles
 from ldm.data.index import Summary
 from ldm.data.order import mix
@@ -26,7 +26,7 @@ class Spec:
     """What samples must hold.
 
     Args:
-        fields: Any of image, text, label, latent.
+        fields: Any of ``FIELDS``.
         image_size: Side of the pictures in pixels.
         seed: Seed of the order and of the choice of captions.
     """
@@ -140,16 +140,16 @@ def make_loader(
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack tensors and labels, list keys and captions.
+    """Stack tensors and labels, list keys, captions and layouts.
 
     Raises:
-        ValueError: If latents differ in shape.
+        ValueError: If tensors of a field differ in shape.
     """
     rows = cast(Sequence[dict[str, Any]], samples)
     batch: dict[str, Any] = {}
     for name, first in rows[0].items():
         values = [row[name] for row in rows if name in row]
-        if isinstance(first, torch.Tensor):
+        if isinstance(first, torch.Tensor) and name != "layout":
             batch[name] = _stack(name, values, [row["key"] for row in rows])
         elif name == "label":
             batch[name] = torch.tensor(values, dtype=torch.int64)
@@ -175,15 +175,15 @@ def fields_of(files: ShardFiles, shard: int, asked: Iterable[str] = FIELDS) -> s
     Where only json members could give one, the first sample is looked into.
     """
     summary = files.summaries[shard]
-    images = sum(summary.present[name] for name in IMAGES)
-    found = {"image"} if images >= summary.count else set()
-    for field, member in (("text", "txt"), ("label", "cls"), ("latent", LATENT)):
-        if summary.present[member] == summary.count:
-            found.add(field)
-    open_questions = {"text", "label"} & set(asked) - found
+    found: set[str] = {field for field in FIELDS if _num_plain(summary, field) >= summary.count}
+    open_questions = {field for field in asked if "json" in MEMBERS[field]} - found
     if open_questions and summary.present["json"] == summary.count:
         found |= json_fields(*files.members(shard, 0, ("json",)))
     return found & set(asked)
+
+
+def _num_plain(summary: Summary, field: str) -> int:
+    return sum(summary.present[name] for name in MEMBERS[field] if name != "json")
 
 
 def check_fields(files: ShardFiles, fields: Sequence[str], name: str) -> None:

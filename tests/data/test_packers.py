@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -183,3 +184,39 @@ def test_bad_settings_end_in_one_line(pictures, tmp_path):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
             folder.main(["--images", str(pictures), "--out", str(tmp_path / "out"), *more])
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_and_low_resolution_copies_of_a_folder(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name, size in [("wide", (40, 20)), ("tall", (21, 63)), ("even", (16, 16))]:
+        pixels = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{name}.png")
+    extras = folder.Extras(masks=True, low_res=4)
+    assert folder.pack_folder(pictures, tmp_path / "a", "none", 0.0, extras=extras)[0]
+    for sample in members(tmp_path / "a" / "train-000000.tar"):
+        whole, low, mask = (Image.open(io.BytesIO(sample[name])) for name in ("png", "low.png", "mask.png"))
+        assert mask.size == whole.size and min(low.size) == 4
+        assert 0.1 <= (np.asarray(mask) > 127).mean() <= 0.5
+    shards = str(tmp_path / "a" / "train-000000.tar")
+    data = Shards(shards, shards, image_size=16, batch_size=3, fields=("image", "mask", "low_res"))
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch["low_res"].shape == (3, 3, 4, 4) and batch["mask"].shape == (3, 1, 16, 16)
+    with pytest.raises(ValueError, match=r"was packed with masks=True instead of None, low_res=4 instead"):
+        folder.pack_folder(pictures, tmp_path / "a", "none", 0.0)
+
+
+def test_a_folder_without_extras_is_as_it_was(tmp_path):
+    """A set packed before there were any is still recognised."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(png(3))
+    folder.pack_folder(pictures, tmp_path / "a", "none", 0.0)
+    assert set(members(tmp_path / "a" / "train-000000.tar")[0]) >= {"png", "json"}
+    manifest = tmp_path / "a" / MANIFEST
+    record = json.loads(manifest.read_text())
+    for name in ("masks", "low_res"):
+        assert record["settings"].pop(name) is None
+    manifest.write_text(json.dumps(record))
+    assert not folder.pack_folder(pictures, tmp_path / "a", "none", 0.0)[0]
