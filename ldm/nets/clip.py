@@ -15,8 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.nets.text import VOCAB_SIZE, TextTower, num_tokens, tokenize
 
-TEXT_CFG = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
-"""What a ``text_cfg`` may set for its tower to be a ``TextTower``."""
+TEXT_CFG = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
+"""What a ``text_cfg`` says of a ``TextTower``."""
+POOLING = ("pool_type", "eos_id", "pad_id", "proj_type", "proj_bias", "output_tokens")
+"""What it says of what follows the last layer norm."""
 
 
 class CLIPModel(nn.Module):
@@ -101,10 +103,10 @@ class CLIPModel(nn.Module):
         Raises:
             ValueError: If ``text_cfg`` asks for more than the text tower of Radford et al. 2021.
         """
-        if unknown := sorted(set(self.text_cfg) - TEXT_CFG):
+        if more := [key for key, value in self.text_cfg.items() if value and key not in TEXT_CFG + POOLING]:
             raise ValueError(
-                f"net.text_cfg has {', '.join(unknown)}, expected of a tower that conditions nothing but "
-                f"{', '.join(sorted(TEXT_CFG))}"
+                f"net.text_cfg has {', '.join(more)}, expected of a tower that is to condition a denoiser "
+                f"nothing but {', '.join(TEXT_CFG + POOLING)}"
             )
         if (found := int(self.model.vocab_size)) != VOCAB_SIZE:
             raise ValueError(f"net.text_cfg.vocab_size is {found}, expected {VOCAB_SIZE}, CLIP's byte pairs")

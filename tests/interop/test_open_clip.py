@@ -146,6 +146,12 @@ def test_a_known_model_needs_its_name_alone():
     assert clip_arguments("ViT-B/32") == clip_arguments("ViT-B-32")
 
 
+def test_an_image_tower_of_timm_fetches_nothing(tmp_path):
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": True, "image_size": 32}
+    found = clip_arguments(config_file(tmp_path, MODELS[0] | {"vision_cfg": vision}))
+    assert found["vision_cfg"] == {"timm_model_name": "vit_tiny_patch16_224", "image_size": 32}
+
+
 def test_a_bare_configuration_is_read_too(tmp_path):
     (tmp_path / "tiny.json").write_text(json.dumps(MODELS[1]))
     found = clip_arguments(tmp_path / "tiny.json")

@@ -71,6 +71,7 @@ def test_transformers_reads_an_export_and_computes_our_tokens(arguments, tmp_pat
     folder = export_text(save_tower(tower, tmp_path / "tower.ckpt"), tmp_path / "out")
     model, report = CLIPTextModel.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
+    assert (model.config.eos_token_id, model.config.pad_token_id) == (49407, tower.pad_id)
     words = CLIPTokenizer.from_pretrained(folder)
     ids = words(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
     assert torch.equal(ids, tower.tokenize(CAPTIONS))

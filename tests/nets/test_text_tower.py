@@ -12,7 +12,12 @@ VISION = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_wid
 CONFIGS = [
     ({"context_length": 8, "width": 16, "heads": 2, "layers": 1}, False),
     ({"context_length": 8, "width": 16, "heads": 4, "layers": 3}, True),
-    ({"context_length": 21, "width": 24, "heads": 3, "layers": 2, "mlp_ratio": 1.7}, False),
+    ({"context_length": 21, "width": 14, "heads": 2, "layers": 2, "mlp_ratio": 4.36}, False),
+    (
+        {"context_length": 8, "width": 16, "heads": 2, "layers": 1, "pool_type": "eos", "eos_id": 49407}
+        | {"proj_bias": True, "qk_norm": False, "ls_init_value": None},
+        False,
+    ),
     ({"context_length": 77, "width": 64, "heads": 1, "layers": 4}, True),
 ]
 CAPTIONS = ["a cat", "", "one two three four five six seven eight nine ten", "Ünïcode, 3 digits & 'quotes'!"]
@@ -105,6 +110,7 @@ def test_taking_the_tower_leaves_the_random_numbers_alone():
     ("text_cfg", "complaint"),
     [
         ({"no_causal_mask": True}, r"net\.text_cfg has no_causal_mask"),
+        ({"qk_norm": True}, r"net\.text_cfg has qk_norm"),
         ({"vocab_size": 100}, r"net\.text_cfg\.vocab_size is 100, expected 49408"),
     ],
 )
