@@ -16,7 +16,11 @@ from tqdm import tqdm
 
 import ldm.diffusion.samplers.ddim
 import ldm.diffusion.samplers.ddpm
-import ldm.diffusion.samplers.dpm_solver  # noqa: F401  (imported, they can be named without their module)
+import ldm.diffusion.samplers.dpm_solver
+import ldm.diffusion.samplers.euler
+import ldm.diffusion.samplers.heun
+import ldm.diffusion.samplers.plms
+import ldm.diffusion.samplers.unipc  # noqa: F401  (imported, they can be named without their module)
 from ldm import checkpoint as ckpt
 from ldm.cli import check_at_least, default_device, device, run_command, version
 from ldm.diffusion.guidance import ClassifierFree
@@ -92,7 +96,7 @@ def load(options: Namespace, sampler: Sampler | None) -> Diffusion:
     stage.sampler = sampler or stage.sampler
     if options.steps is not None:
         check_at_least("--steps", options.steps, 1)
-        stage.sampler.num_steps = options.steps  # type: ignore[attr-defined]
+        stage.sampler.num_steps = options.steps
     if options.guidance is not None:
         stage.guidance = ClassifierFree(options.guidance)
     if options.size is not None:
@@ -157,7 +161,7 @@ def settings(stage: Diffusion, checkpoint: str, seed: int) -> dict[str, str]:
     """Say how pictures are drawn, for the text chunks of their files."""
     return {
         "sampler": type(stage.sampler).__name__,
-        "steps": str(getattr(stage.sampler, "num_steps", None) or stage.objective.schedule.num_steps),
+        "steps": str(stage.sampler.num_steps or stage.objective.schedule.num_steps),
         "guidance": str(getattr(stage.guidance, "scale", 1.0)),
         "seed": str(seed),
         "checkpoint": checkpoint,

@@ -76,6 +76,18 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 """``(x_t (B, C, h, w), t (B,)) -> x0_hat (B, C, h, w)``. Samplers and guidance see nothing else."""
 
 
+class Conditional(Protocol):
+    """A model that estimates x0 with a condition and without."""
+
+    def cond(self, batch: Batch) -> Denoise:
+        """Condition on what ``batch`` says of its B samples."""
+        ...
+
+    def uncond(self, batch: Batch) -> Denoise:
+        """Condition on nothing, for B samples of the same shapes."""
+        ...
+
+
 @runtime_checkable
 class Generates(Protocol):
     """A stage that makes pictures: diffusion samples, the autoencoder reconstructs."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ldm.diffusion.noise import SampleNoise
 from ldm.diffusion.prediction import Epsilon, Prediction
 from ldm.diffusion.schedule import ScaledLinear, Schedule
+from ldm.diffusion.times import Times, UniformTimes
 from ldm.diffusion.weighting import Uniform, Weighting
 from ldm.types import Denoise
 
@@ -21,6 +22,13 @@ class Objective:
         schedule: How much noise each timestep holds; that of latent diffusion unless given.
         prediction: What the network's output means; the noise unless given.
         weighting: How much each timestep counts; all the same unless given.
+        times: How often each timestep is visited; all equally unless given.
+        offset_noise: Standard deviation of noise that a whole channel of a sample shares, added to the rest
+            (Guttenberg 2023, "Diffusion with offset noise"), so that brightness is learned; 0 adds none,
+            0.1 is usual.
+
+    Raises:
+        ValueError: If the schedule ends without signal, of which epsilon prediction can say nothing.
     """
 
     def __init__(
@@ -28,25 +36,46 @@ class Objective:
         schedule: Schedule | None = None,
         prediction: Prediction | None = None,
         weighting: Weighting | None = None,
+        times: Times | None = None,
+        offset_noise: float = 0.0,
     ) -> None:
         self.schedule = schedule or ScaledLinear()
         self.prediction = prediction or Epsilon()
         self.weighting = weighting or Uniform()
+        self.times = times or UniformTimes()
+        self.offset_noise = offset_noise
+        if isinstance(self.prediction, Epsilon) and self.schedule.alpha[-1] == 0:
+            raise ValueError(
+                f"objective.prediction: got Epsilon on {type(self.schedule).__name__}, whose last timestep "
+                "is pure noise and says nothing about x0: expected Velocity, Flow or Sample"
+            )
+        self._weights: dict[torch.device, Tensor] = {}
 
-    def draw(self, x0: Tensor, noise: SampleNoise | None = None) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, x0: Tensor, noise: SampleNoise | None = None, position: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draw a timestep and noise for each sample: Algorithm 1, lines 3 and 4.
 
         Args:
             x0: (B, C, h, w).
             noise: Per-sample streams that t and noise shall come from; torch's global ones unless given.
+            position: (B,) int64, places of the samples in the training stream, over all processes; None
+                outside of training, where timesteps are uniform, so that losses compare between
+                distributions.
 
         Returns:
-            t, (B,) int64 uniform over {0, ..., T - 1}, and standard normal noise like ``x0``.
+            t, (B,) int64 in [0, T), and noise like ``x0``: standard normal, and offset noise.
         """
-        uniform = torch.rand(len(x0)) if noise is None else noise.uniform()
-        # In float64, which not every device has, u < 1 cannot round up to T.
-        t = (uniform.double() * self.schedule.num_steps).long().to(x0.device)
-        return t, torch.randn_like(x0) if noise is None else noise.like(x0)
+        # in float64, which not every device has, u < 1 cannot round up to T
+        uniform = (torch.rand(len(x0)) if noise is None else noise.uniform()).double()
+        if position is not None:
+            uniform = self.times.quantile(self.times.even(uniform, position))
+        t = (uniform * self.schedule.num_steps).long().to(x0.device)
+        like = torch.randn_like if noise is None else noise.like
+        eps = like(x0)
+        if self.offset_noise:
+            eps = eps + self.offset_noise * like(x0[..., :1, :1])
+        return t, eps
 
     def loss(self, model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the weighted mean squared error of each sample: Algorithm 1, line 5.
@@ -64,8 +93,13 @@ class Objective:
         alpha, sigma = self.schedule.at(t, x0)
         output = model(self.schedule.add_noise(x0, noise, t), t).float()
         error = output - self.prediction.target(x0, noise, alpha, sigma)
-        snr = (alpha / sigma).square().flatten()
-        return self.weighting(snr, self.prediction) * error.square().flatten(1).mean(1)
+        return self.weight(t.to(x0.device)) * error.square().flatten(1).mean(1)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Look up how much the squared error of the raw output counts at ``t``, (B,) int64: (B,) float32."""
+        if t.device not in self._weights:
+            self._weights[t.device] = self.weighting(self.schedule, self.prediction).float().to(t.device)
+        return self._weights[t.device][t]
 
     def denoiser(self, model: Callable[[Tensor, Tensor], Tensor]) -> Denoise:
         """Turn the raw network into an estimate of x0.

@@ -1,8 +1,9 @@
-"""Variance-preserving noise schedules: how much of x0 is left at each timestep.
+"""Noise schedules: how much of x0 is left at each timestep, and how much noise is there instead.
 
-Letters: alpha_t = sqrt(abar_t) scales the data and sigma_t = sqrt(1 - abar_t) the noise, where
-abar_t = prod_{s <= t} (1 - beta_s) as in Ho et al. 2020 (arXiv:2006.11239). Timesteps count from
-0 (almost clean) to T - 1 (almost noise): index t is the paper's t + 1.
+Letters: x_t = alpha_t x0 + sigma_t eps. Timesteps count from 0 (almost clean) to T - 1 (almost or wholly
+noise). Variance-preserving schedules have alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t), where
+abar_t = prod_{s <= t} (1 - beta_s) as in Ho et al. 2020 (arXiv:2006.11239); index t is the paper's t + 1.
+rho_t = sigma_t / alpha_t is the noise level of Karras et al. 2022, SNR_t = 1 / rho_t**2.
 """
 
 from __future__ import annotations
@@ -14,28 +15,31 @@ from torch import Tensor
 
 
 class Schedule:
-    """Tables of alpha_t and sigma_t with alpha_t**2 + sigma_t**2 = 1.
+    """Tables of alpha_t and sigma_t.
 
     No ``nn.Module``: a model's ``half()`` must not round the tables, nor its ``state_dict`` carry them.
 
     Args:
-        beta: Variance of the noise that each step adds, (T,) float64 in (0, 1], first step first.
+        alpha: (T,) float64 in [0, 1], falling.
+        sigma: (T,) float64 in [0, 1], rising.
 
     Raises:
-        ValueError: If ``beta`` is empty or leaves (0, 1].
+        ValueError: If the tables are empty or do not fall and rise.
     """
 
     alpha: Tensor
-    """(T,) float64 on the CPU, falling: sqrt(abar_t)."""
+    """(T,) float64 on the CPU, falling."""
     sigma: Tensor
-    """(T,) float64 on the CPU, rising: sqrt(1 - abar_t)."""
+    """(T,) float64 on the CPU, rising."""
 
-    def __init__(self, beta: Tensor) -> None:
-        beta = beta.double()
-        if len(beta) == 0 or not bool(((beta > 0) & (beta <= 1)).all()):
-            raise ValueError(f"schedule: expected num_steps >= 1 and every beta in (0, 1], got {_span(beta)}")
-        abar = torch.cumprod(1 - beta, dim=0)
-        self.alpha, self.sigma = abar.sqrt(), (1 - abar).sqrt()
+    def __init__(self, alpha: Tensor, sigma: Tensor) -> None:
+        self.alpha, self.sigma = alpha.double(), sigma.double()
+        falls = bool((self.alpha.diff() < 0).all()) and bool((self.sigma.diff() >= 0).all())
+        if len(alpha) == 0 or not falls or self.alpha[-1] < 0 or self.sigma[0] < 0:
+            raise ValueError(
+                "schedule: expected num_steps >= 1, alpha falling to at least 0 and sigma rising from at "
+                f"least 0, got {_span(self.alpha)} and {_span(self.sigma)}"
+            )
         self._on_device: dict[torch.device, Tensor] = {}
 
     @property
@@ -44,24 +48,41 @@ class Schedule:
         return len(self.alpha)
 
     @property
-    def log_snr(self) -> Tensor:
-        """(T,) float64, falling: ln(alpha_t**2 / sigma_t**2); -inf where nothing of x0 is left."""
-        return 2 * (self.alpha.log() - self.sigma.log())
+    def rho(self) -> Tensor:
+        """(T,) float64, rising: sigma_t / alpha_t; infinite where nothing of x0 is left."""
+        return self.sigma / self.alpha
+
+    @property
+    def snr(self) -> Tensor:
+        """(T,) float64, falling: alpha_t**2 / sigma_t**2; 0 where nothing of x0 is left."""
+        return (self.alpha / self.sigma).square()
+
+    def split(self, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma of this kind of schedule whose ratio sigma / alpha is ``rho``, finite."""
+        alpha = 1 / (1 + rho.square()).sqrt()
+        return alpha, rho * alpha
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Look up alpha_t and sigma_t, shaped to multiply ``like``.
 
         Args:
-            t: (B,) int64 in [0, num_steps).
+            t: (B,) in [0, num_steps): int64, or floating between two timesteps, where ln rho is linear.
             like: (B, ...), only rank and device matter.
 
         Returns:
             alpha_t and sigma_t, each (B, 1, ..., 1) float32 on the device of ``like``.
         """
         if like.device not in self._on_device:
-            self._on_device[like.device] = torch.stack([self.alpha, self.sigma]).float().to(like.device)
-        alpha, sigma = self._on_device[like.device][:, t.to(like.device)].view(2, -1, *[1] * (like.ndim - 1))
-        return alpha, sigma
+            table = torch.stack([self.alpha, self.sigma, self.rho.log()])
+            self._on_device[like.device] = table.float().to(like.device)
+        alpha, sigma, log_rho = self._on_device[like.device]
+        t, shape = t.to(like.device), (-1,) + (1,) * (like.ndim - 1)
+        if not t.is_floating_point():
+            return alpha[t].view(shape), sigma[t].view(shape)
+        below = t.floor().long()
+        share, above = t - below, (below + 1).clamp(max=self.num_steps - 1)
+        alpha, sigma = self.split(torch.lerp(log_rho[below], log_rho[above], share).exp())
+        return alpha.view(shape), sigma.view(shape)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Draw x_t ~ q(x_t | x_0) in closed form: x_t = alpha_t x_0 + sigma_t noise.
@@ -101,7 +122,7 @@ class Linear(Schedule):
     """
 
     def __init__(self, num_steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
-        super().__init__(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64))
+        super().__init__(*of_betas(torch.linspace(beta_start, beta_end, num_steps, dtype=torch.float64)))
 
 
 class ScaledLinear(Schedule):
@@ -117,7 +138,7 @@ class ScaledLinear(Schedule):
         if beta_start < 0 or beta_end < 0:
             raise ValueError(f"schedule: expected betas in (0, 1), got {beta_start} and {beta_end}")
         root = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_steps, dtype=torch.float64)
-        super().__init__(root.square())
+        super().__init__(*of_betas(root.square()))
 
 
 class Cosine(Schedule):
@@ -136,8 +157,72 @@ class Cosine(Schedule):
     def __init__(self, num_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> None:
         time = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
         abar = torch.cos((time + offset) / (1 + offset) * math.pi / 2).square()
-        super().__init__((1 - abar[1:] / abar[:-1]).clamp(max=max_beta))
+        super().__init__(*of_betas((1 - abar[1:] / abar[:-1]).clamp(max=max_beta)))
 
 
-def _span(beta: Tensor) -> str:
-    return f"{len(beta)} betas" + (f" from {beta.min():.3g} to {beta.max():.3g}" if len(beta) else "")
+class ZeroTerminalSNR(Schedule):
+    """Another schedule, moved to end in pure noise: Lin et al. 2023 (arXiv:2305.08891), Algorithm 1.
+
+    sqrt(abar) is shifted to end at 0 and scaled to begin where it began. Training and sampling then agree on
+    where a picture starts; without it a model never learns to make one much brighter or darker than grey.
+
+    Args:
+        schedule: The variance-preserving schedule to move.
+
+    Raises:
+        ValueError: If it is not variance preserving.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        first, last = schedule.alpha[0], schedule.alpha[-1]
+        variance = schedule.alpha.square() + schedule.sigma.square()
+        if schedule.num_steps < 2 or not torch.allclose(variance, torch.ones_like(variance)):
+            raise ValueError(
+                "schedule.schedule: ZeroTerminalSNR needs a variance-preserving schedule of at least 2 "
+                f"timesteps, got {type(schedule).__name__} with {schedule.num_steps}"
+            )
+        alpha = (schedule.alpha - last) * (first / (first - last))
+        super().__init__(alpha, (1 - alpha.square()).sqrt())
+
+
+class RectifiedFlow(Schedule):
+    """A straight line from data to noise: alpha = 1 - sigma (Liu et al. 2022, arXiv:2209.03003).
+
+    sigma_t = s u / (1 + (s - 1) u) with u = (t + 1) / T and the shift s of Esser et al. 2024
+    (arXiv:2403.03206), Eq. 23. The last timestep is pure noise, so epsilon prediction is ruled out.
+
+    Args:
+        num_steps: T, number of timesteps.
+        shift: s > 0; above 1 more timesteps are noisy, as larger pictures need.
+    """
+
+    def __init__(self, num_steps: int = 1000, shift: float = 1.0) -> None:
+        if shift <= 0:
+            raise ValueError(f"schedule.shift must be > 0, got {shift}")
+        time = torch.arange(1, num_steps + 1, dtype=torch.float64) / max(num_steps, 1)
+        sigma = shift * time / (1 + (shift - 1) * time)
+        super().__init__(1 - sigma, sigma)
+
+    def split(self, rho: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma = 1 - alpha whose ratio sigma / alpha is ``rho``."""
+        return 1 / (1 + rho), rho / (1 + rho)
+
+
+def of_betas(beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and sigma of a variance-preserving schedule.
+
+    Args:
+        beta: Variance of the noise that each step adds, (T,) in (0, 1], first step first.
+
+    Raises:
+        ValueError: If ``beta`` is empty or leaves (0, 1].
+    """
+    beta = beta.double()
+    if len(beta) == 0 or not bool(((beta > 0) & (beta <= 1)).all()):
+        raise ValueError(f"schedule: expected num_steps >= 1 and every beta in (0, 1], got {_span(beta)}")
+    abar = torch.cumprod(1 - beta, dim=0)
+    return abar.sqrt(), (1 - abar).sqrt()
+
+
+def _span(values: Tensor) -> str:
+    return f"{len(values)} values" + (f" from {values[0]:.3g} to {values[-1]:.3g}" if len(values) else "")

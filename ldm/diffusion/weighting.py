@@ -1,38 +1,79 @@
-"""How much each timestep counts in the loss, as a function of SNR = alpha_t**2 / sigma_t**2."""
+"""How much each timestep counts in the loss.
+
+A weighting is a function w_t on the squared error of x0_hat, said once and turned into the equivalent weight
+on the error of whatever the network predicts: w_t / ||error of the raw output||**2 * ||error of x0_hat||**2.
+SNR_t = alpha_t**2 / sigma_t**2.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.schedule import Schedule
+
+_LEAST = 1e-8  # stands for alpha or sigma of 0: ratios have their limits there to 15 digits, and no 0 / 0
 
 
 class Weighting(ABC):
-    """Weight of the squared error of a sample."""
+    """Weights of the squared error, as tables over timesteps in float64."""
 
     @abstractmethod
-    def __call__(self, snr: Tensor, prediction: Prediction) -> Tensor:
-        """Weigh the squared error of ``prediction``'s raw output.
+    def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Weigh the squared error of x0_hat.
 
         Args:
-            snr: (B,) float32 in [0, inf], both ends included.
-            prediction: What the raw output means.
+            alpha: (T,) float64, falling, > 0.
+            sigma: (T,) float64, rising, > 0.
 
         Returns:
-            (B,) float32, finite and >= 0.
+            (T,) float64, >= 0.
         """
+
+    def __call__(self, schedule: Schedule, prediction: Prediction) -> Tensor:
+        """Weigh the squared error of ``prediction``'s raw output at each timestep.
+
+        Returns:
+            (T,) float64, finite and >= 0; its limit where the SNR is 0 or infinite.
+        """
+        alpha, sigma = schedule.alpha.clamp_min(_LEAST), schedule.sigma.clamp_min(_LEAST)
+        return self.x0(alpha, sigma) / prediction.error_ratio(alpha, sigma)
 
 
 class Uniform(Weighting):
-    """Weight 1 on the prediction's own target: L_simple, Ho et al. 2020 (arXiv:2006.11239), Eq. 14."""
+    """Weight 1 on the prediction's own target, whatever that is in the space of x0."""
 
-    def __call__(self, snr: Tensor, prediction: Prediction) -> Tensor:
+    def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Has no such form: it differs from prediction to prediction."""
+        raise NotImplementedError("Uniform weighs the raw output, not x0_hat")
+
+    def __call__(self, schedule: Schedule, prediction: Prediction) -> Tensor:
         """Return ones."""
-        return torch.ones_like(snr)
+        return torch.ones_like(schedule.alpha)
+
+
+class Simple(Weighting):
+    """L_simple, weight 1 on the error of the noise: Ho et al. 2020 (arXiv:2006.11239), Eq. 14."""
+
+    def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return SNR: an error of x0_hat is one of eps_hat times sigma / alpha."""
+        return _snr(alpha, sigma)
+
+
+class VariationalBound(Weighting):
+    """The bound on the likelihood: Ho et al. 2020 (arXiv:2006.11239), Eq. 12, with the variance beta-tilde.
+
+    On the error of x0_hat that is (SNR_{t-1} - SNR_t) / 2 (Kingma et al. 2021, arXiv:2107.00630, Eq. 14). t =
+    0 is the decoder, here N(x0; x0_hat, sigma_0**2), with weight 1 / (2 sigma_0**2). So T times the mean loss
+    is the bound in nats per dimension, but for what does not depend on the network.
+    """
+
+    def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return half the falls of the SNR, after half the precision of the decoder."""
+        return torch.cat([sigma[:1] ** -2, -_snr(alpha, sigma).diff()]) / 2
 
 
 class MinSNR(Weighting):
@@ -45,25 +86,35 @@ class MinSNR(Weighting):
     """
 
     def __init__(self, gamma: float = 5.0) -> None:
-        if gamma <= 0:
-            raise ValueError(f"weighting.gamma must be > 0, got {gamma}")
-        self.gamma = gamma
+        self.gamma = _positive(gamma)
 
-    def __call__(self, snr: Tensor, prediction: Prediction) -> Tensor:
-        """Return min(SNR, gamma) in the space of ``prediction``."""
-        return from_x0(lambda snr: snr.clamp(max=self.gamma), snr, prediction)
+    def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return min(SNR, gamma)."""
+        return _snr(alpha, sigma).clamp(max=self.gamma)
 
 
-def from_x0(weight: Callable[[Tensor], Tensor], snr: Tensor, prediction: Prediction) -> Tensor:
-    """Turn a weight on the error of x0_hat into the equivalent one on the raw output's error.
+class SoftMinSNR(Weighting):
+    """SNR gamma / (SNR + gamma) on the error of x0_hat: Crowson et al. 2024 (arXiv:2401.11605), Section 4.
+
+    The minimum of min-SNR without its corner: half of gamma where the SNR is gamma.
 
     Args:
-        weight: w(SNR) in x0 space, elementwise.
-        snr: (B,) in [0, inf].
-        prediction: What the raw output means.
-
-    Returns:
-        (B,) w(SNR) / error_ratio(SNR), finite where that has a limit at SNR 0 and infinity.
+        gamma: What the weight grows to, > 0.
     """
-    snr = snr.clamp(1e-12, 1e12)  # instead of 0 / 0 at the ends: the limits, to 12 digits
-    return weight(snr) / prediction.error_ratio(snr)
+
+    def __init__(self, gamma: float = 4.0) -> None:
+        self.gamma = _positive(gamma)
+
+    def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return 1 / (1 / SNR + 1 / gamma)."""
+        return 1 / (1 / _snr(alpha, sigma) + 1 / self.gamma)
+
+
+def _snr(alpha: Tensor, sigma: Tensor) -> Tensor:
+    return (alpha / sigma).square()
+
+
+def _positive(gamma: float) -> float:
+    if gamma <= 0:
+        raise ValueError(f"weighting.gamma must be > 0, got {gamma}")
+    return gamma

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.conditioners.base import Conditioner
-from ldm.diffusion.guidance import Guidance, Unguided
+from ldm.diffusion.guidance import Guidance, Unguided, inpainted
 from ldm.diffusion.noise import SampleNoise
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.sampler import Sampler
+from ldm.diffusion.samplers.timesteps import Step
 from ldm.latents import LatentSpace
 from ldm.stages.optimization import AdamW, Optimization
 from ldm.stages.stage import Stage
@@ -73,9 +75,17 @@ class Diffusion(Stage):
         """Regress the objective's target at random timesteps."""
         cond = self.conditioner.dropped(batch, noise) if self.training else self.conditioner(batch)
         latent = self._encode(batch, noise)
-        t, eps = self.objective.draw(latent, noise)
+        t, eps = self.objective.draw(latent, noise, self._positions(len(latent)))
         loss = self.objective.loss(lambda x, t: self.denoiser(x, t, cond), latent, eps, t)
         return {"loss": loss.mean()}
+
+    def _positions(self, count: int) -> Tensor | None:
+        """Places of the samples in the training stream: process r of w has r, r + w, ... of each step's."""
+        if not self.training:
+            return None
+        trainer = self._trainer
+        world, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
+        return self.samples_seen + rank + world * torch.arange(count)
 
     def _encode(self, batch: Batch, noise: SampleNoise) -> Tensor:
         if "latent" in batch:
@@ -97,18 +107,56 @@ class Diffusion(Stage):
         size = batch["image"].shape[-1] if "image" in batch else self.image_size
         if size is None:
             raise ValueError("the picture size is unknown: give batch['image'] or train first")
-        count = len(batch["key"])
         noise = SampleNoise(seed, batch["key"])
-        x = noise.like(torch.empty(count, *self.latents.shape(size), device=self.device))
-        denoise = self.guidance(
-            self.denoise(self.conditioner(batch)), self.denoise(self.conditioner.null(batch))
-        )
-        denoise = self.latents.constrain(denoise)
-        return self.latents.decode(self.sampler(denoise, self.objective.schedule, x, noise.like))
+        x = noise.like(torch.empty(len(batch["key"]), *self.latents.shape(size), device=self.device))
+        denoise = self.latents.constrain(self.guidance(self, batch))
+        return self.latents.decode(self.sampler(denoise, self._steps(), x, noise.like))
 
-    def denoise(self, cond: Cond) -> Denoise:
-        """Bind a condition: a function from (x_t, t) to x0_hat."""
+    @torch.no_grad()
+    def redraw(
+        self, batch: Batch, seed: int, image: Tensor, strength: float = 1.0, mask: Tensor | None = None
+    ) -> Tensor:
+        """Noise a picture and walk back, in part or within a mask: Meng et al. 2021 (arXiv:2108.01073).
+
+        Args:
+            batch: What the samples are conditioned on.
+            seed: Seed of the random numbers.
+            image: The picture to start from, (3, H, W) or (B, 3, H, W) in [-1, 1].
+            strength: Share of the walk that is walked, in (0, 1]; 1 keeps nothing but what the mask keeps.
+            mask: 1 where to paint, 0 where the picture stays, (1, H, W) or (B, 1, H, W); None: everywhere.
+
+        Returns:
+            (B, 3, H, W) float32 in [-1, 1], outside of the mask the picture itself.
+        """
+        noise = SampleNoise(seed, batch["key"])
+        image = image.to(self.device).expand(len(batch["key"]), -1, -1, -1)
+        mean = image.new_zeros(len(image), *self.latents.shape(image.shape[-1]))
+        known = self.latents.encode({"key": batch["key"], "image": image}, mean)
+        steps = self._steps()
+        steps = steps[len(steps) - max(1, round(strength * len(steps))) :]
+        x = steps[0].alpha * known + steps[0].sigma * noise.like(known)
+        denoise = self.latents.constrain(self.guidance(self, batch))
+        if mask is None:
+            return self.latents.decode(self.sampler(denoise, steps, x, noise.like))
+        mask = mask.to(self.device).expand(len(image), -1, -1, -1)
+        # a place of the latent is painted if any of its pixels is
+        painted = F.max_pool2d(mask, self.latents.factor)
+        drawn = self.sampler(inpainted(denoise, known, painted), steps, x, noise.like)
+        return torch.where(mask > 0, self.latents.decode(drawn), image)
+
+    def cond(self, batch: Batch) -> Denoise:
+        """Condition on what ``batch`` says: a function from (x_t, t) to x0_hat."""
+        return self._denoise(self.conditioner(batch))
+
+    def uncond(self, batch: Batch) -> Denoise:
+        """Condition on nothing, for as many samples as ``batch`` has."""
+        return self._denoise(self.conditioner.null(batch))
+
+    def _denoise(self, cond: Cond) -> Denoise:
         return self.objective.denoiser(lambda x, t: self.denoiser(x, t, cond))
+
+    def _steps(self) -> list[Step]:
+        return self.sampler.steps(self.objective.schedule)
 
     def upstream(self) -> dict[str, str]:
         """Checkpoints of the latent space and the conditioner, with their SHA-256."""

@@ -85,7 +85,7 @@ def test_labels_and_size(digits, tmp_path):
         (["--labels", "3"], "is conditioned on text: got --labels, expected --prompt or --prompts"),
         ([], "got neither prompts nor labels nor a number, expected --prompt or --prompts"),
         (["--prompt=a", "--size=33"], "33 is not a multiple of the latent space's factor"),
-        (["--prompt=a", "--sampler=Euler"], "sampler: got Euler, expected the import path of a class"),
+        (["--prompt=a", "--sampler=Oiler"], "sampler: got Oiler, expected the import path of a class"),
         (["--prompt=a", "--steps=0"], "--steps: got 0, expected at least 1"),
         (["--prompt=a", "--steps=9999"], "9999"),
         (["--prompts=nowhere.txt"], "nowhere.txt"),

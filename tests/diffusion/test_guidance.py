@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from ldm.diffusion.guidance import ClassifierFree, Unguided, clamped
+from ldm.diffusion.guidance import (
+    ClassifierFree,
+    Interval,
+    Rescaled,
+    Unguided,
+    clamped,
+    extrapolated,
+    inpainted,
+)
 from ldm.diffusion.prediction import Epsilon, Velocity, noise_of
 from ldm.diffusion.schedule import Linear
 
@@ -20,19 +28,36 @@ def never(x, t):
     raise AssertionError("must not be evaluated")
 
 
+class Model:
+    """Two estimates as a model gives them; the batch is of no interest."""
+
+    def __init__(self, cond, uncond):
+        self.pair = cond, uncond
+
+    def cond(self, batch):
+        return self.pair[0]
+
+    def uncond(self, batch):
+        return self.pair[1]
+
+
+def guide(guidance, cond, uncond):
+    return guidance(Model(cond, uncond), {})
+
+
 def test_scale_one_and_unguided_never_ask_the_unconditional_model():
     for guidance in (ClassifierFree(1.0), Unguided()):
-        assert torch.equal(guidance(cond, never)(X_T, T), cond(X_T, T))
+        assert torch.equal(guide(guidance, cond, never)(X_T, T), cond(X_T, T))
 
 
 def test_scale_zero_never_asks_the_conditional_model():
-    assert torch.equal(ClassifierFree(0.0)(never, uncond)(X_T, T), uncond(X_T, T))
+    assert torch.equal(guide(ClassifierFree(0.0), never, uncond)(X_T, T), uncond(X_T, T))
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.5, 7.5])
 def test_the_combination_is_the_same_in_noise_velocity_and_x0(scale):
     alpha, sigma = (table[T].view(-1, 1, 1, 1) for table in (Linear().alpha, Linear().sigma))
-    guided = ClassifierFree(scale)(cond, uncond)(X_T, T)
+    guided = guide(ClassifierFree(scale), cond, uncond)(X_T, T)
     eps_c, eps_u = (noise_of(f(X_T, T), X_T, alpha, sigma) for f in (cond, uncond))
     # Ho & Salimans 2022, Eq. 6: (1 + w) eps_c - w eps_u.
     eps = scale * eps_c - (scale - 1) * eps_u
@@ -42,7 +67,53 @@ def test_the_combination_is_the_same_in_noise_velocity_and_x0(scale):
 
 
 def test_clamped_keeps_the_range_after_guidance():
-    guided = ClassifierFree(7.5)(cond, uncond)
+    guided = guide(ClassifierFree(7.5), cond, uncond)
     assert guided(X_T, T).abs().max() > 1
     assert torch.equal(clamped(guided)(X_T, T), guided(X_T, T).clamp(-1, 1))
     assert clamped(guided, low=0.0, high=0.5)(X_T, T).min() == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+def test_rescaled_restores_the_deviation_of_the_conditional_estimate(scale):
+    def deviation(x):
+        return x.flatten(1).std(1)
+
+    plain = guide(ClassifierFree(scale), cond, uncond)(X_T, T)
+    whole = guide(Rescaled(scale, share=1.0), cond, uncond)(X_T, T)
+    assert torch.allclose(deviation(whole), deviation(cond(X_T, T)))
+    assert torch.allclose(guide(Rescaled(scale, share=0.0), cond, uncond)(X_T, T), plain)
+    # Eq. 16: a share of the one, the rest of the other
+    mixed = guide(Rescaled(scale, share=0.7), cond, uncond)(X_T, T)
+    assert torch.allclose(mixed, 0.7 * whole + 0.3 * plain)
+
+
+def test_an_interval_guides_inside_and_asks_for_nothing_else_outside():
+    guidance = Interval(ClassifierFree(3.0), low=100, high=700)
+    guided = guide(ClassifierFree(3.0), cond, uncond)
+    for t in (100, 400, 700):
+        times = torch.tensor([t, t])
+        assert torch.equal(guide(guidance, cond, uncond)(X_T, times), guided(X_T, times))
+    for t in (0, 99, 701, 999):
+        assert torch.equal(guide(guidance, cond, never)(X_T, torch.tensor([t, t])), cond(X_T, t))
+    assert torch.equal(
+        guide(guidance, cond, uncond)(X_T, T), torch.stack([cond(X_T, T)[0], guided(X_T, T)[1]])
+    )
+
+
+def test_extrapolated_goes_from_the_weaker_through_the_stronger():
+    assert torch.allclose(extrapolated(uncond, cond, 1.0)(X_T, T), cond(X_T, T))
+    found = extrapolated(uncond, cond, 2.0)(X_T, T)
+    assert torch.allclose(found - cond(X_T, T), cond(X_T, T) - uncond(X_T, T))
+
+
+def test_inpainted_knows_what_the_mask_leaves():
+    known, mask = torch.zeros_like(X_T), (torch.arange(4) < 2).double().view(1, 1, 1, 4)
+    found = inpainted(cond, known, mask)(X_T, T)
+    assert torch.equal(found[..., :2], cond(X_T, T)[..., :2]) and (found[..., 2:] == 0).all()
+
+
+def test_bad_settings_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"guidance\.share must be in \[0, 1\], got 1.5"):
+        Rescaled(3.0, share=1.5)
+    with pytest.raises(ValueError, match=r"guidance\.low must be at most guidance\.high, got 9 and 3"):
+        Interval(Unguided(), low=9, high=3)

@@ -4,11 +4,11 @@ from torch import nn
 
 from ldm.diffusion.noise import SampleNoise
 from ldm.diffusion.objective import Objective
-from ldm.diffusion.prediction import Epsilon, Sample, Velocity
-from ldm.diffusion.schedule import Cosine, Linear
-from ldm.diffusion.weighting import MinSNR
+from ldm.diffusion.prediction import Epsilon, Flow, Sample, Velocity
+from ldm.diffusion.schedule import Cosine, Linear, RectifiedFlow, ScaledLinear, ZeroTerminalSNR
+from ldm.diffusion.weighting import MinSNR, Simple, SoftMinSNR, Uniform, VariationalBound
 
-PREDICTIONS = [Epsilon(), Velocity(), Sample()]
+PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow()]
 
 
 def drawn(objective, count=6, seed=0):
@@ -66,7 +66,7 @@ def test_gradient_is_that_of_the_formula(prediction, weighting):
     alpha, sigma = objective.schedule.at(t, x0)
     output = torch.randn_like(x0).requires_grad_()
     objective.loss(lambda x, t: output, x0, noise, t).sum().backward()
-    weight = objective.weighting((alpha / sigma).square().flatten(), prediction).view(-1, 1, 1, 1)
+    weight = objective.weighting(objective.schedule, prediction)[t].float().view(-1, 1, 1, 1)
     expected = 2 * weight * (output.detach() - prediction.target(x0, noise, alpha, sigma)) / x0[0].numel()
     assert torch.allclose(output.grad, expected, rtol=1e-5, atol=1e-8)
 
@@ -101,3 +101,36 @@ def test_regression_finds_the_analytic_denoiser(prediction, gaussian):
     found = objective.denoiser(lambda x, t: slope * x + offset)(x, times)
     # The residual's std is below the data's, and at |x| <= 2 the fit is good to a few std / sqrt(count).
     assert torch.allclose(found, data.denoiser(objective.schedule)(x, times), atol=10 * data.std / count**0.5)
+
+
+@pytest.mark.parametrize("schedule", [ZeroTerminalSNR(ScaledLinear()), RectifiedFlow()])
+@pytest.mark.parametrize("prediction", [Velocity(), Sample(), Flow()])
+@pytest.mark.parametrize("weighting", [Uniform(), Simple(), MinSNR(), SoftMinSNR(), VariationalBound()])
+def test_loss_and_gradient_are_finite_without_signal(schedule, prediction, weighting):
+    objective = Objective(schedule, prediction, weighting)
+    x0, noise, _ = drawn(objective)
+    t = torch.tensor([0, 1, 500, 997, 998, 999])
+    output = torch.randn_like(x0).requires_grad_()
+    loss = objective.loss(lambda x, t: output, x0, noise, t)
+    loss.sum().backward()
+    assert loss.isfinite().all() and output.grad.isfinite().all()
+    assert objective.denoiser(lambda x, t: output)(noise, t).isfinite().all()
+
+
+@pytest.mark.parametrize("schedule", [ZeroTerminalSNR(ScaledLinear()), RectifiedFlow()])
+def test_the_noise_is_not_predicted_where_there_is_nothing_else(schedule):
+    with pytest.raises(
+        ValueError, match=r"objective\.prediction: got Epsilon on .*expected Velocity, Flow or Sample"
+    ):
+        Objective(schedule, Epsilon())
+
+
+def test_offset_noise_is_shared_by_a_channel_and_is_part_of_the_target():
+    objective, x0 = Objective(offset_noise=0.5), torch.zeros(2000, 2, 4, 4)
+    keys = [str(i) for i in range(2000)]
+    _, eps = objective.draw(x0, SampleNoise(0, keys))
+    plain = Objective().draw(x0, SampleNoise(0, keys))[1]
+    offset = eps - plain
+    assert torch.allclose(offset, offset[..., :1, :1].expand_as(offset), atol=1e-6)
+    assert offset[..., 0, 0].std().item() == pytest.approx(0.5, rel=5 / (2 * 4000) ** 0.5)
+    assert abs((offset[:, 0, 0, 0] * offset[:, 1, 0, 0]).mean().item()) < 5 * 0.25 / 2000**0.5

@@ -6,19 +6,28 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.diffusion.schedule import Cosine, Linear, ScaledLinear, Schedule
+from ldm.diffusion.schedule import (
+    Cosine,
+    Linear,
+    RectifiedFlow,
+    ScaledLinear,
+    Schedule,
+    ZeroTerminalSNR,
+    of_betas,
+)
 
 SCHEDULES = [Linear(), ScaledLinear(), Cosine(), Linear(50, 0.002, 0.3), Cosine(10)]
+PRESERVING = [*SCHEDULES, ZeroTerminalSNR(ScaledLinear()), ZeroTerminalSNR(Cosine(50))]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", PRESERVING)
 def test_variance_preserving_and_monotone(schedule):
     assert schedule.alpha.dtype == schedule.sigma.dtype == torch.float64
     assert torch.allclose(
         schedule.alpha**2 + schedule.sigma**2, torch.ones(schedule.num_steps).double(), atol=1e-15
     )
-    assert (schedule.alpha.diff() < 0).all() and (schedule.log_snr.diff() < 0).all()
-    assert torch.allclose(schedule.log_snr.exp(), (schedule.alpha / schedule.sigma) ** 2, rtol=1e-12)
+    assert (schedule.alpha.diff() < 0).all() and (schedule.snr.diff() < 0).all()
+    assert torch.allclose(schedule.snr, schedule.rho**-2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -106,15 +115,68 @@ def test_shapes_that_do_not_match_are_refused():
         Linear().add_noise(x0, x0, t[:1])
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_zero_terminal_snr_ends_in_pure_noise_and_begins_as_before(schedule):
+    moved = ZeroTerminalSNR(schedule)
+    assert (moved.alpha[-1].item(), moved.sigma[-1].item(), moved.snr[-1].item()) == (0.0, 1.0, 0.0)
+    assert moved.alpha[0].item() == pytest.approx(schedule.alpha[0].item(), rel=1e-14)
+    x0, noise, last = torch.randn(1, 3), torch.randn(1, 3), torch.tensor([moved.num_steps - 1])
+    assert torch.equal(moved.add_noise(x0, noise, last), noise)
+
+
+@pytest.mark.parametrize(("ours", "name"), [(Linear(), "linear"), (ScaledLinear(), "scaled_linear")])
+def test_zero_terminal_snr_agrees_with_diffusers(ours, name):
+    betas = (1e-4, 0.02) if name == "linear" else (0.00085, 0.012)
+    theirs = diffusers.DDIMScheduler(1000, *betas, beta_schedule=name, rescale_betas_zero_snr=True)
+    expected = theirs.alphas_cumprod.double().sqrt()
+    # their way through float32 betas loses what little is left at the end
+    assert torch.allclose(ZeroTerminalSNR(ours).alpha, expected, rtol=1e-4, atol=3e-4)
+
+
+def test_zero_terminal_snr_is_for_schedules_that_preserve_variance():
+    with pytest.raises(ValueError, match=r"schedule\.schedule: .* got RectifiedFlow with 1000"):
+        ZeroTerminalSNR(RectifiedFlow())
+
+
+def test_rectified_flow_is_a_straight_line_from_data_to_noise():
+    schedule, x0, noise = RectifiedFlow(10), torch.randn(1, 3), torch.randn(1, 3)
+    x = torch.cat([schedule.add_noise(x0, noise, torch.tensor([t])) for t in range(10)])
+    assert torch.allclose(x.diff(dim=0), ((noise - x0) / 10).expand(9, -1), atol=1e-6)
+    assert torch.equal(x[-1:], noise)
+
+
+def test_the_shift_of_rectified_flow_multiplies_the_noise_level():
+    """Esser et al. 2024, Eq. 23: sigma / (1 - sigma) times the shift."""
+    plain, shifted = RectifiedFlow(), RectifiedFlow(shift=3.0)
+    assert torch.allclose(shifted.rho[:-1], 3 * plain.rho[:-1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [ScaledLinear(), Cosine(), RectifiedFlow(shift=3.0)])
+def test_between_timesteps_the_log_of_the_noise_level_is_linear(schedule):
+    like, t = torch.zeros(3, 1), torch.tensor([0, 400, 997])
+    for time in (t, t.float()):
+        alpha, sigma = schedule.at(time, like)
+        assert torch.allclose(alpha.flatten(), schedule.alpha[t].float(), rtol=1e-5)
+        assert torch.allclose(sigma.flatten(), schedule.sigma[t].float(), rtol=1e-5)
+    alpha, sigma = (part.flatten().double() for part in schedule.at(t + 0.25, like))
+    expected = schedule.rho[t] ** 0.75 * schedule.rho[t + 1] ** 0.25
+    assert torch.allclose(sigma / alpha, expected, rtol=1e-5)
+    total = alpha + sigma if isinstance(schedule, RectifiedFlow) else alpha**2 + sigma**2
+    assert torch.allclose(total, torch.ones(3).double(), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: RectifiedFlow(num_steps=0),
+        lambda: ZeroTerminalSNR(Schedule(torch.ones(3), torch.zeros(3))),
         lambda: Linear(num_steps=0),
         lambda: Linear(beta_end=1.5),
         lambda: Linear(beta_start=0.0),
         lambda: ScaledLinear(beta_start=-0.1),
         lambda: Cosine(num_steps=0),
-        lambda: Schedule(torch.tensor([])),
+        lambda: Schedule(torch.tensor([]), torch.tensor([])),
+        lambda: of_betas(torch.tensor([0.1, 0.0])),
     ],
 )
 def test_impossible_betas_are_refused(make):

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ldm.diffusion.noise import Noise
+from ldm.diffusion.samplers.timesteps import Spacing, Step, Trailing, walk
 from ldm.diffusion.schedule import Schedule
 from ldm.types import Denoise
 
 
 class Sampler(ABC):
-    """Walks from pure noise to a sample. It sees x0_hat only, so it works for any prediction."""
+    """Walks from noise to a sample. It sees x0_hat only, so it works for any prediction and any schedule.
+
+    Args:
+        num_steps: Steps of the walk; None takes all timesteps of the schedule.
+        spacing: Which timesteps; equal steps from the noisiest unless given.
+    """
+
+    def __init__(self, num_steps: int | None, spacing: Spacing | None = None) -> None:
+        self.num_steps = num_steps
+        self.spacing = spacing or Trailing()
+
+    def steps(self, schedule: Schedule) -> list[Step]:
+        """List the steps of the walk on the schedule that the denoiser was trained with."""
+        return walk(schedule, self.spacing, self.num_steps)
 
     @abstractmethod
     def __call__(
-        self, denoise: Denoise, schedule: Schedule, x_T: Tensor, noise: Noise = torch.randn_like
+        self, denoise: Denoise, steps: Sequence[Step], x: Tensor, noise: Noise = torch.randn_like
     ) -> Tensor:
         """Draw samples.
 
         Args:
             denoise: Estimate of x0, guidance included.
-            schedule: The schedule that it was trained with.
-            x_T: Standard normal, (B, C, h, w).
+            steps: The walk; a later part of one begins with a picture that is noised to its first level.
+            x: x_t at the level of the first step, (B, C, h, w): standard normal where a whole walk begins.
             noise: Where further noise comes from; deterministic samplers draw none.
 
         Returns:

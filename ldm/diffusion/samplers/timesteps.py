@@ -1,8 +1,11 @@
-"""The timesteps that a sampler visits."""
+"""The timesteps that a sampler visits, and the noise levels there."""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,30 +17,136 @@ from ldm.diffusion.schedule import Schedule
 class Step:
     """One step of a sampler, from timestep t to a less noisy one, with coefficients in float64."""
 
-    t: int
-    """Timestep that the denoiser is asked at."""
+    t: int | float
+    """Timestep that the denoiser is asked at; between two trained ones if it is a float."""
     alpha: float
     sigma: float
+    next_t: int | float
+    """After the step; -1 after the last one."""
     next_alpha: float
     """After the step; 1 after the last one."""
     next_sigma: float
     """After the step; 0 after the last one."""
 
+    @property
+    def rho(self) -> float:
+        """Noise level sigma / alpha before the step; infinite where nothing of x0 is left."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+    @property
+    def next_rho(self) -> float:
+        """Noise level after the step."""
+        return self.next_sigma / self.next_alpha
+
     def times(self, x: Tensor) -> Tensor:
-        """Return t for each row of ``x``: (B,) int64 on its device."""
-        return torch.full((len(x),), self.t, dtype=torch.int64, device=x.device)
+        """Return t for each row of ``x``: (B,) on its device, int64, or float32 between timesteps."""
+        return _times(self.t, x)
+
+    def next_times(self, x: Tensor) -> Tensor:
+        """Return the timestep after the step for each row of ``x``, (B,)."""
+        return _times(self.next_t, x)
 
 
-def steps(schedule: Schedule, num_steps: int | None = None) -> list[Step]:
-    """Space ``num_steps`` timesteps evenly over {T - 1, ..., 0, clean}, from T - 1 on, clean last.
+def _times(t: int | float, x: Tensor) -> Tensor:
+    dtype = torch.int64 if isinstance(t, int) else torch.float32
+    return torch.full((len(x),), t, dtype=dtype, device=x.device)
 
-    The steps are equal in t, the one to alpha = 1, sigma = 0 too: Lin et al. 2023 (arXiv:2305.08891),
-    Table 2, "trailing". To ask at 0 as well would leave a second-order sampler a jump in log SNR
-    several times the one before, over which it overshoots.
+
+class Spacing(ABC):
+    """Chooses the timesteps of a walk from noise to clean."""
+
+    @abstractmethod
+    def times(self, schedule: Schedule, count: int) -> Tensor:
+        """Choose ``count`` timesteps.
+
+        Returns:
+            (count,) falling, within [0, T - 1]: int64, or float64 if they lie between trained ones.
+        """
+
+
+class Trailing(Spacing):
+    """Equal steps that begin at T - 1 and end at clean: Lin et al. 2023 (arXiv:2305.08891), Table 2.
+
+    The step to alpha = 1, sigma = 0 is as long as the others. To ask at 0 as well would leave a second-order
+    sampler a jump in log SNR several times the one before, over which it overshoots.
+    """
+
+    def times(self, schedule: Schedule, count: int) -> Tensor:
+        """Round T, T - T / count, ... and subtract 1."""
+        spaced = torch.linspace(schedule.num_steps, 0, count + 1, dtype=torch.float64)[:-1]
+        return spaced.round().long() - 1
+
+
+class Leading(Spacing):
+    """Every (T // count)-th timestep from the clean end: Song et al. 2020 (arXiv:2010.02502), app. D.2.
+
+    What Stable Diffusion 1.x and 2.x are usually sampled with. It never asks at T - 1, so it is wrong for a
+    schedule that ends in pure noise.
+
+    Args:
+        offset: Added to every timestep; 1 in Stable Diffusion.
+    """
+
+    def __init__(self, offset: int = 1) -> None:
+        if offset < 0:
+            raise ValueError(f"sampler.spacing.offset must be >= 0, got {offset}")
+        self.offset = offset
+
+    def times(self, schedule: Schedule, count: int) -> Tensor:
+        """Return offset, offset + T // count, ... in falling order."""
+        spaced = torch.arange(count - 1, -1, -1) * (schedule.num_steps // count) + self.offset
+        return spaced.clamp(max=schedule.num_steps - 1)
+
+
+class Linspace(Spacing):
+    """Equal steps from T - 1 to 0, both asked at: Nichol & Dhariwal 2021 (arXiv:2102.09672), Section 4."""
+
+    def times(self, schedule: Schedule, count: int) -> Tensor:
+        """Round to trained timesteps."""
+        return torch.linspace(schedule.num_steps - 1, 0, count, dtype=torch.float64).round().long()
+
+
+class Karras(Spacing):
+    """Noise levels that crowd at the clean end: Karras et al. 2022 (arXiv:2206.00364), Eq. 5.
+
+    rho_i = (rho_max**(1/c) + i / (n - 1) (rho_min**(1/c) - rho_max**(1/c)))**c, between the levels of T - 1
+    and 0. The timesteps lie between the trained ones, where ln rho is linear.
+
+    Args:
+        curvature: c (rho in the paper); larger ones spend more steps near clean.
+    """
+
+    def __init__(self, curvature: float = 7.0) -> None:
+        self.curvature = curvature
+
+    def times(self, schedule: Schedule, count: int) -> Tensor:
+        """Find the timesteps of the levels.
+
+        Raises:
+            ValueError: If the schedule ends in pure noise, whose level is infinite.
+        """
+        if schedule.alpha[-1] == 0:
+            raise ValueError(
+                f"sampler.spacing: Karras needs a largest noise level, but {type(schedule).__name__} ends in "
+                "pure noise: expected Trailing"
+            )
+        ends = schedule.rho[[-1, 0]] ** (1 / self.curvature)
+        level = (
+            torch.lerp(ends[0], ends[1], torch.linspace(0, 1, count, dtype=torch.float64)) ** self.curvature
+        )
+        known, wanted = schedule.rho.log(), level.log()
+        above = torch.searchsorted(known, wanted).clamp(1, schedule.num_steps - 1)
+        share = (wanted - known[above - 1]) / (known[above] - known[above - 1])
+        return (above - 1 + share).clamp(0, schedule.num_steps - 1)
+
+
+def walk(schedule: Schedule, spacing: Spacing, num_steps: int | None) -> list[Step]:
+    """List the steps from noise to clean.
 
     Args:
         schedule: T timesteps.
-        num_steps: Calls of the denoiser, in [1, T]; None visits all T. One step asks at T - 1 alone.
+        spacing: Chooses among them.
+        num_steps: Steps, in [1, T]; None visits all T. One step asks at the noisiest alone.
 
     Raises:
         ValueError: If ``num_steps`` is not in [1, T].
@@ -47,9 +156,16 @@ def steps(schedule: Schedule, num_steps: int | None = None) -> list[Step]:
         raise ValueError(
             f"sampler.num_steps must be in [1, {schedule.num_steps}] for this schedule, got {count}"
         )
-    times = torch.linspace(schedule.num_steps, 0, count + 1, dtype=torch.float64)[:-1].round().long() - 1
-    alpha = [*schedule.alpha[times].tolist(), 1.0]
-    sigma = [*schedule.sigma[times].tolist(), 0.0]
-    return [
-        Step(t, *pair) for t, *pair in zip(times.tolist(), alpha, sigma, alpha[1:], sigma[1:], strict=False)
-    ]
+    times = spacing.times(schedule, count)
+    alpha, sigma = _levels(schedule, times)
+    points = list(zip([*times.tolist(), -1], [*alpha.tolist(), 1.0], [*sigma.tolist(), 0.0], strict=True))
+    return [Step(*here, *there) for here, there in pairwise(points)]
+
+
+def _levels(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and sigma at timesteps, in float64: exact at trained ones."""
+    if not times.is_floating_point():
+        return schedule.alpha[times], schedule.sigma[times]
+    below = times.floor().long()
+    above, log_rho = (below + 1).clamp(max=schedule.num_steps - 1), schedule.rho.log()
+    return schedule.split(torch.lerp(log_rho[below], log_rho[above], times - below).exp())

@@ -1,0 +1,44 @@
+"""Heun's method: second order with two calls a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ldm.diffusion.noise import Noise
+from ldm.diffusion.prediction import noise_of
+from ldm.diffusion.samplers.sampler import Sampler
+from ldm.diffusion.samplers.timesteps import Spacing, Step
+from ldm.types import Denoise
+
+
+class Heun(Sampler):
+    """Heun's method on d(x / alpha) / d rho = eps_hat: Karras et al. 2022 (arXiv:2206.00364), Algorithm 1.
+
+    The last step, to clean, and one from pure noise, where rho is infinite, are Euler's.
+
+    Args:
+        num_steps: Steps; the denoiser is called twice in each but the last.
+        spacing: Which timesteps; equal steps from the noisiest unless given.
+    """
+
+    def __init__(self, num_steps: int = 20, spacing: Spacing | None = None) -> None:
+        super().__init__(num_steps, spacing)
+
+    def __call__(
+        self, denoise: Denoise, steps: Sequence[Step], x: Tensor, noise: Noise = torch.randn_like
+    ) -> Tensor:
+        """Step along the slope, then along the mean of the slopes at both ends."""
+        x = x.float()
+        for step in steps:
+            x0 = denoise(x, step.times(x)).float()
+            eps = noise_of(x0, x, step.alpha, step.sigma)
+            ahead = step.next_alpha * x0 + step.next_sigma * eps
+            if step.next_sigma > 0.0 and step.alpha > 0.0:
+                there = denoise(ahead, step.next_times(x)).float()
+                slope = (noise_of(there, ahead, step.next_alpha, step.next_sigma) - eps) / 2
+                ahead = ahead + step.next_alpha * (step.next_rho - step.rho) * slope
+            x = ahead
+        return x

@@ -1,0 +1,87 @@
+"""Which timesteps training visits, and how often."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+"""Multiples of it, modulo 1, fill [0, 1) more evenly than those of any other number."""
+
+
+class Times(ABC):
+    """A distribution of training times over [0, 1): 0 almost clean, 1 almost noise."""
+
+    @abstractmethod
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """Map numbers that are uniform over [0, 1), (B,) float64, to times in [0, 1): the inverse of the CDF.
+
+        So the time of a sample is a function of the sample's own random number.
+        """
+
+    def even(self, uniform: Tensor, position: Tensor | None) -> Tensor:
+        """Choose the uniform numbers to use.
+
+        Args:
+            uniform: (B,) float64 in [0, 1), independent.
+            position: (B,) int64, places of the samples in the training stream, or None.
+
+        Returns:
+            (B,) float64 in [0, 1).
+        """
+        return uniform
+
+
+class UniformTimes(Times):
+    """Every timestep equally often: Ho et al. 2020 (arXiv:2006.11239), Algorithm 1."""
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """Return them as they are."""
+        return uniform
+
+
+class LogitNormal(Times):
+    """Times whose logit is normal: Esser et al. 2024 (arXiv:2403.03206), Section 3.1.
+
+    Args:
+        mean: Of the logit; below 0 visits clean times more often.
+        std: Of the logit, > 0; small ones stay in the middle.
+    """
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        if std <= 0:
+            raise ValueError(f"objective.times.std must be > 0, got {std}")
+        self.mean = mean
+        self.std = std
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """Return sigmoid(mean + std z) with the normal quantile z."""
+        z = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
+        return torch.sigmoid(self.mean + self.std * z).clamp(max=1 - 1e-12)
+
+
+class LowDiscrepancy(Times):
+    """Another distribution, visited evenly by each batch: less noise in the loss and its gradient.
+
+    Kingma et al. 2021 (arXiv:2107.00630), app. I.1 space the times of a batch evenly. Here the sample at
+    position p of the stream takes frac(p * golden ratio), an even sequence over every stretch of the stream;
+    so the times depend neither on the size of the batch nor on the number of processes. Outside of training
+    they are independent.
+
+    Args:
+        of: The distribution.
+    """
+
+    def __init__(self, of: Times | None = None) -> None:
+        self.of = of or UniformTimes()
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        """Return that of the distribution."""
+        return self.of.quantile(uniform)
+
+    def even(self, uniform: Tensor, position: Tensor | None) -> Tensor:
+        """Return frac(p * golden ratio)."""
+        return uniform if position is None else (position.double() * GOLDEN_RATIO) % 1.0
