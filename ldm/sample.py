@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -20,154 +19,217 @@ import ldm.diffusion.samplers.dpm_solver
 import ldm.diffusion.samplers.euler
 import ldm.diffusion.samplers.heun
 import ldm.diffusion.samplers.plms
-import ldm.diffusion.samplers.unipc  # noqa: F401  (imported, they can be named without their module)
+import ldm.diffusion.samplers.unipc
+import ldm.stages.autoguidance  # noqa: F401  (imported, they can be named without their module)
 from ldm import checkpoint as ckpt
 from ldm.cli import check_at_least, default_device, device, run_command, version
-from ldm.diffusion.guidance import ClassifierFree
+from ldm.data.module import decoded
+from ldm.diffusion.guidance import ClassifierFree, Guidance, Unguided
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.pictures import grid, to_bytes, write_png
+from ldm.pictures import from_bytes, grid, to_bytes, write_png
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 from ldm.types import Batch
+from ldm.wishes import FILES, Asked, Wish, as_batch, read_files, wishes
 
 GRID_SIZE = 64
 """Pictures of the grid, at most."""
-OPTIONS = {("text",): "--prompt or --prompts", ("label",): "--labels", (): "--num"}
+STRENGTH = 0.75
+"""Share of the walk that redraws a picture, unless told otherwise."""
 HELP = """Draw pictures with a trained diffusion stage.
 
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "a large red ring in the center"
   python -m ldm.sample --checkpoint runs/demo/digits --labels 0 1 2 3 --num-per-prompt 8 --guidance 2
 
+A model conditioned on pictures, maps or layouts gets them from files, or from the samples of shards:
+
+  python -m ldm.sample --checkpoint runs/demo/semantic --label-map map.png
+  python -m ldm.sample --checkpoint runs/demo/semantic --shards shards/shapes/val-000000.tar --num 16
+
+Any model redraws a picture (--image, --strength), or only what --mask shows white:
+
+  python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "..." --image old.png --strength 0.6
+  python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "..." --image old.png --mask mask.png
+
 Writes 000000.png ... and grid.png into --out; each file carries the settings that drew it in its text
-chunks. A picture depends on prompt, copy, seed, model and sampler alone, not on the others of the call."""
+chunks. A picture depends on its condition, copy, seed, model and sampler, not on the others of the call."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """One picture to draw.
+class Redraw:
+    """A picture to start from, instead of noise.
 
     Args:
-        subject: What the model is conditioned on: a caption, a label, or None.
-        copy: Number of the picture among those of the same subject.
+        image: (3, H, W) in [-1, 1].
+        strength: Share of the walk from noise to picture that is done again, in (0, 1].
+        mask: (1, H, W), 1 where to paint, 0 where the picture stays as it is; None paints everywhere.
     """
 
-    subject: str | int | None
-    copy: int
-
-    @property
-    def key(self) -> str:
-        """Name that the picture's random numbers belong to."""
-        return f"{self.subject}/{self.copy}"
+    image: Tensor
+    strength: float
+    mask: Tensor | None
 
 
 def parser() -> ArgumentParser:
     """Describe the command line."""
     parser = ArgumentParser(prog="python -m ldm.sample", description=HELP, exit_on_error=False)
-    parser.add_argument(
-        "--checkpoint", type=str, required=True, help="Run folder or .ckpt of a diffusion stage."
+    add = parser.add_argument
+    add("--checkpoint", type=str, required=True, help="Run folder or .ckpt of a diffusion stage.")
+    add("--prompt", type=str, action="append", help="Caption to draw; may be repeated.")
+    add("--prompts", type=str | None, help="File with one caption per line.")
+    add("--labels", type=int, nargs="+", help="Class labels to draw.")
+    add(
+        "--num",
+        type=int | None,
+        help="Number of pictures without caption and label, or of samples of --shards.",
     )
-    parser.add_argument("--prompt", type=str, action="append", help="Caption to draw; may be repeated.")
-    parser.add_argument("--prompts", type=str | None, help="File with one caption per line.")
-    parser.add_argument("--labels", type=int, nargs="+", help="Class labels to draw.")
-    parser.add_argument("--num", type=int | None, help="Number of pictures of an unconditional model.")
-    parser.add_argument("--num-per-prompt", type=int, default=1, help="Pictures of each prompt or label.")
-    parser.add_argument(
-        "--sampler", type=Sampler | None, help="DDIM, DDPM, DPMSolver or a class path; default: as trained."
+    add("--num-per-prompt", type=int, default=1, help="Pictures of each prompt, label or sample.")
+    add(
+        "--shards",
+        type=str | None,
+        help="Shards whose samples say what to draw: a path with braces or a glob.",
     )
-    parser.add_argument("--steps", type=int | None, help="Steps of the sampler; default: as trained.")
-    parser.add_argument(
-        "--guidance",
+    add("--image", type=str | None, help="Picture to condition on, or to redraw.")
+    add("--mask", type=str | None, help="Picture that is white where to paint.")
+    add("--low-res", type=str | None, help="Picture to enlarge.")
+    add("--label-map", type=str | None, help="Picture whose grey levels or palette are classes.")
+    add("--layout", type=str | None, help="JSON file of classes and boxes, see data/README.md.")
+    add(
+        "--strength",
         type=float | None,
-        help="Scale of classifier-free guidance: 1 is none, more obeys prompts more; default: as trained.",
+        help=f"How much of --image is redrawn, in (0, 1]; default: {STRENGTH}, with --mask 1.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the random numbers.")
-    parser.add_argument(
-        "--size", type=int | None, help="Side of the pictures in pixels; default: as trained."
+    add(
+        "--sampler",
+        type=Sampler | None,
+        help="DDIM, DPMSolver, Euler, ... or a class path; default: as trained.",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="Pictures drawn at once.")
-    parser.add_argument("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
-    parser.add_argument("--out", type=str, default="samples", help="Folder for the pictures.")
+    add("--steps", type=int | None, help="Steps of the sampler; default: as trained.")
+    add(
+        "--guidance",
+        type=float | Guidance | None,
+        help="Scale of classifier-free guidance: 1 is none, more obeys prompts more; or Rescaled, Interval, "
+        "Autoguidance; default: as trained.",
+    )
+    add("--seed", type=int, default=0, help="Seed of the random numbers.")
+    add("--size", type=int | None, help="Side of the pictures in pixels; default: as trained.")
+    add("--batch-size", type=int, default=64, help="Pictures drawn at once.")
+    add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
+    add("--out", type=str, default="samples", help="Folder for the pictures.")
     return parser
 
 
-def load(options: Namespace, sampler: Sampler | None) -> Diffusion:
-    """Load the model and set on it what the command line changes."""
-    stage = load_stage(options.checkpoint, Diffusion).to(device(options.device))
-    stage.sampler = sampler or stage.sampler
+def load(options: Namespace, chosen: Namespace) -> Diffusion:
+    """Load the model and set on it what the command line changes.
+
+    Args:
+        options: The command line.
+        chosen: The same with its classes instantiated.
+    """
+    stage = load_stage(options.checkpoint, Diffusion)
+    stage.sampler = chosen.sampler or stage.sampler
     if options.steps is not None:
         check_at_least("--steps", options.steps, 1)
         stage.sampler.num_steps = options.steps
-    if options.guidance is not None:
-        stage.guidance = ClassifierFree(options.guidance)
+    if chosen.guidance is not None:
+        scale = chosen.guidance
+        stage.guidance = ClassifierFree(scale) if isinstance(scale, float | int) else scale
     if options.size is not None:
         check_at_least("--size", options.size, stage.latents.factor)
         stage.latents.shape(options.size)
         stage.image_size = options.size
-    return stage
+    if stage.image_size is None:
+        raise ValueError(
+            f"--size: '{options.checkpoint}' does not say the size of its pictures, expected it here"
+        )
+    return stage.to(device(options.device))
 
 
-def wishes(options: Namespace, reads: tuple[str, ...]) -> list[Wish]:
-    """List the pictures that the command line asks of a model that is conditioned on the fields ``reads``.
+def asked(options: Namespace) -> Asked:
+    """Collect what the command line asks for."""
+    check_at_least("--num-per-prompt", options.num_per_prompt, 1)
+    if options.num is not None:
+        check_at_least("--num", options.num, 1)
+    return Asked(
+        prompts=(options.prompt or []) + _lines(options.prompts),
+        labels=options.labels or [],
+        files={field: getattr(options, field) for field in FILES if getattr(options, field) is not None},
+        shards=options.shards,
+        num=options.num,
+        copies=options.num_per_prompt,
+    )
+
+
+def redraw(options: Namespace, reads: Sequence[str], size: int) -> Redraw | None:
+    """Read the picture to start from; None if there is none, or if the model is conditioned on it.
 
     Raises:
-        ValueError: If it asks for nothing, or for what the model does not know.
+        ValueError: If --mask or --strength have no picture, or the strength is out of range.
     """
-    subjects: dict[tuple[str, ...], list[str] | list[int] | list[None]] = {
-        ("text",): (options.prompt or []) + _lines(options.prompts),
-        ("label",): options.labels or [],
-        (): [None] * (options.num or 0),
-    }
-    asked = [OPTIONS[fields] for fields, values in subjects.items() if values]
-    if asked != [OPTIONS.get(reads)]:
-        raise ValueError(
-            f"the model of --checkpoint is conditioned on {' and '.join(reads) or 'nothing'}: got "
-            f"{' and '.join(asked) or 'neither prompts nor labels nor a number'}, expected "
-            f"{OPTIONS.get(reads, 'a model of text or labels alone')}"
-        )
-    check_at_least("--num-per-prompt", options.num_per_prompt, 1)
-    copies: Counter[str | int | None] = Counter()
-    result = []
-    for subject in subjects[reads]:
-        for _ in range(options.num_per_prompt):
-            result.append(Wish(subject, copies[subject]))
-            copies[subject] += 1
-    return result
+    if options.image is None or "image" in reads:
+        for name in () if "image" in reads else ("mask", "strength"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--{name}: there is no picture to redraw, expected --image")
+        return None
+    strength = options.strength if options.strength is not None else 1.0 if options.mask else STRENGTH
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"--strength: got {strength}, expected a number in (0, 1]")
+    files = {field: getattr(options, field) for field in ("image", "mask")}
+    sample: dict[str, Any] = dict(
+        read_files({k: path for k, path in files.items() if path is not None}, size)
+    )
+    mask = sample.get("mask")
+    return Redraw(from_bytes(sample["image"]), strength, None if mask is None else mask.float())
 
 
-def draw(stage: Diffusion, wished: Sequence[Wish], seed: int, batch_size: int) -> Iterator[Tensor]:
+def draw(
+    stage: Diffusion, wished: Sequence[Wish], seed: int, batch_size: int, start: Redraw | None = None
+) -> Iterator[Tensor]:
     """Draw pictures one after the other, (3, H, W) uint8, with a progress bar."""
     with tqdm(total=len(wished), desc="sample", unit=" pictures", disable=len(wished) < 2) as bar:
-        for start in range(0, len(wished), batch_size):
-            batch = as_batch(wished[start : start + batch_size])
-            if "label" in batch:
-                batch["label"] = batch["label"].to(stage.device)
-            images = to_bytes(stage.generate(batch, seed)).cpu()
+        for first in range(0, len(wished), batch_size):
+            batch = on_device(as_batch(wished[first : first + batch_size]), stage.device)
+            if start is None:
+                images = stage.generate(batch, seed)
+            else:
+                images = stage.redraw(batch, seed, start.image, start.strength, start.mask)
             bar.update(len(images))
-            yield from images
+            yield from to_bytes(images).cpu()
 
 
-def as_batch(wished: Sequence[Wish]) -> Batch:
-    """Put wishes of one kind into the form that stages know."""
-    batch: Batch = {"key": [wish.key for wish in wished]}
-    subjects = [wish.subject for wish in wished]
-    if isinstance(subjects[0], str):
-        batch["text"] = cast(list[str], subjects)
-    elif isinstance(subjects[0], int):
-        batch["label"] = torch.tensor(subjects)
-    return batch
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch, and turn its pictures, masks and maps into what stages know."""
+    moved = {name: field.to(device) if isinstance(field, Tensor) else field for name, field in batch.items()}
+    return decoded(cast(Batch, moved))
 
 
-def settings(stage: Diffusion, checkpoint: str, seed: int) -> dict[str, str]:
+def settings(stage: Diffusion, options: Namespace, start: Redraw | None) -> dict[str, str]:
     """Say how pictures are drawn, for the text chunks of their files."""
+    files = {field: getattr(options, field) for field in FILES}
     return {
         "sampler": type(stage.sampler).__name__,
         "steps": str(stage.sampler.num_steps or stage.objective.schedule.num_steps),
-        "guidance": str(getattr(stage.guidance, "scale", 1.0)),
-        "seed": str(seed),
-        "checkpoint": checkpoint,
-        "checkpoint_sha256": ckpt.sha256(checkpoint),
+        "spacing": type(stage.sampler.spacing).__name__,
+        "guidance": described(stage.guidance),
+        "seed": str(options.seed),
+        "checkpoint": options.checkpoint,
+        "checkpoint_sha256": ckpt.sha256(options.checkpoint),
+        **{field: path for field, path in files.items() if path is not None},
+        **({} if start is None else {"strength": str(start.strength)}),
         "software": f"ldm {version()}",
     }
+
+
+def described(guidance: Guidance) -> str:
+    """Say which guidance it is: the scale alone of classifier-free guidance, else class and settings."""
+    if isinstance(guidance, Unguided):
+        return "1.0"
+    if type(guidance) is ClassifierFree:
+        return str(guidance.scale)
+    plain = {
+        k: v for k, v in vars(guidance).items() if isinstance(v, int | float) and not isinstance(v, bool)
+    }
+    return f"{type(guidance).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"
 
 
 def sample(arguments: Sequence[str] | None = None) -> None:
@@ -179,16 +241,16 @@ def sample(arguments: Sequence[str] | None = None) -> None:
     command = parser()
     options = command.parse_args(arguments)
     check_at_least("--batch-size", options.batch_size, 1)
-    stage = load(options, command.instantiate(options).sampler)
-    wished = wishes(options, stage.conditioner.reads)
+    stage = load(options, command.instantiate(options))
+    reads, size = stage.conditioner.reads, int(stage.image_size or 0)
+    wished = wishes(asked(options), reads, size)
     stage.conditioner.check(as_batch(wished))
-    says, out, shown = settings(stage, options.checkpoint, options.seed), Path(options.out), []
-    for i, image in enumerate(draw(stage, wished, options.seed, options.batch_size)):
-        write_png(
-            out / f"{i:06d}.png", image, {"prompt": str(wished[i].subject), "key": wished[i].key, **says}
-        )
+    start = redraw(options, reads, size)
+    says, out, shown = settings(stage, options, start), Path(options.out), []
+    for i, image in enumerate(draw(stage, wished, options.seed, options.batch_size, start)):
+        write_png(out / f"{i:06d}.png", image, {"prompt": wished[i].subject, "key": wished[i].key, **says})
         shown += [image] if i < GRID_SIZE else []
-    subjects = "\n".join(str(wish.subject) for wish in wished[:GRID_SIZE])
+    subjects = "\n".join(wish.subject for wish in wished[:GRID_SIZE])
     write_png(out / "grid.png", grid(torch.stack(shown)), {"prompt": subjects, **says})
     print(f"{out}: {len(wished)} pictures, and {out / 'grid.png'}")
 

@@ -79,7 +79,7 @@ def swaps(text: str) -> list[str]:
 
 def drawn(stage: Diffusion, texts: Sequence[str], seed: int = 0, batch_size: int = 100) -> Tensor:
     """Draw one picture per caption, (N, 3, H, W) uint8."""
-    return torch.stack(list(draw(stage, [Wish(text, 0) for text in texts], seed, batch_size)))
+    return torch.stack(list(draw(stage, [Wish(text, 0, {"text": text}) for text in texts], seed, batch_size)))
 
 
 def of_pictures(images: Tensor, batch: Batch, clip: CLIPTower) -> Figures:

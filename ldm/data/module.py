@@ -155,10 +155,7 @@ class Shards(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Turn pictures, masks and maps from uint8 into what ``Batch`` says, on the device."""
-        for name, convert in _FROM_BYTES.items():
-            if name in batch and batch[name].dtype == torch.uint8:
-                batch[name] = convert(batch[name])
-        return cast(Batch, batch)
+        return decoded(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training stands and what its order depends on: primitives only."""
@@ -215,6 +212,15 @@ class Shards(L.LightningDataModule):
             return self._base["batches"]
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
         return int(progress.processed)
+
+
+def decoded(batch: Batch) -> Batch:
+    """Turn pictures, masks and maps of a batch from uint8 into what ``Batch`` says, where they are."""
+    found = cast(dict[str, Any], dict(batch))
+    for name, convert in _FROM_BYTES.items():
+        if name in found and found[name].dtype == torch.uint8:
+            found[name] = convert(found[name])
+    return cast(Batch, found)
 
 
 def _global_seed() -> int:

@@ -80,7 +80,7 @@ class UNet(nn.Module):
                 f"{self.factor}, got {x.shape[2]}x{x.shape[3]}: use fewer levels or another data.image_size"
             )
         time = self._embed(t, cond, x.dtype)
-        hidden = self.conv_in(x if cond.spatial is None else torch.cat([x, cond.spatial], dim=1))
+        hidden = self.conv_in(self._with_map(x, cond.spatial))
         skips = [hidden]
         for block in cast(Iterable[Stack], self.down_blocks):
             hidden = block.down(hidden, time, cond, skips)
@@ -88,6 +88,15 @@ class UNet(nn.Module):
         for block in cast(Iterable[Stack], self.up_blocks):
             hidden = block.up(hidden, time, cond, skips)
         return self.conv_out(F.silu(self.conv_norm_out(hidden)))
+
+    def _with_map(self, x: Tensor, spatial: Tensor | None) -> Tensor:
+        found = (0, *x.shape[2:]) if spatial is None else (spatial.shape[1], *spatial.shape[2:])
+        if found != (self.widths.spatial, *x.shape[2:]):
+            raise ValueError(
+                f"the denoiser was built for condition maps of {self.widths.spatial} channels and the size of "
+                f"the latent, {x.shape[2]}x{x.shape[3]}, got {found[0]} channels of {found[1]}x{found[2]}"
+            )
+        return x if spatial is None else torch.cat([x, spatial.to(x.dtype)], dim=1)
 
     def _embed(self, t: Tensor, cond: Cond, dtype: torch.dtype) -> Tensor:
         waves = timestep_embedding(t, self.time_embedding.linear_1.in_features)

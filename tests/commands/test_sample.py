@@ -9,7 +9,9 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from ldm import checkpoint as ckpt
 from ldm import fit, sample
-from ldm.pictures import read_text
+from ldm.pictures import from_bytes, read_text, to_bytes
+from ldm.stages.autoencoder import Autoencoder
+from ldm.stages.load import load_stage
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,7 @@ def test_a_file_says_how_it_was_drawn(chain, tmp_path):
         "prompt": "a blue square",
         "key": "a blue square/0",
         "sampler": "DPMSolver",
+        "spacing": "Trailing",
         "steps": "3",
         "guidance": "2.0",
         "seed": "5",
@@ -78,12 +81,84 @@ def test_labels_and_size(digits, tmp_path):
     assert read_text(tmp_path / "000005.png")["prompt"] == "4"
 
 
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "old.png"
+    noise = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(noise.numpy()).save(path)
+    return path
+
+
+def test_a_picture_is_redrawn_the_less_the_lower_the_strength(chain, tmp_path, picture):
+    run, old = chain.runs / "diffusion", pil_to_tensor(Image.open(picture)).int()
+    more = ["--prompt=a red ring", f"--image={picture}", "--steps=10"]
+    ends = [draw(run, tmp_path / s, *more, f"--strength={s}")[0] for s in ("0.1", "0.5", "1")]
+    plain = draw(run, tmp_path / "plain", "--prompt=a red ring", "--steps=10")[0]
+    autoencoded = load_stage(str(chain.runs / "autoencoder"), Autoencoder)
+    nearest = to_bytes(autoencoded.generate({"image": from_bytes(old[None].byte())}, 0))[0].int()
+    misses = [(end - nearest).abs().float().mean().item() for end in ends]
+    assert misses[0] < misses[1] < misses[2]
+    # at full strength what is left of the picture is alpha_T of it
+    assert (ends[2] - plain).abs().float().mean() < 2
+    assert read_text(tmp_path / "0.5" / "000000.png")["strength"] == "0.5"
+
+
+def test_only_what_the_mask_shows_is_painted(chain, tmp_path, picture):
+    old, mask = pil_to_tensor(Image.open(picture)).int(), torch.zeros(32, 32, dtype=torch.uint8)
+    mask[8:20, 4:16] = 255
+    Image.fromarray(mask.numpy()).save(tmp_path / "mask.png")
+    more = [
+        "--prompt=a red ring",
+        "--prompt=a blue square",
+        f"--image={picture}",
+        f"--mask={tmp_path / 'mask.png'}",
+    ]
+    drawn = draw(chain.runs / "diffusion", tmp_path / "out", *more)
+    assert torch.equal(drawn[:, :, mask == 0], old[:, mask == 0].expand(2, -1, -1))
+    assert (drawn - old)[:, :, mask > 0].abs().float().mean() > 10
+
+
+def test_samples_of_shards_say_what_to_draw(chain, tmp_path):
+    shards, run = f"--shards={chain.shards / 'val-000000.tar'}", chain.runs / "diffusion"
+    drawn = draw(run, tmp_path / "a", shards, "--num=3")
+    said = [read_text(tmp_path / "a" / f"{i:06d}.png")["prompt"] for i in range(3)]
+    by_prompt = draw(run, tmp_path / "b", *[f"--prompt={text}" for text in said])
+    assert (drawn - by_prompt).abs().max() <= 1
+
+
+def test_guidance_may_be_a_class(chain, tmp_path):
+    run, prompt = chain.runs / "diffusion", "--prompt=a red ring"
+    plain = draw(run, tmp_path / "plain", prompt, "--guidance=3")
+    whole = ["--guidance=Interval", "--guidance.low=0", "--guidance.high=999"]
+    inside = ["--guidance.guidance=ClassifierFree", "--guidance.guidance.scale=3"]
+    assert torch.equal(draw(run, tmp_path / "interval", prompt, *whole, *inside), plain)
+    weaker = ["--guidance=ldm.stages.autoguidance.Autoguidance", f"--guidance.checkpoint={run}"]
+    drawn = draw(run, tmp_path / "auto", prompt, *weaker, "--guidance.scale=2")
+    # guided by itself it is itself
+    assert (drawn - draw(run, tmp_path / "none", prompt, "--guidance=1")).abs().max() <= 1
+    assert read_text(tmp_path / "auto" / "000000.png")["guidance"] == "Autoguidance(scale=2.0)"
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
+        (["--prompt=a", "--mask=m.png"], "--mask: there is no picture to redraw, expected --image"),
+        (["--prompt=a", "--strength=0.5"], "--strength: there is no picture to redraw, expected --image"),
+        (["--prompt=a", "--image=nowhere.png"], "nowhere.png"),
+        (["--prompt=a", f"--image={__file__}"], "bytes are no JPEG, PNG or WebP picture"),
+        (
+            ["--prompt=a", f"--image={__file__}", "--strength=0"],
+            "--strength: got 0.0, expected a number in (0, 1]",
+        ),
+        (
+            ["--prompt=a", "--layout=boxes.json"],
+            "conditioned on text: got --layout and --prompt or --prompts",
+        ),
+        (["--prompt=a", "--shards=nowhere-*.tar"], "the samples say what to draw, got --prompt"),
+        (["--shards=nowhere-*.tar"], "nowhere-*.tar"),
         (["--prompt=" + "red " * 40], "has 42 tokens with its begin and end marks, expected at most"),
         (["--labels", "3"], "is conditioned on text: got --labels, expected --prompt or --prompts"),
-        ([], "got neither prompts nor labels nor a number, expected --prompt or --prompts"),
+        ([], "conditioned on text: got nothing, expected --prompt or --prompts, or --shards"),
         (["--prompt=a", "--size=33"], "33 is not a multiple of the latent space's factor"),
         (["--prompt=a", "--sampler=Oiler"], "sampler: got Oiler, expected the import path of a class"),
         (["--prompt=a", "--steps=0"], "--steps: got 0, expected at least 1"),
