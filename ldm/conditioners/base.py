@@ -86,6 +86,11 @@ class Conditioner(nn.Module, ABC):
             )
 
     @property
+    def drops(self) -> bool:
+        """Whether training ever sees the null condition."""
+        return self.dropout > 0.0
+
+    @property
     def upstream(self) -> dict[str, str]:
         """Checkpoints that this conditioner is built on, with their SHA-256."""
         return {}

@@ -18,7 +18,8 @@ class Together(Conditioner):
     """Conditions side by side: tokens one after the other, vectors added, maps channel beside channel.
 
     Each conditioner drops out by its own ``dropout``, independently; ``dropout`` here drops all at once. The
-    null condition is that of all of them.
+    null condition keeps what training never drops: guidance by a caption leaves a picture to be inpainted
+    alone, since the model has never met a caption without one.
 
     Args:
         conditioners: What conditions; their order is that of tokens and channels.
@@ -55,8 +56,11 @@ class Together(Conditioner):
         return self._join([part(batch) for part in self.parts])
 
     def null(self, batch: Batch) -> Cond:
-        """Return the null conditions of all."""
-        return self._join([part.null(batch) for part in self.parts])
+        """Return the null conditions of those that training drops; of all if it drops none."""
+        spares = self.drops and self.dropout == 0.0
+        return self._join(
+            [part(batch) if spares and not part.drops else part.null(batch) for part in self.parts]
+        )
 
     def dropped(self, batch: Batch, noise: SampleNoise) -> Cond:
         """Encode with each conditioner's own dropout, and then with the one of all."""
@@ -71,6 +75,11 @@ class Together(Conditioner):
         """Let each conditioner check the classes in the batch."""
         for part in self.parts:
             part.check_values(batch)
+
+    @property
+    def drops(self) -> bool:
+        """Whether training ever sees the null condition of any."""
+        return self.dropout > 0.0 or any(part.drops for part in self.parts)
 
     @property
     def upstream(self) -> dict[str, str]:

@@ -125,6 +125,22 @@ def test_the_outer_dropout_takes_everything_at_once():
     assert abs(lost[0].float().mean() - 0.3) < 4 * (0.21 / 2500) ** 0.5
 
 
+def test_guidance_leaves_alone_what_training_never_drops():
+    data = batch()
+    letters, hole = Letters(16, dropout=0.1), Inpainting()
+
+    def null(*parts, dropout=0.0):
+        together = Together(list(parts), dropout)
+        together.bind(Pixels())
+        return together.null(data)
+
+    assert torch.equal(null(letters, hole).spatial, hole(data).spatial)
+    assert torch.equal(null(letters, hole).tokens, letters.null(data).tokens)
+    assert torch.equal(null(letters, hole, dropout=0.1).spatial, hole.null(data).spatial)
+    assert torch.equal(null(Letters(16), hole).spatial, hole.null(data).spatial)
+    assert torch.equal(null(Together([letters, ClassLabel(3)]), hole).spatial, hole(data).spatial)
+
+
 def test_different_token_widths_need_a_projection():
     parts = [Letters(16), Layout(3, 8, num_heads=2)]
     with pytest.raises(ValueError, match=r"tokens have widths \[16, 8\].*set conditioner\.token_width"):

@@ -1,0 +1,144 @@
+"""Each of configs/conditions in miniature: it trains, resumes, draws, and obeys its condition."""
+
+import csv
+import io
+
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import ROOT, Chain
+
+from data.shapes_packer import Settings, pack
+from data.writing import write_shards
+from ldm import encode, fit
+from ldm.data.module import Shards
+from ldm.stages.diffusion import Diffusion
+from ldm.stages.load import load_stage
+
+CONFIGS = sorted((ROOT / "configs" / "conditions").glob("*.yaml"))
+METRICS = {
+    "inpainting": {"val/known/psnr", "val/caption/all"},
+    "layout": {"val/layout/all"},
+    "semantic": {"val/map/objects"},
+    "super-resolution": {"val/picture_psnr", "val/caption/all"},
+    "together": {"val/known/psnr", "val/caption/all"},
+}
+
+
+@pytest.fixture(scope="module")
+def conditioned(chain, home) -> Chain:
+    """Shards with everything to condition on, and their latents beside the pictures."""
+    shards, latents = home / "shards" / "conditions", home / "shards" / "conditions-latents"
+    pack(shards, Settings(train=24, val=12, novel=0, pairs=0, shard_size=12, conditions=True))
+    made = Chain(home / "runs" / "conditions", shards, latents)
+    arguments = [f"--autoencoder={chain.runs / 'autoencoder'}", f"--shards={shards / 'train-*.tar'}"]
+    assert encode.main([*arguments, f"--out={latents}", "--keep-images"]) == 0
+    return made
+
+
+def arguments(chain, name, **more):
+    settings = {
+        "run": chain.runs / name,
+        "wandb.mode": "disabled",
+        "data.train": chain.latents / "train-{000000..000001}.tar",
+        "data.val": chain.shards / "val-000000.tar",
+        "data.batch_size": 6,
+        "trainer.max_steps": 4,
+        "trainer.val_check_interval": 2,
+        "trainer.log_every_n_steps": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "32-true",
+        "model.sampler.num_steps": 2,
+        "pictures.num": 4,
+        **more,
+    }
+    config = ROOT / "configs" / "conditions" / f"{name}.yaml"
+    return ["--config", str(config), *(f"--{key}={value}" for key, value in settings.items())]
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_a_condition_trains_resumes_and_draws(conditioned, name):
+    assert fit.main(arguments(conditioned, name, **{"trainer.max_steps": 2})) == 0
+    assert fit.main(arguments(conditioned, name)) == 0
+    run = conditioned.runs / name
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    assert all(any(row.get(metric) for row in rows) for metric in METRICS[name])
+    assert [path.name for path in sorted((run / "pictures").glob("*.png"))] == [
+        f"diffusion-{seen:010d}.png" for seen in (12, 24)
+    ]
+    stage = load_stage(str(run), Diffusion)
+    assert stage.samples_seen == 24
+    assert not [key for key in stage.state_dict() if "latents" in key or "text." in key]
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_what_is_drawn_depends_on_the_condition(conditioned, name):
+    stage = load_stage(str(conditioned.runs / name), Diffusion)
+    shards = str(conditioned.shards / "val-000000.tar")
+    data = Shards(shards, shards, image_size=32, batch_size=4)
+    batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    stage.conditioner.check(batch)
+    drawn = stage.generate(batch, seed=0)
+    assert torch.equal(drawn, stage.generate(batch, seed=0))
+    others = {
+        field: batch[field][::-1] if isinstance(batch[field], list) else batch[field].flip(0)
+        for field in batch
+    }
+    other = stage.generate({**others, "key": batch["key"]}, seed=0)
+    assert (drawn - other).abs().mean() > 1e-4
+
+
+def test_every_configuration_is_tried():
+    assert [path.stem for path in CONFIGS] == sorted(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        (
+            "semantic",
+            {"model.conditioner.num_classes": 5},
+            "of its map is no class of the model, expected 0 to 4",
+        ),
+        (
+            "layout",
+            {"model.conditioner.num_classes": 3},
+            "of a box is no class of the model, expected 0 to 2",
+        ),
+        (
+            "super-resolution",
+            {"model.conditioner.scale": 8, "data.fields": "[image,low_res]"},
+            "expected 4 at",
+        ),
+        ("inpainting", {"data.fields": "[latent,mask]"}, "the batch has no image: add it to data.fields"),
+    ],
+)
+def test_bad_conditions_end_in_one_line(conditioned, capsys, tmp_path, name, more, message):
+    assert fit.main(arguments(conditioned, name, **more, run=tmp_path)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert message in line
+
+
+def test_a_label_that_the_model_lacks_ends_in_one_line(capsys, tmp_path):
+    """Through the trainer's own hooks, before the batch reaches the device."""
+    samples = [{"__key__": f"{n}", "png": png(n), "cls": str(n)} for n in range(4)]
+    (shard,) = write_shards(samples, tmp_path / "shards", "train", 4)
+    settings = {
+        "run": tmp_path / "run",
+        "wandb.mode": "disabled",
+        "data.train": shard,
+        "data.val": shard,
+        "data.batch_size": 4,
+        "model.conditioner.num_classes": 3,
+        "trainer.accelerator": "cpu",
+    }
+    config = ROOT / "configs" / "demo" / "digits.yaml"
+    assert fit.main(["--config", str(config), *(f"--{key}={value}" for key, value in settings.items())]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "sample '3': label 3 is no class of the model, expected 0 to 2" in line
+
+
+def png(shade):
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, shade, shade)).save(out, "PNG")
+    return out.getvalue()
