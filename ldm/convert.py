@@ -8,12 +8,37 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser
 
 from ldm.cli import run_command
+from ldm.interop.diffusers import export_pipeline, import_pipeline
 from ldm.interop.open_clip import export_clip, import_clip
 from ldm.interop.transformers import export_text, import_text
 
 HELP = """Bring weights of other programs here, or write ours as they read them.
 
 Each command has its own --help. Nothing is downloaded; pickles are read without running what is in them."""
+
+
+def from_diffusers(folder: str, out: str, variant: str | None = None) -> None:
+    """Turn a Stable Diffusion of diffusers into run folders of ours: autoencoder, text and diffusion.
+
+    ``python -m ldm.sample --checkpoint OUT/diffusion`` draws with it; OUT/model.yaml is what a configuration
+    needs to train it further, with ``--weights OUT/diffusion``.
+
+    Args:
+        folder: Folder of the pipeline, with model_index.json.
+        out: Folder for the run folders.
+        variant: Which weights, e.g. fp16; default: those without a name, or else fp16.
+    """
+    print(f"wrote {import_pipeline(folder, out, variant)}")
+
+
+def to_diffusers(run: str, out: str) -> None:
+    """Write a text-to-image run as a folder that diffusers opens as a StableDiffusionPipeline.
+
+    Args:
+        run: Checkpoint or run folder of a diffusion stage.
+        out: Folder to write.
+    """
+    print(f"wrote {export_pipeline(run, out)}")
 
 
 def from_open_clip(weights: str, model: str, out: str) -> None:
@@ -60,6 +85,8 @@ def to_transformers(run: str, out: str) -> None:
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
+    from_diffusers,
+    to_diffusers,
     from_open_clip,
     to_open_clip,
     from_transformers,

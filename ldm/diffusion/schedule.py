@@ -160,6 +160,17 @@ class Cosine(Schedule):
         super().__init__(*of_betas((1 - abar[1:] / abar[:-1]).clamp(max=max_beta)))
 
 
+class Betas(Schedule):
+    """Noise variances given one by one: schedules of other programs that have no name here.
+
+    Args:
+        values: T variances in (0, 1], first step first. With 1 at the end nothing of x0 is left at T - 1.
+    """
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__(*of_betas(torch.tensor(values, dtype=torch.float64)))
+
+
 class ZeroTerminalSNR(Schedule):
     """Another schedule, moved to end in pure noise: Lin et al. 2023 (arXiv:2305.08891), Algorithm 1.
 

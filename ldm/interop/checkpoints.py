@@ -18,6 +18,7 @@ def write_checkpoint(
     weights: Mapping[str, Tensor],
     source: Mapping[str, Any],
     image_size: int | None = None,
+    upstream: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a run folder's checkpoint: what later stages, metrics and ``ldm.fit --weights`` start from.
 
@@ -28,6 +29,7 @@ def write_checkpoint(
         weights: Its state dict.
         source: Where the weights come from.
         image_size: Side of the pictures that it was trained on, if known.
+        upstream: Checkpoints that the stage is built on, with their SHA-256.
 
     Returns:
         The file.
@@ -42,7 +44,7 @@ def write_checkpoint(
         "stage": stage,
         "config": dict(config),
         "state_dict": dict(weights),
-        "upstream": {},
+        "upstream": dict(upstream or {}),
         "samples_seen": 0,
         "image_size": image_size,
         "source": dict(source),

@@ -1,0 +1,182 @@
+"""Stable Diffusion as a folder of diffusers: model_index.json, and one folder for each part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm import checkpoint as ckpt
+from ldm.interop import tokenizer
+from ldm.interop.diffusers_configs import unet_arguments, unet_config, vae_arguments, vae_config
+from ldm.interop.files import read_json, read_weights, record, write_json, write_weights
+from ldm.interop.folders import Part, read_part
+from ldm.interop.latents import fold, kept, of_factor, scaling_factor, unfold
+from ldm.interop.model import Latents, Network, TextToImage
+from ldm.interop.runs import read_run, write_run
+from ldm.interop.schedules import process, scheduler_config
+from ldm.interop.transformers import empty_tower, tower_weights, write_text
+from ldm.nets.text import TextTower
+
+PIPELINES = {False: "StableDiffusionPipeline", True: "StableDiffusionInpaintPipeline"}
+"""Pipeline of a model, by whether it inpaints."""
+WEIGHTS = "diffusion_pytorch_model"
+"""How files of weights begin, but a text encoder's."""
+UNFOLDED = "ldm_latents.safetensors"
+"""Beside the autoencoder: its weights and statistics before they were folded together."""
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names in an autoencoder's attention in old folders."""
+
+
+def import_pipeline(folder: str | Path, out: str | Path, variant: str | None = None) -> Path:
+    """Turn a folder of a Stable Diffusion pipeline into run folders of ours.
+
+    Args:
+        folder: With model_index.json, unet, vae, text_encoder, tokenizer and scheduler.
+        out: Folder for the run folders autoencoder, text and diffusion.
+        variant: Which weights, e.g. "fp16" of diffusion_pytorch_model.fp16.safetensors; None takes those
+            without a name, or else fp16.
+
+    Returns:
+        The run folder of the diffusion stage.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If it is another kind of pipeline, or a part cannot be expressed here.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"'{folder}' is no folder, expected a pipeline of diffusers")
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    if kind not in PIPELINES.values():
+        expected = " or ".join(PIPELINES.values())
+        raise ValueError(f"{folder / 'model_index.json'}: _class_name is {kind}, expected {expected}")
+    parts = {
+        "unet": read_part(folder / "unet", (WEIGHTS,), variant),
+        "vae": read_part(folder / "vae", (WEIGHTS,), variant),
+        "text_encoder": read_part(folder / "text_encoder", ("model", "pytorch_model"), variant),
+    }
+    hashes = {f"{name}/{file.name}": ckpt.sha256(file) for name, part in parts.items() for file in part.files}
+    source = {"program": "diffusers", "name": folder.resolve().name, "sha256": hashes}
+    return write_run(_model(folder, parts), out, source)
+
+
+def export_pipeline(run: str | Path, out: str | Path) -> Path:
+    """Write a trained text-to-image run as a folder that diffusers' ``from_pretrained`` opens.
+
+    Args:
+        run: Checkpoint or run folder of a diffusion stage.
+        out: Folder to write, one that is empty or not there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If the run has parts that Stable Diffusion has not, or ``out`` has files.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out: '{out}' is there already, expected an empty folder or none")
+    model, says = read_run(run), record(ckpt.read(run), run)
+    metadata = {"software": says["software"], "source_sha256": says["sha256"]}
+    _write_unet(model, out / "unet", metadata)
+    _write_vae(model, out / "vae", metadata)
+    _write_text(model, out)
+    write_json(out / "scheduler" / "scheduler_config.json", scheduler_config(model.process))
+    write_json(out / "ldm.json", says)
+    write_json(out / "model_index.json", _index(model.inpaints))  # last: a folder that has it is whole
+    return out
+
+
+def _model(folder: Path, parts: dict[str, Part]) -> TextToImage:
+    unet, vae, text = (parts[name] for name in ("unet", "vae", "text_encoder"))
+    autoencoder, latents = _read_vae(vae)
+    tower = empty_tower(text.config, tokenizer.pad_id(folder / "tokenizer"), text.config_name)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    size = unet.config.get("sample_size")
+    factor = 2 ** (len(autoencoder.arguments["block_out_channels"]) - 1)
+    model = TextToImage(
+        Network(unet_arguments(unet.config, unet.config_name), unet.weights).float(),
+        autoencoder,
+        Network(tower.config["init_args"], tower_weights(text.weights)),
+        latents,
+        process(read_json(scheduler), str(scheduler)),
+        size * factor if isinstance(size, int) else None,
+    )
+    return model.check(dict(zip(("unet", "autoencoder", "text"), map(_name, (unet, vae, text)), strict=True)))
+
+
+def _name(part: Part) -> str:
+    return str(part.files[0] if len(part.files) == 1 else part.folder)
+
+
+def _read_vae(vae: Part) -> tuple[Network, Latents]:
+    """Read the autoencoder; the statistics of an export of ours come back as they were."""
+    arguments, factor = vae_arguments(vae.config, vae.config_name)
+    weights = {_renamed(name): _squeezed(name, tensor) for name, tensor in vae.weights.items()}
+    network, latents = Network(arguments, weights).float(), of_factor(factor, arguments["latent_channels"])
+    if factor == 1.0 and (beside := vae.folder / UNFOLDED).is_file():
+        unfolded = unfold(network.weights, read_weights(beside))
+        return (Network(arguments, unfolded[0]), unfolded[1]) if unfolded else (network, latents)
+    return network, latents
+
+
+def _renamed(name: str) -> str:
+    """Give a weight of an old folder its present name."""
+    head, _, tail = name.rpartition(".")
+    head, _, layer = head.rpartition(".")
+    return f"{head}.{OLD_ATTENTION[layer]}.{tail}" if layer in OLD_ATTENTION else name
+
+
+def _squeezed(name: str, tensor: Tensor) -> Tensor:
+    """Make a matrix of a 1x1 convolution in an attention, as it was once."""
+    return tensor.flatten(1) if ".attentions." in name and tensor.ndim == 4 else tensor
+
+
+def _write_unet(model: TextToImage, folder: Path, metadata: dict[str, str]) -> None:
+    widths = model.widths
+    config = unet_config(
+        model.unet.arguments, widths.sample, widths.sample + widths.spatial, model.text.arguments["width"]
+    )
+    if model.image_size is not None:
+        factor = 2 ** (len(model.autoencoder.arguments["block_out_channels"]) - 1)
+        config["sample_size"] = model.image_size // factor
+    write_json(folder / "config.json", config)
+    write_weights(folder / f"{WEIGHTS}.safetensors", model.unet.weights, metadata)
+
+
+def _write_vae(model: TextToImage, folder: Path, metadata: dict[str, str]) -> None:
+    factor, weights = scaling_factor(model.latents), model.autoencoder.weights
+    if factor is None:
+        write_weights(folder / UNFOLDED, kept(weights, model.latents), metadata)
+        weights, factor = {**weights, **fold(weights, model.latents)}, 1.0
+    config = vae_config(model.autoencoder.arguments, factor)
+    if model.image_size is not None:
+        config["sample_size"] = model.image_size
+    write_json(folder / "config.json", config)
+    write_weights(folder / f"{WEIGHTS}.safetensors", weights, metadata)
+
+
+def _write_text(model: TextToImage, out: Path) -> None:
+    tower = TextTower(**model.text.arguments)
+    tower.load_state_dict(model.text.weights)
+    write_text(tower, out / "text_encoder")
+    tokenizer.write_tokenizer(out / "tokenizer", tower.context_length, tower.pad_id)
+
+
+def _index(inpaints: bool) -> dict[str, Any]:
+    return {
+        "_class_name": PIPELINES[inpaints],
+        "_diffusers_version": "0.35.0",  # of the format: what their loader asks for
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    }

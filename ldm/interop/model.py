@@ -1,0 +1,128 @@
+"""A text-to-image model in pieces: what every file format of it comes down to."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.interop.keys import check
+from ldm.nets.autoencoder import KLAutoencoder
+from ldm.nets.text import TextTower
+from ldm.nets.unet import UNet
+from ldm.types import Widths
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of ours, not built.
+
+    Args:
+        arguments: Plain values that its class is called with.
+        weights: Its state dict.
+    """
+
+    arguments: dict[str, Any]
+    weights: dict[str, Tensor]
+
+    def float(self) -> Network:
+        """Widen the weights to float32."""
+        return replace(self, weights={name: tensor.float() for name, tensor in self.weights.items()})
+
+
+@dataclass(frozen=True)
+class Latents:
+    """How latents are normalised: (z - mean) / std has deviation about 1.
+
+    Args:
+        mean: (C,) float32.
+        std: (C,) float32, positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Process:
+    """What the U-Net was trained for, and how pictures are drawn with it, as configurations name it.
+
+    Args:
+        schedule: ``{"class_path", "init_args"}`` of a ``Schedule``.
+        prediction: The same of a ``Prediction``.
+        sampler: The same of a ``Sampler``.
+    """
+
+    schedule: dict[str, Any]
+    prediction: dict[str, Any]
+    sampler: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """Stable Diffusion's pieces, in our names.
+
+    Args:
+        unet: Arguments of ``UNet`` but its widths, which the weights tell.
+        autoencoder: Of ``KLAutoencoder``.
+        text: Of ``TextTower``.
+        latents: How its latents are normalised.
+        process: Schedule, prediction and sampler.
+        image_size: Side of the pictures that it was trained on, in pixels; None if unknown.
+    """
+
+    unet: Network
+    autoencoder: Network
+    text: Network
+    latents: Latents
+    process: Process
+    image_size: int | None
+
+    @property
+    def widths(self) -> Widths:
+        """Widths of the U-Net; spatial channels are what the input has beyond the latent's."""
+        channels = len(self.latents.mean)
+        inputs = self.unet.weights["conv_in.weight"].shape[1]
+        return Widths(channels, tokens=self.text.arguments["width"], spatial=inputs - channels)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the U-Net sees a mask and the latent of what it leaves, beside the noisy latent."""
+        return self.widths.spatial > 0
+
+    def check(self, names: Mapping[str, str]) -> TextToImage:
+        """Check that all weights have the names and shapes that the arguments ask for.
+
+        Args:
+            names: What messages call "unet", "autoencoder" and "text": their files.
+
+        Raises:
+            ValueError: If they have not, or the U-Net has an input of another kind.
+        """
+        channels, spatial = len(self.latents.mean), self.widths.spatial
+        if spatial not in (0, channels + 1):
+            raise ValueError(
+                f"{names['unet']}: the U-Net has {channels + spatial} input channels, expected {channels}, "
+                f"or {2 * channels + 1} to inpaint"
+            )
+        with torch.device("meta"):
+            nets: dict[str, nn.Module] = {
+                "unet": UNet(self.widths, **self.unet.arguments),
+                "autoencoder": KLAutoencoder(**self.autoencoder.arguments),
+                "text": TextTower(**self.text.arguments),
+            }
+        for name, net in nets.items():
+            shapes = {key: value.shape for key, value in net.state_dict().items()}
+            check(getattr(self, name).weights, shapes, names[name])
+        return self
+
+
+def arguments(kind: type[nn.Module], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete constructor arguments by the defaults of their class."""
+    bound = inspect.signature(kind).bind_partial(**given)
+    bound.apply_defaults()
+    return dict(bound.arguments)

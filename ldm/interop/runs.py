@@ -1,0 +1,161 @@
+"""A text-to-image model as our run folders: an autoencoder, a text tower, and a diffusion stage on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from torch import nn
+
+from ldm import checkpoint as ckpt
+from ldm.conditioners.base import Conditioner
+from ldm.conditioners.inpainting import Inpainting
+from ldm.conditioners.text import CLIPText
+from ldm.conditioners.together import Together
+from ldm.diffusion.guidance import ClassifierFree
+from ldm.diffusion.prediction import Prediction
+from ldm.interop.checkpoints import write_checkpoint
+from ldm.interop.model import Latents, Network, Process, TextToImage, arguments
+from ldm.interop.schedules import PREDICTIONS, betas, named, recognised, sampler
+from ldm.latents import AutoencoderLatents
+from ldm.nets.autoencoder import KLAutoencoder
+from ldm.nets.unet import UNet
+from ldm.run import write_text
+from ldm.stages.autoencoder import Autoencoder
+from ldm.stages.diffusion import Diffusion
+from ldm.stages.load import load_stage
+
+M = TypeVar("M", bound=nn.Module)
+PARTS = ("autoencoder", "text", "diffusion")
+"""Run folders that an import writes."""
+HEAD = """# From {source}. To fine-tune, put this into a configuration with data and trainer of its own:
+# python -m ldm.fit --config CONFIG --weights {out}/diffusion
+"""
+
+
+def read_run(path: str | Path) -> TextToImage:
+    """Read a trained diffusion stage with all that it is built on.
+
+    Args:
+        path: Checkpoint or run folder.
+
+    Raises:
+        FileNotFoundError: If it, or a checkpoint that it is built on, is not there.
+        ValueError: If it is no Stable Diffusion: names the part that formats of that cannot express.
+    """
+    stage = load_stage(str(path), Diffusion)
+    assert stage.config is not None
+    (upstream,) = _expect(stage.latents, AutoencoderLatents, "latents").upstream
+    denoiser = _expect(stage.denoiser, UNet, "denoiser")
+    tower = _text(stage.conditioner).tower
+    net = ckpt.read(upstream, "autoencoder")["config"]["init_args"]["net"]
+    latents = stage.latents
+    assert isinstance(latents, AutoencoderLatents)
+    return TextToImage(
+        Network(arguments(UNet, stage.config["init_args"]["denoiser"]["init_args"]), denoiser.state_dict()),
+        Network(arguments(KLAutoencoder, net.get("init_args") or {}), latents.net.module.state_dict()),
+        Network(tower.config["init_args"], tower.state_dict()),
+        Latents(latents.latent_mean.flatten(), latents.latent_std.flatten()),
+        Process(
+            recognised(betas(stage.objective.schedule)),
+            named(_prediction(stage.objective.prediction)),
+            sampler(stage.sampler),
+        ),
+        stage.image_size,
+    )
+
+
+def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) -> Path:
+    """Write run folders autoencoder, text and diffusion, and model.yaml to configure further training.
+
+    Args:
+        model: The model; its weights are widened to float32.
+        out: Folder for the three.
+        source: Where it comes from: "program", "name" and hashes of files.
+
+    Returns:
+        The run folder of the diffusion stage.
+
+    Raises:
+        ValueError: If one of the folders has a checkpoint already.
+    """
+    out = Path(out)
+    for name in PARTS:
+        if (found := out / name / "checkpoints" / "last.ckpt").exists():
+            raise ValueError(f"--out: '{found}' is there already, expected a folder without runs")
+    latents = _write_autoencoder(model, out / "autoencoder", source)
+    text = _write_text(model, out / "text", source)
+    config = named(
+        Diffusion,
+        latents=named(AutoencoderLatents, checkpoint=str(out / "autoencoder")),
+        conditioner=_conditioner(model, str(out / "text")),
+        denoiser=named(UNet, **model.unet.arguments),
+        objective={
+            "class_path": "ldm.diffusion.objective.Objective",
+            "init_args": {"schedule": model.process.schedule, "prediction": model.process.prediction},
+        },
+        sampler=model.process.sampler,
+        guidance=named(ClassifierFree, scale=7.5),
+    )
+    weights = {f"denoiser.{name}": tensor for name, tensor in model.unet.float().weights.items()}
+    built_on = {str(path.parents[1]): ckpt.sha256(path) for path in (latents, text)}
+    write_checkpoint(out / "diffusion", "diffusion", config, weights, source, model.image_size, built_on)
+    yaml_text = yaml.safe_dump({"model": config}, sort_keys=False, default_flow_style=None, width=110)
+    write_text(out / "model.yaml", HEAD.format(source=source.get("name"), out=out) + yaml_text)
+    return out / "diffusion"
+
+
+def _write_autoencoder(model: TextToImage, out: Path, source: Mapping[str, Any]) -> Path:
+    config = named(Autoencoder, net=named(KLAutoencoder, **model.autoencoder.arguments))
+    weights = {f"net.{name}": tensor for name, tensor in model.autoencoder.float().weights.items()}
+    weights |= {"latent_mean": model.latents.mean, "latent_std": model.latents.std}
+    return write_checkpoint(out, "autoencoder", config, weights, source, model.image_size)
+
+
+def _write_text(model: TextToImage, out: Path, source: Mapping[str, Any]) -> Path:
+    config = {"class_path": "ldm.nets.text.TextTower", "init_args": model.text.arguments}
+    return write_checkpoint(out, "text_tower", config, model.text.float().weights, source)
+
+
+def _conditioner(model: TextToImage, text: str) -> dict[str, Any]:
+    captions = named(CLIPText, checkpoint=text)
+    if not model.inpaints:
+        return captions
+    return named(Together, conditioners=[captions, named(Inpainting)])
+
+
+def _text(conditioner: Conditioner) -> CLIPText:
+    """Find the captions' conditioner where it is the only one, or has a mask beside it."""
+    parts = conditioner.parts if type(conditioner) is Together else [conditioner]
+    kinds = [type(part) for part in parts]
+    projected = isinstance(conditioner, Together) and bool(list(conditioner.projections.parameters()))
+    if kinds not in ([CLIPText], [CLIPText, Inpainting]) or projected:
+        found = " and ".join(kind.__name__ for kind in kinds)
+        found += " with projected tokens" if projected else ""
+        raise ValueError(
+            f"model.conditioner is {found}, expected CLIPText, or CLIPText and Inpainting: Stable "
+            "Diffusion's formats know no other conditions"
+        )
+    assert isinstance(parts[0], CLIPText)
+    return parts[0]
+
+
+def _prediction(found: Prediction) -> type[Prediction]:
+    if type(found) not in PREDICTIONS.values():
+        expected = " or ".join(kind.__name__ for kind in PREDICTIONS.values())
+        raise ValueError(
+            f"model.objective.prediction is {type(found).__name__}, expected {expected}: Stable Diffusion's "
+            "formats know no other"
+        )
+    return type(found)
+
+
+def _expect(found: nn.Module, kind: type[M], key: str) -> M:
+    if type(found) is not kind:
+        raise ValueError(
+            f"model.{key} is {type(found).__name__}, expected {kind.__name__}: Stable Diffusion's formats "
+            "know no other"
+        )
+    return found

@@ -1,0 +1,76 @@
+"""A trained chain through the real commands: to diffusers, drawn there, back, drawn here, trained on."""
+
+import contextlib
+import json
+
+import pytest
+import torch
+from PIL import Image
+from test_bad_input import error_of
+from torchvision.transforms.functional import pil_to_tensor
+
+from benchmarks import export
+from ldm import checkpoint as ckpt
+from ldm import convert, fit, sample
+from ldm.stages.diffusion import Diffusion
+from ldm.stages.load import load_stage
+
+CAPTIONS = ["a large red ring", "two blue squares", ""]
+
+
+def run(*arguments):
+    return convert.main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def there(chain, home, tmp_path_factory):
+    """The chain's diffusion run as a folder of diffusers."""
+    pytest.importorskip("diffusers")
+    folder = tmp_path_factory.mktemp("there") / "pipeline"
+    with contextlib.chdir(home):
+        assert run("to-diffusers", f"--run={chain.runs / 'diffusion'}", f"--out={folder}") == 0
+    return folder
+
+
+def test_an_exported_run_draws_the_same_pictures_elsewhere(chain, there):
+    from diffusers import DiffusionPipeline
+
+    stage = load_stage(str(chain.runs / "diffusion"), Diffusion)
+    pipeline = DiffusionPipeline.from_pretrained(there, local_files_only=True)
+    x = export.noise(stage, CAPTIONS, seed=3)
+    ours = export.draw_ours(stage, CAPTIONS, 5, 3.0, seed=3).images
+    theirs = export.draw_theirs(pipeline, CAPTIONS, 5, 3.0, x).images
+    assert ours.shape == theirs.shape == (3, 3, 32, 32)
+    assert (ours - theirs).abs().max() < 1 / 255
+    assert (ours[0] - ours[1]).abs().max() > 10 / 255
+    assert max(export.errors(stage, pipeline, CAPTIONS, x).values()) < 1e-5
+    said = json.loads((there / "ldm.json").read_text())
+    assert said["weights"] == "ema" and said["sha256"] == ckpt.sha256(chain.runs / "diffusion")
+
+
+def test_what_comes_back_draws_the_same_and_can_be_trained_further(chain, there, fresh, tmp_path):
+    back = fresh.runs / "imported"
+    assert run("from-diffusers", f"--folder={there}", f"--out={back}") == 0
+    for name in ("autoencoder", "diffusion"):
+        before, after = (ckpt.read(runs / name)["state_dict"] for runs in (chain.runs, back))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before), name
+    options = ["--prompt=a large red ring", "--steps=3", "--guidance=2", "--device=cpu"]
+    for runs, out in ((chain.runs, tmp_path / "a"), (back, tmp_path / "b")):
+        assert sample.main([f"--checkpoint={runs / 'diffusion'}", f"--out={out}", *options]) == 0
+    assert torch.equal(*(pil_to_tensor(Image.open(tmp_path / name / "000000.png")) for name in "ab"))
+    model = [f"--config={back / 'model.yaml'}", f"--weights={back / 'diffusion'}"]
+    pictures = [f"--data.train={fresh.shards / 'train-000000.tar'}", "--data.fields=[image,text]"]
+    assert fit.main(fresh.arguments("diffusion", *model, *pictures, "--trainer.max_steps=1")) == 0
+
+
+def test_what_cannot_be_expressed_is_one_clear_line(chain, fresh, capsys, tmp_path):
+    out = f"--out={tmp_path / 'out'}"
+    line = error_of(capsys, ["to-diffusers", f"--run={chain.runs / 'clip'}", out], convert.main)
+    assert "is of stage 'clip', expected stage 'diffusion'" in line
+    assert fit.main(fresh.arguments("pixels", "--trainer.max_steps=1")) == 0
+    line = error_of(capsys, ["to-diffusers", f"--run={fresh.runs / 'pixels'}", out], convert.main)
+    assert "model.latents is Pixels, expected AutoencoderLatents" in line
+    line = error_of(capsys, ["from-diffusers", "--folder=nowhere", out], convert.main)
+    assert "'nowhere' is no folder, expected a pipeline of diffusers" in line
+    assert not (tmp_path / "out").exists()
