@@ -121,7 +121,7 @@ class TextToImage:
         return self
 
 
-def arguments(kind: type[nn.Module], given: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """Complete constructor arguments by the defaults of their class."""
     bound = inspect.signature(kind).bind_partial(**given)
     bound.apply_defaults()

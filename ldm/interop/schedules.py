@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ldm.diffusion.samplers.plms import PLMS
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.timesteps import Leading, Linspace, Spacing, Trailing
 from ldm.diffusion.schedule import Schedule
-from ldm.interop.model import Process
+from ldm.interop.model import Process, arguments
 
 PREDICTIONS = {
     "epsilon": prediction.Epsilon,
@@ -143,15 +144,18 @@ def recognised(beta: Tensor | Sequence[float]) -> dict[str, Any]:
 
 
 def _candidates(beta: Tensor) -> Iterator[tuple[dict[str, Any], Schedule]]:
+    """Build the schedules with a name that begin and end as ``beta`` does."""
     first, last = (float(f"{end:.6g}") for end in (beta[0].item(), beta[-1].item()))
     for name, kind in SCHEDULES.items():
-        if last < 1:
-            arguments = _arguments(name, len(beta), first, last)
-            yield named(kind, **arguments), kind(**arguments)
-        else:  # nothing is left at the end: which end was moved there cannot be seen, so the usual ones
-            usual = kind(num_steps=len(beta))  # type: ignore[call-arg]
-            config = named(schedule.ZeroTerminalSNR, schedule=named(kind, num_steps=len(beta)))
-            yield config, schedule.ZeroTerminalSNR(usual)
+        with suppress(ValueError):  # of a kind that such ends leave nothing of x0 long before the last
+            if last < 1:
+                given = _arguments(name, len(beta), first, last)
+                yield named(kind, **given), kind(**given)
+            else:  # which end was moved to 1 cannot be seen any more, so the usual ones
+                usual = arguments(kind, {})
+                given = _arguments(name, len(beta), usual.get("beta_start", 0), usual.get("beta_end", 0))
+                moved = schedule.ZeroTerminalSNR(kind(**given))
+                yield named(schedule.ZeroTerminalSNR, schedule=named(kind, **given)), moved
 
 
 def _arguments(name: str, num_steps: int, first: float, last: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_model import CAPTIONS, PER_CHANNEL, UNET, relative, same, tiny
+from tiny_model import CAPTIONS, PER_CHANNEL, SCALED, UNET, relative, same, tiny
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.conditioners.text import load_tower
@@ -37,6 +37,7 @@ MODELS = {
     "1.x": {"kind": prediction.Epsilon, "latents": of_factor(0.18215, 4)},
     "2.x": {"unet": LINEAR, "text": SD2, "latents": of_factor(0.18215, 4)},
     "ours": {"made_of": COSINE},
+    "zero SNR": {"made_of": named(schedule.ZeroTerminalSNR, schedule=SCALED)},
     "betas": {"made_of": OTHER_COSINE, "kind": prediction.Sample},
 }
 

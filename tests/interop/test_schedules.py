@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from tiny_model import build
 
 from ldm.diffusion import prediction, schedule
-from ldm.interop.schedules import betas, named, process, recognised, scheduler_config
+from ldm.diffusion.samplers.ddim import DDIM
+from ldm.diffusion.samplers.timesteps import Karras, Leading, Linspace, Trailing
+from ldm.interop.model import Process
+from ldm.interop.schedules import betas, named, process, recognised, sampler, scheduler_config
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -17,11 +21,9 @@ SCHEDULES = [
     schedule.Cosine(50),
     schedule.Cosine(50, max_beta=1.0),
     schedule.Cosine(200, offset=0.02),
+    schedule.ZeroTerminalSNR(schedule.ScaledLinear()),
+    schedule.ZeroTerminalSNR(schedule.Linear(400, 0.002, 0.02)),
 ]
-
-
-def build(config):
-    return getattr(schedule, config["class_path"].rpartition(".")[2])(**config["init_args"])
 
 
 def close(found, expected, tolerance):
@@ -54,7 +56,7 @@ def test_diffusers_builds_our_tables_from_an_export(expected):
 def process_of(found):
     from ldm.interop.model import Process
 
-    return Process(recognised(betas(found)), named(prediction.Velocity), {})
+    return Process(recognised(betas(found)), named(prediction.Velocity), sampler(DDIM(20)))
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2"])
@@ -88,3 +90,24 @@ def test_a_schedule_that_does_not_preserve_the_variance_has_no_betas():
     straight.alpha = 1 - straight.sigma
     with pytest.raises(ValueError, match=r"model\.objective\.schedule is a ScaledLinear, expected one with"):
         betas(straight)
+
+
+@pytest.mark.parametrize("spacing", [Trailing(), Leading(1), Leading(0), Linspace()])
+def test_an_export_visits_our_timesteps(spacing):
+    found = process_of(schedule.ScaledLinear())
+    ours = DDIM(20, spacing=spacing)
+    config = scheduler_config(Process(found.schedule, found.prediction, sampler(ours)))
+    theirs = diffusers.DDIMScheduler.from_config(config)
+    theirs.set_timesteps(20)
+    assert theirs.timesteps.tolist() == [step.t for step in ours.steps(schedule.ScaledLinear())]
+    assert process(config, "x").sampler["init_args"]["spacing"] == sampler(ours)["init_args"]["spacing"]
+
+
+def test_timesteps_that_a_ddim_of_theirs_cannot_visit_become_trailing():
+    assert sampler(DDIM(20, spacing=Karras())) == sampler(DDIM(20))
+
+
+def test_published_schedulers_are_drawn_with_as_they_were():
+    found = process({"_class_name": "PNDMScheduler", "steps_offset": 1}, "x").sampler
+    assert found["class_path"] == "ldm.diffusion.samplers.plms.PLMS"
+    assert found["init_args"]["spacing"] == named(Leading, offset=1)
