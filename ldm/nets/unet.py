@@ -93,8 +93,8 @@ class UNet(nn.Module):
         found = (0, *x.shape[2:]) if spatial is None else (spatial.shape[1], *spatial.shape[2:])
         if found != (self.widths.spatial, *x.shape[2:]):
             raise ValueError(
-                f"the denoiser was built for condition maps of {self.widths.spatial} channels and the size of "
-                f"the latent, {x.shape[2]}x{x.shape[3]}, got {found[0]} channels of {found[1]}x{found[2]}"
+                f"the denoiser was built for condition maps of {self.widths.spatial} channels and the size "
+                f"of the latent, {x.shape[2]}x{x.shape[3]}, got {found[0]} channels of {found[1]}x{found[2]}"
             )
         return x if spatial is None else torch.cat([x, spatial.to(x.dtype)], dim=1)
 

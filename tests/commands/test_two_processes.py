@@ -19,10 +19,16 @@ GENTLE = [
     "--ema.decay=0",
 ]
 
+EVEN = [  # times that follow from the place of a sample in the stream
+    "--model.objective.times=ldm.diffusion.times.LowDiscrepancy",
+    "--model.objective.times.of=ldm.diffusion.times.LogitNormal",
+    "--model.objective.offset_noise=0.1",
+]
+
 
 def arguments(fresh, name, folder, *more):
     short = ["--trainer.max_steps=4", "--trainer.val_check_interval=2", f"--run={fresh.runs / folder}"]
-    return fresh.arguments(name, *GENTLE, *short, *more)
+    return fresh.arguments(name, *GENTLE, *short, *(EVEN if name == "diffusion" else []), *more)
 
 
 def moved(key, value):
@@ -33,27 +39,36 @@ def moved(key, value):
     return value
 
 
+def distance(one, two):
+    """Norm of the difference relative to the norm of all weights."""
+    pairs = [(moved(key, value).double(), moved(key, two[key]).double()) for key, value in one.items()]
+    return (sum((a - b).square().sum() for a, b in pairs) / sum(a.square().sum() for a, _ in pairs)) ** 0.5
+
+
 def rows(run, column):
     with (run / "metrics.csv").open(newline="") as file:
         return [float(row[column]) for row in csv.DictReader(file) if row[column]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["autoencoder", "clip"])
+@pytest.mark.parametrize("name", ["autoencoder", "clip", "diffusion"])
 def test_one_process_equals_two(fresh, name):
     both = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=8"]
     command = [sys.executable, "-m", "ldm.fit", *arguments(fresh, name, "two", *both)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert fit.main(arguments(fresh, name, "one", "--data.batch_size=16")) == 0
     one, two = (
         torch.load(fresh.runs / n / "checkpoints/last.ckpt", weights_only=True) for n in ("one", "two")
     )
     assert one["samples_seen"] == two["samples_seen"] == 64
-    for key, value in one["state_dict"].items():
+    assert distance(one["state_dict"], two["state_dict"]) < 1e-7
+    # where a gradient is nearly 0, Adam's step is rounding too: that of one weight in 40,000 of the U-Net
+    for key, value in one["state_dict"].items() if name != "diffusion" else ():
         ours, theirs = moved(key, two["state_dict"][key]), moved(key, value)
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
     losses = {n: rows(fresh.runs / n, "val/loss") for n in ("one", "two")}
-    if name == "autoencoder":  # CLIP's validation loss contrasts within a process's batch
+    if name != "clip":  # CLIP's validation loss contrasts within a process's batch
         assert losses["two"] == pytest.approx(losses["one"], rel=1e-6)
     assert rows(fresh.runs / "one", "samples") == rows(fresh.runs / "two", "samples")
