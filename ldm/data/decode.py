@@ -156,7 +156,7 @@ def _check_proportions(
     sizes: Mapping[str, tuple[int, int]], members: Mapping[str, bytes], origin: Origin
 ) -> None:
     """Check that all that lies on the picture has its proportions: or the central square would be another."""
-    if "image" not in sizes:
+    if "image" not in sizes or len(sizes) == 1:
         return
     height, width = sizes["image"]
     for field, (h, w) in sizes.items():

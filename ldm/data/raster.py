@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,8 +21,7 @@ def rgb(content: bytes) -> Tensor:
     Raises:
         ValueError: If it is no JPEG, PNG or WebP picture; the message is the reason alone.
     """
-    with _opened(content) as picture:
-        return torch.from_numpy(_rgb(picture)).permute(2, 0, 1)
+    return torch.from_numpy(_opened(content, _rgb)).permute(2, 0, 1)
 
 
 def mask(content: bytes) -> Tensor:
@@ -35,9 +33,7 @@ def mask(content: bytes) -> Tensor:
     Raises:
         ValueError: If it is no picture.
     """
-    with _opened(content) as picture:
-        grey = np.array(ImageOps.exif_transpose(picture).convert("L"))
-    return torch.from_numpy(grey >= 128).to(torch.uint8)[None]
+    return torch.from_numpy(_opened(content, _grey) >= 128).to(torch.uint8)[None]
 
 
 def classes(content: bytes) -> Tensor:
@@ -49,10 +45,7 @@ def classes(content: bytes) -> Tensor:
     Raises:
         ValueError: If it is no picture of one byte or bit per pixel.
     """
-    with _opened(content) as picture:
-        if picture.mode not in ("L", "P", "1"):
-            raise ValueError(f"pixel mode {picture.mode} holds no classes, expected 8-bit grey or a palette")
-        return torch.from_numpy(np.array(ImageOps.exif_transpose(picture), dtype=np.uint8))[None]
+    return torch.from_numpy(_opened(content, _indices))[None]
 
 
 def square(image: Tensor, size: int | None, mode: str = "bicubic") -> Tensor:
@@ -68,8 +61,9 @@ def square(image: Tensor, size: int | None, mode: str = "bicubic") -> Tensor:
     """
     height, width = image.shape[1:]
     side = min(height, width)
-    top, left = corner(height, width)
-    image = image[:, top : top + side, left : left + side]
+    if height != width:
+        top, left = corner(height, width)
+        image = image[:, top : top + side, left : left + side]
     if size is not None and side != size:
         # on uint8 with channels last this path of torch is several times faster than Pillow's
         image = F.interpolate(image[None], (size, size), mode=mode, antialias=mode == "bicubic")[0]
@@ -82,16 +76,25 @@ def corner(height: int, width: int) -> tuple[int, int]:
     return (height - side) // 2, (width - side) // 2
 
 
-@contextmanager
-def _opened(content: bytes) -> Iterator[Image.Image]:
+def _opened(content: bytes, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as picture:
-            yield picture
+            return read(picture)
     except UnidentifiedImageError as error:
         raise ValueError(f"its {len(content)} bytes are no JPEG, PNG or WebP picture") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace("\n", " ")
         raise ValueError(f"cannot be decoded as a picture ({reason})") from error
+
+
+def _grey(picture: Image.Image) -> np.ndarray:
+    return np.array(ImageOps.exif_transpose(picture).convert("L"))
+
+
+def _indices(picture: Image.Image) -> np.ndarray:
+    if picture.mode not in ("L", "P", "1"):
+        raise ValueError(f"pixel mode {picture.mode} holds no classes, expected 8-bit grey or a palette")
+    return np.array(ImageOps.exif_transpose(picture), dtype=np.uint8)
 
 
 def _rgb(picture: Image.Image) -> np.ndarray:
