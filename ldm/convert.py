@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 
 from ldm.cli import run_command
+from ldm.interop.compvis import Unseen, export_file, import_file
 from ldm.interop.diffusers import export_pipeline, import_pipeline
 from ldm.interop.open_clip import export_clip, import_clip
 from ldm.interop.transformers import export_text, import_text
@@ -39,6 +41,43 @@ def to_diffusers(run: str, out: str) -> None:
         out: Folder to write.
     """
     print(f"wrote {export_pipeline(run, out)}")
+
+
+def from_compvis(
+    file: str,
+    out: str,
+    weights: Literal["ema", "raw"] | None = None,
+    prediction: Literal["epsilon", "velocity", "sample"] | None = None,
+    num_heads: int | None = None,
+    image_size: int | None = None,
+) -> None:
+    """Turn a single file of Stable Diffusion 1.x or 2.x into run folders of ours.
+
+    What the file does not show is taken for what is usual, unless one says it here. The rest is as with
+    from-diffusers.
+
+    Args:
+        file: Weights with the names that CompVis gave them, .ckpt or .safetensors.
+        out: Folder for the run folders.
+        weights: Averaged ones, or those that were trained; default: averaged ones where there are.
+        prediction: What the U-Net predicts; default: epsilon. 2.x at 768 pixels predicts velocity.
+        num_heads: Heads of the U-Net at every level; default: 8 in 1.x, 64 channels each in 2.x.
+        image_size: Side of the pictures that it was trained on; default: 512.
+    """
+    run, guessed = import_file(file, out, Unseen(weights, prediction, num_heads, image_size))
+    for guess in guessed:
+        print(f"note: {guess}")
+    print(f"wrote {run}")
+
+
+def to_compvis(run: str, file: str) -> None:
+    """Write a text-to-image run as a single file of weights with the names that CompVis gave them.
+
+    Args:
+        run: Checkpoint or run folder of a diffusion stage.
+        file: File to write, ending in .safetensors.
+    """
+    print(f"wrote {export_file(run, file)}")
 
 
 def from_open_clip(weights: str, model: str, out: str) -> None:
@@ -87,6 +126,8 @@ def to_transformers(run: str, out: str) -> None:
 COMMANDS: tuple[Callable[..., None], ...] = (
     from_diffusers,
     to_diffusers,
+    from_compvis,
+    to_compvis,
     from_open_clip,
     to_open_clip,
     from_transformers,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -81,6 +82,14 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     rows = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with _replacing(path) as temporary:
         save_file(rows, temporary, {"format": "pt", **metadata})
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the strings that a safetensors file carries; other files have none."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -143,6 +143,14 @@ def recognised(beta: Tensor | Sequence[float]) -> dict[str, Any]:
     return named(schedule.Betas, values=beta.tolist())
 
 
+def build(config: Mapping[str, Any]) -> Schedule:
+    """Build a schedule that ``recognised`` or ``process`` named."""
+    kind = getattr(schedule, config["class_path"].rpartition(".")[2])
+    arguments = {k: build(v) if k == "schedule" else v for k, v in config["init_args"].items()}
+    built: Schedule = kind(**arguments)
+    return built
+
+
 def _candidates(beta: Tensor) -> Iterator[tuple[dict[str, Any], Schedule]]:
     """Build the schedules with a name that begin and end as ``beta`` does."""
     first, last = (float(f"{end:.6g}") for end in (beta[0].item(), beta[-1].item()))

@@ -74,3 +74,20 @@ def test_what_cannot_be_expressed_is_one_clear_line(chain, fresh, capsys, tmp_pa
     line = error_of(capsys, ["from-diffusers", "--folder=nowhere", out], convert.main)
     assert "'nowhere' is no folder, expected a pipeline of diffusers" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_single_file_comes_back_bit_for_bit(chain, fresh, tmp_path, capsys):
+    file, back = tmp_path / "x.safetensors", fresh.runs / "imported"
+    assert run("to-compvis", f"--run={chain.runs / 'diffusion'}", f"--file={file}") == 0
+    assert run("from-compvis", f"--file={file}", f"--out={back}") == 0
+    assert capsys.readouterr().out.splitlines() == [f"wrote {file}", f"wrote {back / 'diffusion'}"]
+    for name in ("autoencoder", "diffusion"):
+        before, after = (ckpt.read(runs / name)["state_dict"] for runs in (chain.runs, back))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before), name
+    line = error_of(
+        capsys, ["from-compvis", "--file=nowhere.ckpt", f"--out={tmp_path / 'out'}"], convert.main
+    )
+    assert "weights 'nowhere.ckpt' do not exist" in line
+    both = ["from-compvis", f"--file={file}", f"--out={tmp_path / 'out'}", "--weights=both"]
+    assert "weights" in error_of(capsys, both, convert.main)

@@ -7,9 +7,10 @@ import shlex
 import pytest
 from tiny_runs import ROOT
 
-from ldm import encode, fit, sample
+from ldm import convert, encode, fit, sample
 
 README = ROOT / "README.md"
+PARSED = {"ldm.sample": sample, "ldm.encode": encode, "ldm.convert": convert}
 
 
 def commands():
@@ -26,8 +27,8 @@ def parse(module, arguments):
         with pytest.raises(SystemExit) as end:
             fit.main([*arguments, "--print_config"])
         assert end.value.code in (0, None)
-    elif module in ("ldm.sample", "ldm.encode"):
-        {"ldm.sample": sample, "ldm.encode": encode}[module].parser().parse_args(arguments)
+    elif module in PARSED:
+        PARSED[module].parser().parse_args(arguments)
     else:
         assert importlib.util.find_spec(module), module
 
@@ -45,7 +46,7 @@ def test_a_command_of_the_readme_parses(command, monkeypatch):
 
 
 def test_the_help_of_every_command_is_there(capsys):
-    for command in (fit, sample, encode):
+    for command in (fit, *PARSED.values()):
         with pytest.raises(SystemExit):
             command.main(["--help"])
         shown = capsys.readouterr().out

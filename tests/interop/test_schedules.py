@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from tiny_model import build
 
 from ldm.diffusion import prediction, schedule
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.timesteps import Karras, Leading, Linspace, Trailing
 from ldm.interop.model import Process
-from ldm.interop.schedules import betas, named, process, recognised, sampler, scheduler_config
+from ldm.interop.schedules import betas, build, named, process, recognised, sampler, scheduler_config
 
 diffusers = pytest.importorskip("diffusers")
 

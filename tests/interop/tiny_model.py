@@ -5,7 +5,7 @@ import torch
 from ldm.diffusion import prediction, schedule
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.interop.model import Latents, Network, Process, TextToImage
-from ldm.interop.schedules import named, sampler
+from ldm.interop.schedules import build, named, sampler
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.text import TextTower
 from ldm.nets.unet import UNet
@@ -83,12 +83,6 @@ def same(found, expected):
     assert found.process.schedule["class_path"] == expected.process.schedule["class_path"]
     assert found.image_size == expected.image_size
     return True
-
-
-def build(config):
-    """Build a schedule from a configuration."""
-    arguments = {k: build(v) if k == "schedule" else v for k, v in config["init_args"].items()}
-    return getattr(schedule, config["class_path"].rpartition(".")[2])(**arguments)
 
 
 def relative(found, expected):
