@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ldm import checkpoint as ckpt
 from ldm.callbacks.csv_logger import MetricsCSV
 
-SMALLER_IS_BETTER = ("val/loss", "val/fid*", "val/reconstruction", "val/kl")
+SMALLER_IS_BETTER = ("val/loss*", "val/fid*", "val/reconstruction", "val/kl")
 LARGER_IS_BETTER = ("val/psnr", "val/accuracy", "val/clip_score", "val/caption*")
 
 

@@ -20,6 +20,9 @@ from ldm.stages.optimization import AdamW, Optimization
 from ldm.stages.stage import Stage
 from ldm.types import Batch, Cond, Denoise, Widths
 
+QUARTERS = 4
+"""Parts of the timesteps, from almost clean to noise, that validation reports the loss of."""
+
 
 class Diffusion(Stage):
     """Trains a denoiser by Algorithm 1 of Ho et al. 2020, conditioned as in Rombach et al. 2021, Eq. 3.
@@ -73,11 +76,25 @@ class Diffusion(Stage):
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
         """Regress the objective's target at random timesteps."""
+        return {"loss": self._regress(batch, noise)[1].mean()}
+
+    def means(self, batch: Batch, noise: SampleNoise) -> dict[str, tuple[Tensor, int]]:
+        """Average the loss over all samples, and over those in each quarter of the timesteps."""
+        t, loss = self._regress(batch, noise)
+        means = {"loss": (loss.mean(), len(loss))}
+        quarter = t * QUARTERS // self.objective.schedule.num_steps
+        for i in range(QUARTERS):
+            inside = loss[quarter == i]
+            # one without samples in this batch is logged all the same: processes must agree on the names
+            means[f"loss_quarter_{i + 1}"] = (inside.sum() / max(1, len(inside)), len(inside))
+        return means
+
+    def _regress(self, batch: Batch, noise: SampleNoise) -> tuple[Tensor, Tensor]:
+        """Return timesteps and losses of the samples, (B,) each."""
         cond = self.conditioner.dropped(batch, noise) if self.training else self.conditioner(batch)
         latent = self._encode(batch, noise)
         t, eps = self.objective.draw(latent, noise, self._positions(len(latent)))
-        loss = self.objective.loss(lambda x, t: self.denoiser(x, t, cond), latent, eps, t)
-        return {"loss": loss.mean()}
+        return t, self.objective.loss(lambda x, t: self.denoiser(x, t, cond), latent, eps, t)
 
     def _positions(self, count: int) -> Tensor | None:
         """Places of the samples in the training stream: process r of w has r, r + w, ... of each step's."""

@@ -78,11 +78,14 @@ class Stage(L.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses at random numbers that depend on the sample's key alone."""
-        losses = self.losses(batch, SampleNoise("validation", batch["key"]))
-        values = {f"val/{k}": v for k, v in losses.items()}
-        # Lightning truncates the mean of an int over processes, which would weigh uneven shares wrongly
-        size = float(len(batch["key"]))
-        self.log_dict(values, batch_size=size, sync_dist=True, on_epoch=True)  # type: ignore[arg-type]
+        for name, (mean, count) in self.means(batch, SampleNoise("validation", batch["key"])).items():
+            # Lightning truncates the mean of an int over processes, which would weigh uneven shares wrongly
+            size: Any = float(count)
+            self.log(f"val/{name}", mean, batch_size=size, sync_dist=True, on_epoch=True)
+
+    def means(self, batch: Batch, noise: SampleNoise) -> dict[str, tuple[Tensor, int]]:
+        """Compute what validation averages over all samples: means over a batch, and of how many samples."""
+        return {name: (value, len(batch["key"])) for name, value in self.losses(batch, noise).items()}
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and its schedule over the trainer's number of steps."""

@@ -68,7 +68,11 @@ def test_one_process_equals_two(fresh, name):
     for key, value in one["state_dict"].items() if name != "diffusion" else ():
         ours, theirs = moved(key, two["state_dict"][key]), moved(key, value)
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
-    losses = {n: rows(fresh.runs / n, "val/loss") for n in ("one", "two")}
-    if name != "clip":  # CLIP's validation loss contrasts within a process's batch
+    quarters = [f"val/loss_quarter_{i}" for i in (1, 2, 3, 4)] if name == "diffusion" else []
+    for column in (
+        ["val/loss", *quarters] if name != "clip" else []
+    ):  # CLIP contrasts within a process's batch
+        losses = {n: rows(fresh.runs / n, column) for n in ("one", "two")}
         assert losses["two"] == pytest.approx(losses["one"], rel=1e-6)
+        assert len(losses["one"]) == 2
     assert rows(fresh.runs / "one", "samples") == rows(fresh.runs / "two", "samples")
