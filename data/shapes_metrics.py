@@ -11,7 +11,8 @@ from torch import Tensor
 
 from data.shapes import BACKGROUNDS, COLOURS, SHAPES
 from data.shapes_reader import Found, read
-from ldm.metrics.metric import AllReduce, Mean, Metric
+from ldm.metrics.group import Group
+from ldm.metrics.metric import Mean, Metric
 from ldm.pictures import to_bytes
 from ldm.types import Batch
 
@@ -39,10 +40,10 @@ class Shares(Metric):
         """Add one value per picture, (B,)."""
         self._means[field].update(values)
 
-    def sync(self, all_reduce: AllReduce) -> None:
+    def sync(self, group: Group) -> None:
         """Add up over processes."""
         for mean in self._means.values():
-            mean.sync(all_reduce)
+            mean.sync(group)
 
     def compute(self) -> dict[str, float]:
         """Return the means by name."""

@@ -7,7 +7,7 @@ nearest named colour, and the shape and size of the best fitting template over r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
@@ -29,6 +29,7 @@ from data.shapes import (
     Thing,
     coverage,
 )
+from ldm.metrics.group import Group
 from ldm.metrics.metric import Mean, Metric
 from ldm.pictures import to_bytes
 from ldm.types import Batch
@@ -158,10 +159,10 @@ class CaptionAccuracy(Metric):
         for field, mean in self._means.items():
             mean.update(Tensor([row[field] for row in scores]))
 
-    def sync(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+    def sync(self, group: Group) -> None:
         """Add up over processes."""
         for mean in self._means.values():
-            mean.sync(all_reduce)
+            mean.sync(group)
 
     def compute(self) -> dict[str, float]:
         """Return the shares, in [0, 1]."""

@@ -21,8 +21,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from ldm import checkpoint as ckpt
 from ldm.callbacks.csv_logger import MetricsCSV
 
-SMALLER_IS_BETTER = ("val/loss*", "val/fid*", "val/reconstruction", "val/kl")
-LARGER_IS_BETTER = ("val/psnr", "val/accuracy", "val/clip_score", "val/caption*")
+SMALLER_IS_BETTER = ("loss*", "fid*", "sfid*", "kid*", "cmmd*", "lpips", "reconstruction", "kl")
+LARGER_IS_BETTER = (
+    *("psnr", "picture_psnr", "ssim", "accuracy", "clip_score*", "caption*"),
+    *("is/*", "precision*", "recall*", "density*", "coverage*"),
+)
+"""Values of a validation, without val/."""
 
 
 @dataclass
@@ -136,9 +140,9 @@ def start_wandb(logger: WandbLogger, config: dict[str, Any]) -> None:
     experiment.define_metric("samples")
     experiment.define_metric("*", step_metric="samples")
     for name in SMALLER_IS_BETTER:
-        experiment.define_metric(name, step_metric="samples", summary="min")
+        experiment.define_metric(f"val/{name}", step_metric="samples", summary="min")
     for name in LARGER_IS_BETTER:
-        experiment.define_metric(name, step_metric="samples", summary="max")
+        experiment.define_metric(f"val/{name}", step_metric="samples", summary="max")
 
 
 def environment() -> dict[str, Any]:

@@ -19,6 +19,8 @@ class Batch(TypedDict, total=False):
 
     key: list[str]
     """Names of the samples, unique over the data set; per-sample random numbers derive from them."""
+    place: Tensor
+    """(B,) int64 on the CPU: places of the samples in the set that is evaluated, whoever evaluates them."""
     image: Tensor
     """(B, 3, H, W) float32 in [-1, 1] on the device (uint8 in [0, 255] until it is there)."""
     text: list[str]

@@ -12,9 +12,11 @@ from torch import Tensor
 from data.shapes_reader import score
 from ldm.data.module import Shards
 from ldm.metrics.clip_score import CLIPScore
-from ldm.metrics.frechet import FrechetDistance
+from ldm.metrics.feature_metrics import FeatureMetrics
+from ldm.metrics.frechet import Frechet
 from ldm.metrics.psnr import PSNR
 from ldm.metrics.retrieval import recall_at_1
+from ldm.metrics.towers import Towers
 from ldm.pictures import from_bytes, to_bytes
 from ldm.sample import Wish, draw
 from ldm.stages.autoencoder import Autoencoder
@@ -84,10 +86,9 @@ def drawn(stage: Diffusion, texts: Sequence[str], seed: int = 0, batch_size: int
 
 def of_pictures(images: Tensor, batch: Batch, clip: CLIPTower) -> Figures:
     """Measure pictures drawn for the captions of ``batch``, uint8, as a CLIP sees them."""
-    metrics = (FrechetDistance(clip), CLIPScore(clip))
-    for metric in metrics:
-        metric.update(from_bytes(images), batch)
-    return {name: value for metric in metrics for name, value in metric.compute().items()}
+    metrics = FeatureMetrics(Towers(clip), [Frechet(), CLIPScore()])
+    metrics.update(from_bytes(images), {**batch, "place": torch.arange(len(images))})
+    return metrics.compute()
 
 
 def read_back(images: Tensor, texts: Sequence[str]) -> Figures:

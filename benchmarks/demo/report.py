@@ -69,8 +69,8 @@ TABLE = [
     Line("novel/all", "  everything at once", 0.75),
     Line("pairs/all", "200 captions with unseen pairs drawn: everything at once", 0.65),
     Line("novel/fid/clip", "Fréchet distance (CLIP features) of the unseen captions", form=".4f"),
-    Line("novel/fid/clip_floor", "  of real pictures, half against half", form=".4f"),
-    Line("novel/clip_score", "CLIP score", form=".1f"),
+    Line("novel/fid_floor/clip", "  of real pictures, half against half", form=".4f"),
+    Line("novel/clip_score/clip", "CLIP score", form=".1f"),
 ]
 
 

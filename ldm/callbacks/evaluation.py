@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
-from ldm.callbacks.logging import log_samples, samples_seen
-from ldm.callbacks.share import first, share, without_trace
-from ldm.metrics.metric import Metric
+from ldm.callbacks.ema import EMA
+from ldm.callbacks.logging import log_records, log_samples, samples_seen
+from ldm.callbacks.share import first, replaced, share, without_trace
+from ldm.metrics.group import default_group
+from ldm.metrics.measurement import Measurement, Value
+from ldm.metrics.metric import Metric, Reals, Says
+from ldm.metrics.record import append_lines, drawn_by
 from ldm.pictures import from_bytes, to_bytes
 from ldm.types import Batch, Generates
+
+Part = Callable[..., Any]
+"""A sampler or a guidance: what the stage draws with."""
 
 
 class Evaluation(L.Callback):
     """Generates a picture for each of the first validation samples, and feeds all metrics with it.
 
-    Pictures are rounded as a PNG would be. Values are logged as ``val/<name>`` beside the validation's own,
-    so that they can be monitored. Training goes on as if nothing had been measured: random numbers, modes
-    and weights are as before. A metric that fails is reported and left out of this evaluation; the others
-    and the run go on. Stages that make no pictures are left alone.
+    Pictures are drawn with the averaged weights if there are any, in the trainer's precision, and rounded as
+    a PNG would be; metrics measure in float32. Values are logged as ``val/<name>`` beside the validation's
+    own, so that they can be monitored, and each is written with its record to ``evaluations.jsonl`` in the
+    run folder. Training goes on as if nothing had been measured: random numbers, modes and weights are as
+    before.
+    A metric that fails is reported and left out of this evaluation; the others and the run go on. Stages that
+    make no pictures are left alone.
 
     Args:
         metrics: What to measure.
@@ -31,19 +41,31 @@ class Evaluation(L.Callback):
         every_n_samples: Evaluate at the first validation after each so many training samples, and at the
             end; None evaluates at every validation.
         seed: Seed of the pictures' random numbers.
+        sampler: Sampler that draws the pictures; None takes the stage's.
+        guidance: How conditional and unconditional predictions are combined; None takes the stage's.
+        cache: Folder for statistics of the real pictures, which other runs may share; None means
+            ``statistics`` in the run folder.
     """
 
     def __init__(
-        self, metrics: list[Metric], num_samples: int, every_n_samples: int | None = None, seed: int = 0
+        self,
+        metrics: list[Metric],
+        num_samples: int,
+        every_n_samples: int | None = None,
+        seed: int = 0,
+        sampler: Part | None = None,
+        guidance: Part | None = None,
+        cache: str | None = None,
     ) -> None:
         self.metrics = metrics
         self.num_samples = num_samples
         self.every_n_samples = every_n_samples
         self.seed = seed
+        self.parts = {k: v for k, v in {"sampler": sampler, "guidance": guidance}.items() if v is not None}
+        self.cache = cache
         self._next = 0
         self._taken = 0
-        self._runs = False
-        self._errors: dict[int, str] = {}
+        self._measurement: Measurement | None = None
 
     def state_dict(self) -> dict[str, int]:
         """Return when the next evaluation is due."""
@@ -53,13 +75,24 @@ class Evaluation(L.Callback):
         """Restore when the next evaluation is due."""
         self._next = state_dict["next"]
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check that the stage draws with what is to be replaced.
+
+        Raises:
+            ValueError: If it has no sampler or no guidance.
+        """
+        if lacking := [name for name in self.parts if not hasattr(pl_module, name)]:
+            raise ValueError(
+                f"Evaluation: got a {' and a '.join(lacking)}, but {type(pl_module).__name__} draws with none"
+            )
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin an evaluation if one is due."""
-        self._runs = isinstance(pl_module, Generates) and self._is_due(trainer, samples_seen(pl_module))
-        self._taken, self._errors = 0, {}
-        for metric in self.metrics if self._runs else []:
-            metric.reset()
-            metric.to(pl_module.device)
+        self._measurement, self._taken = None, 0
+        if isinstance(pl_module, Generates) and self._is_due(trainer, samples_seen(pl_module)):
+            self._measurement = Measurement(self.metrics, default_group(pl_module.device), pl_module.device)
+            with without_trace(pl_module):
+                self._measurement.begin(self._reals(trainer))
 
     def on_validation_batch_end(
         self,
@@ -72,26 +105,66 @@ class Evaluation(L.Callback):
     ) -> None:
         """Generate and measure the samples of this batch that are among the first ``num_samples``."""
         missing = share(trainer, self.num_samples) - self._taken
-        if not self._runs or missing <= 0 or not isinstance(pl_module, Generates):
+        if self._measurement is None or missing <= 0 or not isinstance(pl_module, Generates):
             return
         batch = first(batch, missing)
+        mine = torch.arange(self._taken, self._taken + len(batch["key"]))
+        batch["place"] = trainer.global_rank + mine * trainer.world_size
         with without_trace(pl_module):
-            images = from_bytes(to_bytes(pl_module.generate(batch, self.seed)))
-            for i, metric in enumerate(self.metrics):
-                self._attempt(i, metric.update, images, batch)
-        self._taken += len(images)
+            with replaced(pl_module, self.parts), trainer.precision_plugin.forward_context():
+                images = pl_module.generate(batch, self.seed)
+            self._measurement.update(from_bytes(to_bytes(images)), batch)
+        self._taken += len(mine)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add up over processes, compute and log."""
-        if not self._runs:
+        """Add up over processes, compute, log and record."""
+        if self._measurement is None:
             return
-        for i, metric in enumerate(self.metrics):
-            for name, value in self._finish(trainer, pl_module, i, metric).items():
-                pl_module.log(f"val/{name}", value, batch_size=1, sync_dist=True)
-            metric.to("cpu")
-            metric.reset()
+        with without_trace(pl_module):
+            values = self._measurement.finish()
+        for value in values:
+            pl_module.log(f"val/{value.name}", value.value, batch_size=1, sync_dist=True)
         log_samples(pl_module)
-        self._runs = False
+        for failure in self._measurement.failures:
+            rank_zero_warn(failure)
+        if trainer.is_global_zero:
+            self._record(trainer, pl_module, values, self._measurement.failures)
+        self._measurement = None
+
+    def _record(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, values: list[Value], failures: list[str]
+    ) -> None:
+        drawn = self._drawn(trainer, pl_module)
+        records = {f"val/{value.name}": {**value.says, **drawn} for value in values}
+        lines: list[dict[str, object]] = [
+            {"name": f"val/{value.name}", "value": value.value, **value.says, **drawn} for value in values
+        ]
+        lines += [{"failed": failure, **drawn} for failure in failures]
+        path = Path(trainer.default_root_dir) / "evaluations.jsonl"
+        append_lines(path, samples_seen(pl_module), lines)
+        log_records(trainer, records)
+
+    def _drawn(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Says:
+        """Say how the pictures were drawn."""
+        averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        with replaced(pl_module, self.parts):
+            how = drawn_by(pl_module)
+        return {
+            "stage": str(getattr(pl_module, "name", type(pl_module).__name__)),
+            "samples": samples_seen(pl_module),
+            "weights": "ema" if averaged else "raw",
+            "precision": str(trainer.precision_plugin.precision),
+            "seed": self.seed,
+            **how,
+        }
+
+    def _reals(self, trainer: L.Trainer) -> Reals:
+        """Name the real pictures; part of a validation set has no name."""
+        identity = getattr(trainer.datamodule, "val_identity", None)  # type: ignore[attr-defined]
+        if identity is None or trainer.limit_val_batches != 1.0:
+            return Reals()
+        cache = Path(self.cache or Path(trainer.default_root_dir) / "statistics")
+        return Reals(f"{identity} {self.num_samples}", cache)
 
     def _is_due(self, trainer: L.Trainer, seen: int) -> bool:
         if trainer.sanity_checking:
@@ -106,32 +179,3 @@ class Evaluation(L.Callback):
             return False
         self._next = (seen // self.every_n_samples + 1) * self.every_n_samples
         return True
-
-    def _attempt(self, i: int, action: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a step of metric i unless one has failed already, and keep its error."""
-        if i in self._errors:
-            return None
-        try:
-            return action(*arguments)
-        except Exception as error:
-            self._errors[i] = f"{type(error).__name__}: {error}"
-            return None
-
-    def _finish(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, i: int, metric: Metric
-    ) -> dict[str, float]:
-        def all_reduce(tensor: Tensor) -> Tensor:
-            total = trainer.strategy.reduce(tensor.to(pl_module.device), reduce_op="sum")
-            assert isinstance(total, Tensor)
-            return total.cpu()
-
-        # processes agree on who failed before they add up: one that stays away would leave the others waiting
-        num_failed = int(all_reduce(torch.tensor(float(i in self._errors))))
-        values: dict[str, float] = {}
-        if not num_failed:
-            metric.sync(all_reduce)
-            values = self._attempt(i, metric.compute) or {}
-        if num_failed or i in self._errors:
-            why = self._errors.get(i, f"it failed on {num_failed} other process(es)")
-            rank_zero_warn(f"metric {type(metric).__name__} is left out of this evaluation: {why}")
-        return values

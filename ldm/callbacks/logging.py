@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
@@ -43,3 +43,10 @@ def log_images(trainer: L.Trainer, key: str, images: Tensor, captions: Sequence[
         pictures = [wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)]
         seen = samples_seen(trainer.lightning_module)
         logger.experiment.log({key: pictures, "samples": seen, "trainer/global_step": trainer.global_step})
+
+
+def log_records(trainer: L.Trainer, records: Mapping[str, Mapping[str, object]]) -> None:
+    """Put the records of values, by their names, into W&B's config of the run; other loggers take none."""
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.config.update({"records": dict(records)}, allow_val_change=True)

@@ -1,33 +1,171 @@
-"""The networks that metrics measure with, as far as metrics know them."""
+"""What networks see in a set of pictures: sums, and rows in the order of the pictures' places."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import reduce
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from ldm.metrics.group import Group
+from ldm.metrics.metric import Says
+from ldm.metrics.moments import Gaussian, GaussianMoments
+from ldm.types import Batch
 
 
-@runtime_checkable
-class Features(Protocol):
-    """Describes a picture by a vector."""
+class Extractor(nn.Module, ABC):
+    """A network that metrics measure with. It gives one or more views of a picture, all in one pass.
 
-    def image_features(self, image: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W) in [-1, 1] to features (B, F)."""
-        ...
+    Views: ``features`` (B, F), what distances are taken of; ``spatial`` (B, F'), which keeps places;
+    ``logits`` (B, K) of a classifier; ``embedding`` and ``text`` (B, E), unit vectors of a picture and of its
+    caption in one space; ``agreement`` (B, 1), their cosine, negative ones taken for 0; ``caption`` (B,)
+    int64, equal for equal captions.
+
+    Args:
+        name: Short name; values are called ``<measure>/<name>``.
+        views: What it can give.
+    """
+
+    def __init__(self, name: str, views: Iterable[str]) -> None:
+        super().__init__()
+        self.name = name
+        self.views = frozenset(views)
+
+    @abstractmethod
+    def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
+        """Look at pictures.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            batch: The samples they belong to.
+            views: Those wanted.
+        """
+
+    @abstractmethod
+    def says(self) -> Says:
+        """Say what it is: implementation, SHA-256 of the weights, and how pictures are resized."""
 
 
-@runtime_checkable
-class ImageText(Protocol):
-    """Maps pictures and captions into one space, where those that belong together are close."""
+@dataclass(frozen=True)
+class Needs:
+    """What is kept of a set of pictures.
 
-    def encode_image(self, image: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
-        ...
+    Args:
+        moments: Views of which mean and covariance are kept.
+        rows: Views that are kept as they are.
+    """
 
-    def encode_text(self, text: list[str]) -> Tensor:
-        """Map B captions to unit vectors (B, E)."""
-        ...
+    moments: frozenset[str] = frozenset()
+    rows: frozenset[str] = frozenset()
 
-    def image_features(self, image: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W) in [-1, 1] to features (B, F)."""
-        ...
+    def __or__(self, other: Needs) -> Needs:
+        """Keep what either keeps."""
+        return Needs(self.moments | other.moments, self.rows | other.rows)
+
+    @property
+    def views(self) -> frozenset[str]:
+        """What an extractor must give."""
+        return self.moments | self.rows
+
+
+class FeatureSet:
+    """What is kept of the features of a set of pictures.
+
+    Args:
+        needs: What to keep.
+        num_parts: Picture i belongs to part i modulo ``num_parts``; moments are kept for each part.
+        max_rows: Rows are kept of the first so many places only: the bound of memory.
+    """
+
+    def __init__(self, needs: Needs, num_parts: int = 1, max_rows: int = 50_000) -> None:
+        self.needs = needs
+        self.max_rows = max_rows
+        self.count = 0
+        self.device = torch.device("cpu")
+        self.moments = {view: [GaussianMoments() for _ in range(num_parts)] for view in sorted(needs.moments)}
+        self.gaussians: dict[str, Gaussian] = {}
+        self._rows: dict[str, list[Tensor]] = {view: [] for view in sorted(needs.rows)}
+        self._places: list[Tensor] = []
+
+    def add(self, features: dict[str, Tensor], places: Tensor) -> None:
+        """Add pictures.
+
+        Args:
+            features: (B, F) for each view.
+            places: (B,) int64, places of the pictures in the set.
+        """
+        places = places.cpu()
+        self.count += len(places)
+        for view, parts in self.moments.items():
+            values = features[view].detach().cpu().double()
+            for number, part in enumerate(parts):
+                mine = places % len(parts) == number
+                if mine.any():
+                    part.update(values[mine])
+        kept = places < self.max_rows
+        self._places.append(places[kept])
+        for view, rows in self._rows.items():
+            rows.append(_storable(features[view])[kept])
+
+    def sync(self, group: Group) -> None:
+        """Add up over processes; rows come to the first process alone."""
+        self.count = int(group.sum(torch.tensor(self.count)))
+        for parts in self.moments.values():
+            for part in parts:
+                part.sync(group)
+        if self._rows:
+            places = group.collect(_joined(self._places, torch.int64))
+            order = places.argsort()
+            self._places = [places[order]]
+            for view, rows in self._rows.items():
+                self._rows[view] = [group.collect(_joined(rows, torch.float32))[order]]
+
+    def gaussian(self, view: str) -> Gaussian:
+        """Return mean and covariance of a view."""
+        if view in self.gaussians:
+            return self.gaussians[view]
+        return reduce(GaussianMoments.merge, self.moments[view]).gaussian
+
+    def mean(self, view: str) -> Tensor:
+        """Return the mean (F,) of a view whose moments are kept; NaN without pictures."""
+        return reduce(GaussianMoments.merge, self.moments[view]).mean
+
+    def parts(self, view: str) -> list[Gaussian]:
+        """Return mean and covariance of each part; none if one part has too few pictures for it."""
+        parts = self.moments.get(view, [])
+        return [part.gaussian for part in parts] if all(part.count > 1 for part in parts) else []
+
+    def rows(self, view: str) -> Tensor:
+        """Return a view's rows (N, F) in the order of their places, in float64 or int64; after ``sync``."""
+        rows = _joined(self._rows[view], torch.float32).to(self.device)
+        return rows.double() if rows.is_floating_point() else rows
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all of it as tensors, for a file."""
+        state = {"count": torch.tensor(self.count), "places": _joined(self._places, torch.int64)}
+        for view, parts in self.moments.items():
+            for i, part in enumerate(parts):
+                state |= {f"{view}.{i}.count": torch.tensor(part.count)}
+                state |= {f"{view}.{i}.sum": part.sum, f"{view}.{i}.outer": part.outer}
+        return state | {f"{view}.rows": _joined(rows, torch.float32) for view, rows in self._rows.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take what ``state`` returned of a set with the same needs."""
+        self.count, self._places = int(state["count"]), [state["places"]]
+        for view, parts in self.moments.items():
+            for i, part in enumerate(parts):
+                part.count = int(state[f"{view}.{i}.count"])
+                part.sum, part.outer = state[f"{view}.{i}.sum"], state[f"{view}.{i}.outer"]
+        self._rows = {view: [state[f"{view}.rows"]] for view in self._rows}
+
+
+def _storable(rows: Tensor) -> Tensor:
+    rows = rows.detach().cpu()
+    return rows.to(torch.promote_types(rows.dtype, torch.float32)) if rows.is_floating_point() else rows
+
+
+def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype)

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ldm.metrics.group import Group
 from ldm.types import Batch
 
-AllReduce = Callable[[Tensor], Tensor]
-"""Adds a tensor up over all processes and returns the sum to each; one process gets its own back."""
+Says = dict[str, str | int | float]
+"""A record: what one must know to repeat a number."""
+
+
+@dataclass(frozen=True)
+class Reals:
+    """The real pictures of an evaluation, before anyone has looked at them.
+
+    Args:
+        identity: Text that changes when they do (data, number, size, crop); None: nobody knows.
+        cache: Folder for their statistics; None keeps them in memory only.
+    """
+
+    identity: str | None = None
+    cache: Path | None = None
 
 
 class Metric(ABC):
-    """Measures generated pictures: ``update`` for each batch, ``sync`` once, ``compute``, ``reset``.
+    """Measures generated pictures: ``begin``, ``update`` for each batch, ``sync`` once, ``compute``.
 
-    States are float64 sums, so that any split over batches and processes gives the same value.
+    States are float64 sums, or rows with the place of their picture: so any split over batches and processes
+    gives the same value.
     """
+
+    def begin(self, reals: Reals, group: Group) -> None:
+        """Begin an evaluation; all processes call it. Most metrics only forget the one before."""
+        self.reset()
 
     @abstractmethod
     def update(self, images: Tensor, batch: Batch) -> None:
@@ -26,20 +46,24 @@ class Metric(ABC):
 
         Args:
             images: (B, 3, H, W) in [-1, 1], generated for the samples of ``batch``, on the levels of uint8.
-            batch: The B samples they were generated for.
+            batch: The B samples they were generated for, with their places in the evaluation.
         """
 
     @abstractmethod
-    def sync(self, all_reduce: AllReduce) -> None:
+    def sync(self, group: Group) -> None:
         """Replace this process's sums by those of all processes; call it once, before ``compute``."""
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """Return the values by name; empty if there was nothing to measure."""
+        """Return the values by name; empty if there was nothing to measure. Called on the first process."""
 
     @abstractmethod
     def reset(self) -> None:
         """Forget all pictures."""
+
+    def says(self, name: str) -> Says:
+        """Say how the value ``name`` of the last ``compute`` came about."""
+        return {"metric": f"{type(self).__module__}.{type(self).__qualname__}"}
 
     def to(self, device: torch.device | str) -> None:
         """Move the networks that the metric measures with."""
@@ -54,15 +78,56 @@ class Mean:
     def __init__(self) -> None:
         self._sums = torch.zeros(2, dtype=torch.float64)
 
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return int(self._sums[1])
+
     def update(self, values: Tensor) -> None:
         """Add one value per picture, (B,)."""
-        self._sums += torch.tensor([float(values.double().sum()), len(values)], dtype=torch.float64)
+        self._sums += torch.tensor([float(values.cpu().double().sum()), len(values)], dtype=torch.float64)
 
-    def sync(self, all_reduce: AllReduce) -> None:
+    def sync(self, group: Group) -> None:
         """Add up over processes."""
-        self._sums = all_reduce(self._sums)
+        self._sums = group.sum(self._sums)
 
     def compute(self, name: str) -> dict[str, float]:
         """Return ``{name: mean}``, or nothing without pictures."""
         total, count = self._sums.tolist()
         return {name: total / count} if count else {}
+
+
+class MeanMetric(Metric):
+    """A metric that is the mean of one number per picture.
+
+    Args:
+        name: Name of the value.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.reset()
+
+    @abstractmethod
+    def measure(self, images: Tensor, batch: Batch) -> Tensor:
+        """Return one number per picture, (B,)."""
+
+    def reset(self) -> None:
+        """Forget all pictures."""
+        self._mean = Mean()
+
+    def update(self, images: Tensor, batch: Batch) -> None:
+        """Add pictures."""
+        self._mean.update(self.measure(images, batch))
+
+    def sync(self, group: Group) -> None:
+        """Add up over processes."""
+        self._mean.sync(group)
+
+    def compute(self) -> dict[str, float]:
+        """Return the mean."""
+        return self._mean.compute(self.name)
+
+    def says(self, name: str) -> Says:
+        """Add the number of pictures."""
+        return super().says(name) | {"num": self._mean.count}

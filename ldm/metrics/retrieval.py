@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ldm.metrics.features import FeatureSet, Needs
+from ldm.metrics.measure import Measure
+from ldm.metrics.metric import Says
+
+BLOCK = 4096
+"""Rows of a matrix of similarities held at once."""
+
+
+class Retrieval(Measure):
+    """R@k both ways (Radford et al. 2021, sec. 3.1): how often one of the k nearest is right.
+
+    Of generated pictures it says how well they can be told apart by their captions; of real ones, how good
+    the CLIP is. Among more pictures it is harder: compare values of equal number only.
+
+    Args:
+        ks: Numbers of nearest ones that are looked at.
+    """
+
+    generated = Needs(rows=frozenset({"embedding", "text", "caption"}))
+
+    def __init__(self, ks: Sequence[int] = (1, 5, 10)) -> None:
+        self.ks = tuple(ks)
+
+    def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
+        """Return ``image_to_text@k`` and ``text_to_image@k``, in [0, 1]."""
+        image, text, scene = (generated.rows(view) for view in ("embedding", "text", "caption"))
+        return {f"{way}@{k}": value for k in self.ks for way, value in recall(image, text, scene, k).items()}
+
+    def says(self) -> Says:
+        """Name the numbers."""
+        return {"ks": ", ".join(map(str, self.ks))}
+
 
 def recall_at_1(image: Tensor, text: Tensor, captions: list[str] | None = None) -> dict[str, float]:
-    """Compute R@1 both ways (Radford et al. 2021): how often the nearest of the other kind is the right one.
+    """Compute R@1 both ways.
 
     Args:
         image: (N, E) unit vectors of pictures.
@@ -27,12 +61,27 @@ def recall_at_1(image: Tensor, text: Tensor, captions: list[str] | None = None) 
     names = captions if captions is not None else [str(i) for i in range(len(text))]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     scene = torch.tensor([number[name] for name in names], device=image.device)
-    similarity = image.double() @ text.double().T
+    return recall(image, text, scene, 1)
+
+
+def recall(image: Tensor, text: Tensor, scene: Tensor, k: int) -> dict[str, float]:
+    """Compute R@k both ways.
+
+    Args:
+        image: (N, E) unit vectors of pictures.
+        text: (N, E) unit vectors of their captions, in the same order.
+        scene: (N,) numbers; equal ones are equally right.
+        k: How many nearest ones are looked at; at most all.
+    """
     return {
-        "image_to_text": _share(scene[similarity.argmax(1)] == scene),
-        "text_to_image": _share(scene[similarity.argmax(0)] == scene),
+        "image_to_text": _share_found(image, text, scene, k),
+        "text_to_image": _share_found(text, image, scene, k),
     }
 
 
-def _share(right: Tensor) -> float:
-    return right.double().mean().item()
+def _share_found(queries: Tensor, others: Tensor, scene: Tensor, k: int) -> float:
+    found = 0
+    for part, right in zip(queries.split(BLOCK), scene.split(BLOCK), strict=True):
+        nearest = (part.double() @ others.double().T).topk(min(k, len(others)), dim=1).indices
+        found += int((scene[nearest] == right[:, None]).any(1).sum())
+    return found / len(queries)

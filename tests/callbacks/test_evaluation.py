@@ -3,11 +3,14 @@
 import csv
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import jsonargparse
+import lightning as L
+import numpy as np
 import pytest
 import torch
 import two_processes
@@ -18,8 +21,11 @@ from torch import nn
 from ldm.callbacks.csv_logger import MetricsCSV
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.evaluation import Evaluation
+from ldm.metrics.feature_metrics import FeatureMetrics
+from ldm.metrics.frechet import Frechet
 from ldm.metrics.metric import Mean, Metric
 from ldm.metrics.psnr import PSNR
+from ldm.metrics.towers import Embedding
 from ldm.pictures import from_bytes, to_bytes
 
 
@@ -41,8 +47,8 @@ class Spy(Metric):
         torch.rand(3)
         self._mean.update(images.mean((1, 2, 3)))
 
-    def sync(self, all_reduce):
-        self._mean.sync(all_reduce)
+    def sync(self, group):
+        self._mean.sync(group)
 
     def compute(self):
         return self._mean.compute(self.name)
@@ -75,11 +81,14 @@ class Draws(TinyStage):
         return super().generate(batch, seed) + 0.1 * torch.randn_like(batch["image"])
 
 
-def fit(folder, *callbacks, stage=None, **changes):
+def fit(folder, *callbacks, stage=None, datamodule=None, **changes):
     torch.manual_seed(0)
     stage = stage or Draws()
     run = trainer(folder, callbacks=list(callbacks), **changes)
-    run.fit(stage, loader(1000), loader(12))
+    if datamodule:
+        run.fit(stage, datamodule=datamodule)
+    else:
+        run.fit(stage, loader(1000), loader(12))
     return run, stage
 
 
@@ -172,7 +181,7 @@ def test_two_processes_equal_one(tmp_path):
     subprocess.run(script, check=True, env=environment, capture_output=True)
     read = lambda name: json.loads((tmp_path / name).read_text())  # noqa: E731
     alone, first, second = read("1/rank0.json"), read("2/rank0.json"), read("2/rank1.json")
-    assert {"val/fid/pixels", "val/fid/pixels_floor", "val/picture_psnr", "val/loss"} <= alone.keys()
+    assert {"val/fid/pixels", "val/fid_floor/pixels", "val/kid/pixels", "val/picture_psnr"} <= alone.keys()
     assert first == pytest.approx(alone, rel=1e-5) and second == pytest.approx(alone, rel=1e-5)
     sheets = [(tmp_path / name / "pictures" / "tiny-0000000064.png").read_bytes() for name in "12"]
     assert sheets[0] == sheets[1]
@@ -184,12 +193,158 @@ def test_a_config_names_metrics_and_the_towers_they_measure_with(tmp_path):
     nowhere = str(tmp_path / "nowhere")
     clip = {"class_path": "ldm.stages.load.CLIPTower", "init_args": {"checkpoint": nowhere}}
     metrics = [
-        {"class_path": "ldm.metrics.frechet.FrechetDistance", "init_args": {"features": clip}},
-        {"class_path": "ldm.metrics.clip_score.CLIPScore", "init_args": {"clip": clip}},
         {"class_path": "ldm.metrics.psnr.PSNR"},
+        {
+            "class_path": "ldm.metrics.feature_metrics.FeatureMetrics",
+            "init_args": {
+                "extractor": {"class_path": "ldm.metrics.towers.Towers", "init_args": {"clip": clip}},
+                "measures": [{"class_path": "ldm.metrics.frechet.Frechet"}],
+            },
+        },
     ]
     config = {"class_path": "Evaluation", "init_args": {"metrics": metrics, "num_samples": 8}}
     parsed = parser.parse_object({"evaluation": config})
-    assert parsed.evaluation.init_args.metrics[1].init_args.clip.init_args.checkpoint == nowhere
+    assert (
+        parsed.evaluation.init_args.metrics[1].init_args.extractor.init_args.clip.init_args.checkpoint
+        == nowhere
+    )
     with pytest.raises(FileNotFoundError, match="nowhere' does not exist"):
         parser.instantiate_classes(parsed)
+
+
+class Doubled:
+    """A sampler that a stage could have."""
+
+    def __init__(self, num_steps=7, secret=None):
+        self.num_steps = num_steps
+        self._secret = secret
+
+
+class WithSampler(TinyStage):
+    def __init__(self):
+        super().__init__()
+        self.sampler = Doubled(1)
+        self.used = []
+
+    def generate(self, batch, seed):
+        self.used.append(self.sampler.num_steps)
+        return super().generate(batch, seed)
+
+
+def test_every_number_is_written_with_its_record(tmp_path):
+    stage, metrics = WithSampler(), [PSNR(), Spy()]
+    fit(tmp_path, Evaluation(metrics, 6, seed=3, sampler=Doubled(7)), EMA(0.9), stage=stage)
+    lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert [(line["name"], line["samples"]) for line in lines] == [
+        ("val/picture_psnr", 16),
+        ("val/spy", 16),
+        ("val/picture_psnr", 32),
+        ("val/spy", 32),
+    ]
+    assert lines[0]["value"] > 0
+    assert {k: v for k, v in lines[0].items() if k != "value"} == {
+        "name": "val/picture_psnr",
+        "metric": "ldm.metrics.psnr.PSNR",
+        "num": 6,
+        "stage": "tiny",
+        "samples": 16,
+        "weights": "ema",
+        "precision": "32-true",
+        "seed": 3,
+        "sampler": "Doubled(num_steps=7)",
+        "steps": 7,
+    }
+
+
+def test_it_draws_with_a_sampler_of_its_own_and_gives_the_stages_back(tmp_path):
+    stage = WithSampler()
+    mine = stage.sampler
+    fit(tmp_path, Evaluation([Spy()], 6, sampler=Doubled(7)), stage=stage)
+    assert set(stage.used) == {7} and stage.sampler is mine
+    with pytest.raises(ValueError, match="Evaluation: got a sampler, but TinyStage draws with none"):
+        fit(tmp_path, Evaluation([Spy()], 6, sampler=Doubled()), stage=TinyStage())
+
+
+def test_a_resumed_run_replaces_what_it_measures_again(tmp_path):
+    fit(tmp_path, Evaluation([PSNR()], 4))
+    before = (tmp_path / "evaluations.jsonl").read_text()
+    fit(tmp_path, Evaluation([PSNR()], 4))
+    assert (tmp_path / "evaluations.jsonl").read_text() == before
+
+
+def test_a_failure_is_in_the_record_too(tmp_path):
+    with pytest.warns(UserWarning, match="metric Broken is left out"):
+        fit(tmp_path, Evaluation([Broken("update"), PSNR()], 8), max_steps=4)
+    lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert lines[1]["failed"].endswith("RuntimeError: no weights") and lines[0]["num"] == 8
+
+
+class SeesDtype(Spy):
+    def update(self, images, batch):
+        self.devices.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        super().update(images, batch)
+
+
+def test_pictures_are_drawn_in_the_trainers_precision_and_measured_in_float32(tmp_path):
+    class Dtypes(TinyStage):
+        def generate(self, batch, seed):
+            self.dtype_drawn = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+            return super().generate(batch, seed)
+
+    spy, stage = SeesDtype(), Dtypes()
+    fit(tmp_path, Evaluation([spy], 4), stage=stage, precision="bf16-mixed", max_steps=4)
+    assert stage.dtype_drawn == torch.bfloat16
+    assert torch.float32 in spy.devices and torch.bfloat16 not in spy.devices
+
+
+class Rolls(Spy):
+    """Uses every source of random numbers."""
+
+    def update(self, images, batch):
+        random.random()
+        np.random.rand(3)
+        super().update(images, batch)
+
+
+def test_no_source_of_random_numbers_moves(tmp_path):
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    random.seed(0)
+    np.random.seed(0)
+    fit(tmp_path)
+    alone = states()
+    random.seed(0)
+    np.random.seed(0)
+    fit(tmp_path, Evaluation([Rolls()], 10))
+    assert states() == alone
+
+
+class Named(L.LightningDataModule):
+    val_identity = "twelve points"
+
+    def train_dataloader(self):
+        return loader(1000)
+
+    def val_dataloader(self):
+        return loader(12)
+
+
+def test_real_pictures_are_looked_at_once_in_a_run_and_never_in_the_next(tmp_path):
+    def looked(folder, cache):
+        class Counts(nn.Module):
+            num_seen = 0
+
+            def image_features(self, image):
+                Counts.num_seen += len(image)
+                return image.flatten(1)[:, :4]
+
+        metrics = [FeatureMetrics(Embedding(Counts(), "c"), [Frechet()])]
+        evaluation = Evaluation(metrics, 10, cache=str(cache))
+        run, _ = fit(folder, evaluation, datamodule=Named(), limit_val_batches=1.0)
+        return Counts.num_seen, run.callback_metrics["val/fid/c"].item()
+
+    first = looked(tmp_path / "a", tmp_path / "statistics")
+    second = looked(tmp_path / "b", tmp_path / "statistics")
+    assert first == (2 * 10 + 10, second[1])
+    assert second[0] == 2 * 10

@@ -10,8 +10,11 @@ from tiny_stage import TinyStage, loader, trainer
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.evaluation import Evaluation
 from ldm.callbacks.pictures import Pictures
-from ldm.metrics.frechet import FrechetDistance
+from ldm.metrics.feature_metrics import FeatureMetrics
+from ldm.metrics.frechet import Frechet
+from ldm.metrics.kernel import KID
 from ldm.metrics.psnr import PSNR
+from ldm.metrics.towers import Embedding
 
 
 class Pixels:
@@ -37,7 +40,7 @@ class WithoutNoise(TinyStage):
 
 
 def main(folder, num_processes):
-    metrics = [FrechetDistance(Pixels(), "fid/pixels"), PSNR()]
+    metrics = [FeatureMetrics(Embedding(Pixels(), "pixels"), [Frechet(), KID(5, 20)]), PSNR()]
     callbacks = [Pictures(5), Evaluation(metrics, num_samples=37), EMA(0.9)]
     strategy = "ddp" if num_processes > 1 else "auto"
     run = trainer(folder, devices=num_processes, strategy=strategy, callbacks=callbacks)

@@ -1,0 +1,131 @@
+"""All measures of one network's features, from one pass of each picture through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from ldm.metrics.features import Extractor, FeatureSet, Needs
+from ldm.metrics.group import Group
+from ldm.metrics.measure import Measure
+from ldm.metrics.metric import Metric, Reals, Says
+from ldm.metrics.reference import FromBatches, FromFile, Reference
+from ldm.types import Batch
+
+
+class FeatureMetrics(Metric):
+    """Compares generated with real pictures in the eyes of one network.
+
+    A picture passes the network once for all measures. The real pictures are those of the batches, unless
+    there is a file of statistics; they are looked at in the first evaluation only.
+
+    Args:
+        extractor: The network.
+        measures: What to compute; a value is called ``<measure>/<name of the extractor>``.
+        reference: File of statistics to compare with, .npz with ``mu`` and ``sigma`` or pictures ``arr_0``;
+            None: the real pictures of the batches.
+        max_rows: Measures that need each picture's features (KID, precision, ...) take the first so many.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        measures: Sequence[Measure],
+        reference: str | None = None,
+        max_rows: int = 50_000,
+    ) -> None:
+        self.extractor = extractor
+        self.measures = list(measures)
+        self.max_rows = max_rows
+        self.reference: Reference = FromFile(reference) if reference else FromBatches()
+        self._needs = reduce(Needs.__or__, (m.generated for m in self.measures), Needs())
+        self._needs_real = reduce(Needs.__or__, (m.real for m in self.measures), Needs())
+        if unknown := (self._needs | self._needs_real).views - extractor.views:
+            raise ValueError(
+                f"measures: need the views {sorted(unknown)} of {type(extractor).__name__}, "
+                f"which has {sorted(extractor.views)}"
+            )
+        self._by_name: dict[str, Measure] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all pictures, but not the real ones of earlier evaluations."""
+        self.generated = FeatureSet(self._needs, max_rows=self.max_rows)
+        self.real = FeatureSet(self._needs_real, num_parts=2, max_rows=self.max_rows)
+        self._knows_real = not self._needs_real.views
+
+    def begin(self, reals: Reals, group: Group) -> None:
+        """Look for statistics of the real pictures: in memory, in the cache, or in the file.
+
+        Raises:
+            ValueError: If the file cannot be used; on all processes.
+        """
+        self.reset()
+        if self._knows_real:
+            return
+        found, problem = self._find(reals) if group.rank == 0 else (False, "")
+        self._knows_real, problem = group.tell((found, problem))
+        if problem:
+            raise ValueError(problem)
+
+    def update(self, images: Tensor, batch: Batch) -> None:
+        """Look at generated pictures, and at the real ones of ``batch["image"]`` if they are not known."""
+        self._check_size(images.shape[-1])
+        with torch.no_grad():
+            views = self._needs.views
+            self.generated.add(self.extractor(images, batch, views), batch["place"])
+            if not self._knows_real:
+                seen = self.extractor(batch["image"], batch, self._needs_real.views)
+                self.real.add(seen, batch["place"])
+
+    def sync(self, group: Group) -> None:
+        """Bring everything to the first process, and keep what is known of the real pictures."""
+        self.generated.sync(group)
+        if not self._knows_real:
+            self.real.sync(group)
+            if group.rank == 0:
+                self.reference.keep(self.real)
+
+    def compute(self) -> dict[str, float]:
+        """Return all measures' values."""
+        values: dict[str, float] = {}
+        if not self.generated.count:
+            return values
+        self.generated.device = self.real.device = self._device()
+        for measure in self.measures:
+            for name, value in measure.compute(self.generated, self.real).items():
+                values[f"{name}/{self.extractor.name}"] = value
+                self._by_name[f"{name}/{self.extractor.name}"] = measure
+        return values
+
+    def says(self, name: str) -> Says:
+        """Name measure, network, reference and numbers of pictures."""
+        measure = self._by_name[name]
+        says: Says = {"metric": f"{type(measure).__module__}.{type(measure).__qualname__}", **measure.says()}
+        says |= self.extractor.says()
+        says |= {"num": min(self.generated.count, self.max_rows if measure.generated.rows else 2**62)}
+        if measure.real.views:
+            says |= {"num_real": self.real.count or "unknown", "reference": self.reference.name}
+        return says
+
+    def _find(self, reals: Reals) -> tuple[bool, str]:
+        try:
+            return self.reference.find(self.real, self.extractor, reals), ""
+        except Exception as error:  # told to the other processes, which wait for an answer
+            return False, f"{error}"
+
+    def _check_size(self, size: int) -> None:
+        expected = self.reference.size
+        if expected is not None and expected != size:
+            raise ValueError(
+                f"reference: statistics '{self.reference.name}' are of pictures of side {expected}, "
+                f"got pictures of side {size}"
+            )
+
+    def _device(self) -> torch.device:
+        """Return where measures compute: a GPU if the network is on one; others lack float64."""
+        found = next(iter(self.extractor.parameters()), torch.empty(0)).device
+        return found if found.type == "cuda" else torch.device("cpu")

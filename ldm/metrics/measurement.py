@@ -1,0 +1,103 @@
+"""One evaluation: all metrics over the same pictures, on one process or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.metrics.group import Group
+from ldm.metrics.metric import Metric, Reals, Says
+from ldm.metrics.precision import full_precision
+from ldm.types import Batch
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number and how it came about.
+
+    Args:
+        name: Its name.
+        value: The number.
+        says: Its record.
+    """
+
+    name: str
+    value: float
+    says: Says
+
+
+class Measurement:
+    """Feeds metrics with the pictures of one evaluation.
+
+    A metric that fails is left out, on all processes, and named in ``failures``; the others go on.
+
+    Args:
+        metrics: What to measure.
+        group: The processes that measure together.
+        device: Where the pictures are.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], group: Group, device: torch.device) -> None:
+        self.metrics = list(metrics)
+        self.group = group
+        self.device = device
+        self.failures: list[str] = []
+        self._errors: dict[int, str] = {}
+
+    def begin(self, reals: Reals) -> None:
+        """Move the networks to the device, and begin."""
+        for i, metric in enumerate(self.metrics):
+            self._attempt(i, metric.to, self.device)
+            with full_precision(self.device):
+                self._begin(i, metric, reals)
+
+    def update(self, images: Tensor, batch: Batch) -> None:
+        """Measure pictures (B, 3, H, W) in [-1, 1], on the levels of uint8, drawn for ``batch``."""
+        with full_precision(self.device), torch.no_grad():
+            for i, metric in enumerate(self.metrics):
+                self._attempt(i, metric.update, images, batch)
+
+    def finish(self) -> list[Value]:
+        """Return all values, the same on each process, and forget the pictures."""
+        values = [value for i, metric in enumerate(self.metrics) for value in self._finish(i, metric)]
+        for metric in self.metrics:
+            metric.to("cpu")
+            metric.reset()
+        return values
+
+    def _begin(self, i: int, metric: Metric, reals: Reals) -> None:
+        """Begin on all processes or on none: they talk to each other in it."""
+        if int(self.group.sum(torch.tensor(float(i in self._errors)))) == 0:
+            self._attempt(i, metric.begin, reals, self.group)
+        else:
+            self._errors.setdefault(i, "it failed on another process")
+
+    def _finish(self, i: int, metric: Metric) -> list[Value]:
+        # processes agree on who failed before they add up: one that stays away would leave the others waiting
+        num_failed = int(self.group.sum(torch.tensor(float(i in self._errors))))
+        values: list[Value] = []
+        if not num_failed:
+            metric.sync(self.group)
+            values = (self._attempt(i, self._compute, metric) or []) if self.group.rank == 0 else []
+        values, why = self.group.tell((values, self._errors.get(i)))
+        if num_failed or why:
+            why = self._errors.get(i) or why or f"it failed on {num_failed} other process(es)"
+            self.failures.append(f"metric {type(metric).__name__} is left out of this evaluation: {why}")
+        return values
+
+    def _compute(self, metric: Metric) -> list[Value]:
+        return [Value(name, value, metric.says(name)) for name, value in metric.compute().items()]
+
+    def _attempt(self, i: int, action: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a step of metric i unless one has failed already, and keep its error."""
+        if i in self._errors:
+            return None
+        try:
+            return action(*arguments)
+        except Exception as error:
+            self._errors[i] = f"{type(error).__name__}: {error}"
+            return None

@@ -1,0 +1,48 @@
+"""The record of a number, as lines of JSON: nothing is reported without it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ldm.metrics.metric import Says
+
+
+def describe(thing: object) -> str:
+    """Write an object as its class and plain public attributes: ``DDIM(num_steps=25)``."""
+    plain = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
+    shown = [f"{k}={v}" for k, v in plain.items() if isinstance(v, str | int | float | bool | type(None))]
+    return f"{type(thing).__name__}({', '.join(shown)})"
+
+
+def drawn_by(stage: object) -> Says:
+    """Say how a stage draws: sampler, steps and guidance, as far as it has them."""
+    says: Says = {}
+    for name in ("sampler", "guidance"):
+        if (part := getattr(stage, name, None)) is not None:
+            says[name] = describe(part)
+    steps = getattr(getattr(stage, "sampler", None), "num_steps", None)
+    return says | ({"steps": steps} if isinstance(steps, int) else {})
+
+
+def append_lines(path: Path, samples: int, lines: Iterable[Mapping[str, object]]) -> None:
+    """Append records of an evaluation after ``samples`` training samples, one line each.
+
+    Those of the same time or later, of a run that was interrupted and went back to a checkpoint, are dropped.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [line for line in _lines(path) if json.loads(line)["samples"] < samples]
+    text = "".join(f"{line}\n" for line in [*kept, *map(_line, lines)])
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _line(values: Mapping[str, object]) -> str:
+    return json.dumps(dict(values), ensure_ascii=False)

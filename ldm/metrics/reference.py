@@ -1,0 +1,184 @@
+"""Where the statistics of real pictures come from: batches, a cache of them, or a published file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ldm.metrics.features import Extractor, FeatureSet
+from ldm.metrics.files import sha256
+from ldm.metrics.metric import Reals
+from ldm.metrics.moments import Gaussian
+from ldm.pictures import from_bytes
+from ldm.types import Batch
+
+Arrays = dict[str, NDArray[Any]]
+SUFFIX = {"features": "", "spatial": "_s"}
+"""What follows mu and sigma in a file of statistics."""
+BATCH_SIZE = 50
+
+
+class Reference(ABC):
+    """Statistics of the real pictures.
+
+    Attributes:
+        name: What a record calls them: a hash.
+        size: Side of their pictures, if it is known.
+    """
+
+    name: str = "unknown"
+    size: int | None = None
+
+    @abstractmethod
+    def find(self, real: FeatureSet, extractor: Extractor, reals: Reals) -> bool:
+        """Fill ``real`` if the statistics are known already; called on the first process."""
+
+    def keep(self, real: FeatureSet) -> None:
+        """Keep complete statistics for the next evaluation; called on the first process."""
+        return None
+
+
+class FromBatches(Reference):
+    """Those of the batches of the first evaluation, kept in memory and in a cache on disk."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[str, dict[str, torch.Tensor]] | None = None
+        self._path: Path | None = None
+
+    def find(self, real: FeatureSet, extractor: Extractor, reals: Reals) -> bool:
+        """Look in memory, then in the cache, under a hash of pictures, network and what is kept of them."""
+        self.name, self._path = "unknown", None
+        if reals.identity is None:
+            return False
+        kept = [sorted(real.needs.moments), sorted(real.needs.rows), real.max_rows]
+        question = json.dumps([reals.identity, extractor.says(), kept], sort_keys=True)
+        self.name = hashlib.sha256(question.encode()).hexdigest()
+        self._path = reals.cache / f"{self.name}.npz" if reals.cache else None
+        if self._kept and self._kept[0] == self.name:
+            real.load(self._kept[1])
+            return True
+        return self._path is not None and self._path.is_file() and self._read(self._path, real)
+
+    def keep(self, real: FeatureSet) -> None:
+        """Keep what has an identity."""
+        if self.name == "unknown":
+            return
+        self._kept = (self.name, real.state())
+        if self._path is not None:
+            write_arrays(self._path, {name: value.numpy() for name, value in self._kept[1].items()})
+
+    def _read(self, path: Path, real: FeatureSet) -> bool:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                state = {name: torch.from_numpy(file[name]) for name in file.files}
+            real.load(state)
+        except Exception as error:  # a cache may always be thrown away
+            warnings.warn(f"statistics of real pictures in {path} are computed anew: {error}", stacklevel=2)
+            return False
+        self._kept = (self.name, state)
+        return True
+
+
+class FromFile(Reference):
+    """Those of a file as ADM's evaluation reads and writes (Dhariwal & Nichol 2021).
+
+    ``mu`` and ``sigma`` are of Inception's ``features``, ``mu_s`` and ``sigma_s`` of its ``spatial`` view;
+    ``arr_0`` are pictures (N, H, W, 3) uint8, from which the extractor computes what else is needed. Where a
+    file says which network its statistics are of (``record``, as ours do), it must be the same.
+
+    Args:
+        path: The .npz file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"reference: statistics '{path}' do not exist")
+
+    def find(self, real: FeatureSet, extractor: Extractor, reals: Reals) -> bool:
+        """Read the file.
+
+        Raises:
+            ValueError: If it is of another network, or lacks what is needed.
+        """
+        arrays = self._read()
+        self.name = sha256(self.path)
+        record = json.loads(str(arrays["record"])) if "record" in arrays else {}
+        self._check(record, extractor)
+        pictures = arrays.get("arr_0")
+        self.size = pictures.shape[1] if pictures is not None else record.get("size")
+        real.gaussians = _gaussians(arrays, real, int(record.get("num", 0)))
+        lacking = sorted((real.needs.moments - real.gaussians.keys()) | real.needs.rows)
+        if lacking:
+            if pictures is None:
+                raise ValueError(
+                    f"reference: '{self.path}' has {sorted(arrays)}, expected 'arr_0' for the views {lacking}"
+                )
+            _look(pictures, real, extractor)
+            real.gaussians = _gaussians(arrays, real, int(record.get("num", 0)))
+        real.count = real.count or int(record.get("num", 0))
+        return True
+
+    def _read(self) -> Arrays:
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"reference: '{self.path}' is no .npz of arrays: {reason:.200}") from error
+
+    def _check(self, record: dict[str, Any], extractor: Extractor) -> None:
+        mine = extractor.says()
+        for key in ("weights_sha256", "resize"):
+            if key in record and record[key] != mine.get(key):
+                raise ValueError(
+                    f"reference: '{self.path}' is of a network with {key} {record[key]!s:.40}, but "
+                    f"{extractor.name} has {mine.get(key)!s:.40}"
+                )
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write an .npz file atomically; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _gaussians(arrays: Arrays, real: FeatureSet, count: int) -> dict[str, Gaussian]:
+    found = {}
+    for view in real.needs.moments:
+        names = (f"mu{SUFFIX[view]}", f"sigma{SUFFIX[view]}") if view in SUFFIX else ()
+        if names and all(name in arrays for name in names):
+            mean, covariance = (torch.from_numpy(arrays[name]).double() for name in names)
+            found[view] = Gaussian(mean, covariance, count)
+    return found
+
+
+def _look(pictures: NDArray[Any], real: FeatureSet, extractor: Extractor) -> None:
+    """Pass pictures (N, H, W, 3) uint8 through the extractor."""
+    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
+        raise ValueError(
+            f"reference: arr_0 is {pictures.dtype} {pictures.shape}, expected uint8 pictures (N, H, W, 3)"
+        )
+    device = next(iter(extractor.parameters()), torch.empty(0)).device
+    views = real.needs.views
+    for start in range(0, len(pictures), BATCH_SIZE):
+        part = torch.from_numpy(pictures[start : start + BATCH_SIZE]).permute(0, 3, 1, 2).to(device)
+        batch: Batch = {"key": [str(start + i) for i in range(len(part))]}
+        with torch.no_grad():
+            seen = extractor(from_bytes(part), batch, views)
+        real.add(seen, torch.arange(start, start + len(part)))

@@ -1,0 +1,85 @@
+"""Whether a CLIP knows the classes of pictures by their names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.metrics.group import Group
+from ldm.metrics.metric import Mean, Metric
+from ldm.metrics.towers import ImageText
+from ldm.types import Batch
+
+
+class ZeroShot(Metric):
+    """Share of pictures whose class ``batch["label"]`` is among the k nearest (Radford et al. 2021).
+
+    A class is the mean, scaled to length 1, of the vectors of its name in all templates (its sec. 3.1.4).
+
+    Args:
+        clip: Image and text tower.
+        classes: Names of the classes, in the order of the labels.
+        templates: Captions with ``{}`` where the name belongs.
+        ks: Numbers of nearest classes that are looked at.
+        name: Name of the values: name@k.
+    """
+
+    def __init__(
+        self,
+        clip: ImageText,
+        classes: Sequence[str],
+        templates: Sequence[str] = ("a photo of a {}.",),
+        ks: Sequence[int] = (1, 5),
+        name: str = "zero_shot",
+    ) -> None:
+        self.clip = clip
+        self.classes, self.templates, self.ks, self.name = list(classes), list(templates), tuple(ks), name
+        self._heads: Tensor | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all pictures."""
+        self._means = {k: Mean() for k in self.ks if k <= len(self.classes)}
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the towers."""
+        super().to(device)
+        self._heads = None
+
+    def update(self, images: Tensor, batch: Batch) -> None:
+        """Classify pictures.
+
+        Raises:
+            ValueError: If the samples have no labels, or one that is no class.
+        """
+        label = batch.get("label")
+        if label is None or int(label.max()) >= len(self.classes):
+            what = "no label" if label is None else f"label {int(label.max())}"
+            raise ValueError(
+                f"{self.name}: the samples have {what}, expected one of {len(self.classes)} classes"
+            )
+        if self._heads is None:
+            self._heads = torch.stack([self._head(name) for name in self.classes])
+        image = F.normalize(self.clip.image_features(images), dim=1)
+        scores = image.double() @ self._heads.to(image.device).double().T
+        for k, mean in self._means.items():
+            nearest = scores.topk(k, dim=1).indices
+            mean.update((nearest == label.to(nearest.device)[:, None]).any(1))
+
+    def sync(self, group: Group) -> None:
+        """Add up over processes."""
+        for mean in self._means.values():
+            mean.sync(group)
+
+    def compute(self) -> dict[str, float]:
+        """Return the shares, in [0, 1]."""
+        return {
+            name: v for k, mean in self._means.items() for name, v in mean.compute(f"{self.name}@{k}").items()
+        }
+
+    def _head(self, name: str) -> Tensor:
+        vectors = self.clip.encode_text([template.format(name) for template in self.templates])
+        return F.normalize(vectors.mean(0), dim=0)

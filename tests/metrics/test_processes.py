@@ -1,0 +1,123 @@
+"""Any number of processes measure what one measures, also with uneven shares and one that saw nothing."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from ldm.metrics.clip_score import CLIPScore
+from ldm.metrics.feature_metrics import FeatureMetrics
+from ldm.metrics.features import Extractor
+from ldm.metrics.frechet import Frechet
+from ldm.metrics.group import Alone, Distributed
+from ldm.metrics.inception_score import InceptionScore
+from ldm.metrics.kernel import CMMD, KID
+from ldm.metrics.measurement import Measurement
+from ldm.metrics.metric import Reals
+from ldm.metrics.neighbours import Neighbours
+from ldm.metrics.psnr import PSNR
+from ldm.metrics.retrieval import Retrieval
+from ldm.metrics.ssim import SSIM
+
+COUNT = 41
+MEASURES = [
+    Frechet(),
+    Frechet("spatial", "sfid"),
+    KID(10, 20),
+    CMMD(),
+    InceptionScore(3),
+    Neighbours(),
+    CLIPScore(),
+    Retrieval(),
+]
+
+
+class Eye(Extractor):
+    """Looks at a picture with float64 eyes, so that batches of other sizes do not round otherwise."""
+
+    def __init__(self):
+        super().__init__(
+            "eye", ("features", "spatial", "logits", "embedding", "text", "agreement", "caption")
+        )
+
+    def forward(self, images, batch, views):
+        x = images.double()
+        embedding = nn.functional.normalize(x.mean((2, 3)), dim=1)
+        words = torch.tensor([[1.0, len(text), 0.5] for text in batch["text"]]).double()
+        text = nn.functional.normalize(words, dim=1)
+        return {
+            "features": torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1),
+            "spatial": x[:, 0, :2, :2].flatten(1),
+            "logits": 3 * x[:, :, 0].flatten(1),
+            "embedding": embedding,
+            "text": text,
+            "agreement": (embedding * text).sum(1, keepdim=True).clamp_min(0),
+            "caption": torch.tensor([len(text) for text in batch["text"]]),
+        }
+
+    def says(self):
+        return {}
+
+
+class WholeNumbers(PSNR):
+    """Squared errors of pictures on a grid of numbers whose sums are exact in float32."""
+
+    def measure(self, images, batch):
+        return (images - batch["image"]).double().square().sum((1, 2, 3))
+
+
+def measure(positions, group):
+    """Measure the samples at ``positions`` of a fixed set, in batches of 4."""
+    generator = torch.Generator().manual_seed(0)
+    real, made = torch.rand(2, COUNT, 3, 12, 12, generator=generator) * 2 - 1
+    metrics = [FeatureMetrics(Eye(), MEASURES), WholeNumbers("error"), SSIM()]
+    run = Measurement(metrics, group, torch.device("cpu"))
+    run.begin(Reals())
+    for start in range(0, len(positions), 4):
+        part = positions[start : start + 4]
+        text = ["x" * (i % 5) for i in part]
+        batch = {"image": real[part], "key": [f"{i}" for i in part], "text": text}
+        run.update(made[part], batch | {"place": torch.tensor(part)})
+    values = {value.name: value.value for value in run.finish()}
+    assert run.failures == []
+    return values
+
+
+def shares(rank, world):
+    uneven = [[i for i in range(COUNT) if i % 7 < 5], [i for i in range(COUNT) if i % 7 >= 5], []]
+    return {
+        "even": list(range(rank, COUNT, world)),
+        "one": list(range(COUNT)) if rank == world - 1 else [],
+        "uneven": uneven[rank],
+    }
+
+
+def work(rank, world, store, folder):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    found = {name: measure(mine, Distributed("cpu")) for name, mine in shares(rank, world).items()}
+    torch.save(found, os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_measure_what_one_does(tmp_path, world):
+    alone = measure(list(range(COUNT)), Alone())
+    assert len(alone) == 2 * 2 + 2 + 1 + 2 + 4 + 1 + 6 + 2
+    arguments = (world, str(tmp_path / "store"), str(tmp_path))
+    mp.start_processes(work, arguments, nprocs=world, start_method="fork")
+    for rank in range(world):
+        for name, values in torch.load(tmp_path / f"{rank}.pt").items():
+            ssim = values.pop("ssim")
+            assert ssim == pytest.approx(alone["ssim"], rel=1e-6)  # float32, by torchmetrics
+            assert values == pytest.approx({k: alone[k] for k in values}, rel=1e-10), (rank, name)
+
+
+def test_the_value_does_not_depend_on_the_order_of_the_pictures():
+    forwards, backwards = measure(list(range(COUNT)), Alone()), measure(list(range(COUNT))[::-1], Alone())
+    assert backwards == pytest.approx(forwards, rel=1e-6)
+    for name in ("kid/eye", "is/eye", "is_std/eye", "precision/eye", "fid/eye"):
+        assert backwards[name] == pytest.approx(forwards[name], rel=1e-10)

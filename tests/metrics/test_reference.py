@@ -1,0 +1,180 @@
+"""Statistics of real pictures: computed once, kept under what they depend on, read from ADM's files."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldm.metrics.feature_metrics import FeatureMetrics
+from ldm.metrics.frechet import Frechet
+from ldm.metrics.group import Alone
+from ldm.metrics.kernel import KID
+from ldm.metrics.measurement import Measurement
+from ldm.metrics.metric import Reals
+from ldm.metrics.psnr import PSNR
+from ldm.metrics.towers import Embedding
+
+
+class Means(nn.Module):
+    """Counts the pictures that it looks at."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+        self.num_seen = 0
+
+    def image_features(self, image):
+        self.num_seen += len(image)
+        return self.factor * image.double().mean((2, 3))
+
+
+def to_bytes(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
+
+
+REAL, MADE = (to_bytes(30, seed) / 127.5 - 1.0 for seed in (0, 1))
+
+
+def metric(net, reference=None, measures=None):
+    return FeatureMetrics(Embedding(net, "mean"), measures or [Frechet(), KID(5, 10)], reference)
+
+
+def measure(one, reals):
+    run = Measurement([one], Alone(), torch.device("cpu"))
+    run.begin(reals)
+    for part in (slice(0, 16), slice(16, 30)):
+        batch = {"key": [""] * len(MADE[part]), "image": REAL[part], "place": torch.arange(30)[part]}
+        run.update(MADE[part], batch)
+    return {value.name: value for value in run.finish()}, run.failures
+
+
+def numbers(values):
+    return {name: value.value for name, value in values.items()}
+
+
+def test_real_pictures_are_looked_at_once_in_memory_and_on_disk(tmp_path):
+    net, reals = Means(), Reals("these pictures", tmp_path / "statistics")
+    one = metric(net)
+    first, _ = measure(one, reals)
+    assert net.num_seen == 60
+    again, _ = measure(one, reals)
+    assert net.num_seen == 90
+    other_process = Means()
+    other, _ = measure(metric(other_process), reals)
+    assert other_process.num_seen == 30
+    assert numbers(first) == numbers(again) == numbers(other)
+    assert {"fid/mean", "fid_floor/mean", "kid/mean"} <= first.keys()
+    assert [value["fid/mean"].says["reference"] for value in (first, again, other)] == [
+        first["fid/mean"].says["reference"]
+    ] * 3
+    assert len(list((tmp_path / "statistics").iterdir())) == 1
+
+
+def test_statistics_of_other_pictures_networks_or_measures_are_not_used(tmp_path):
+    measure(metric(Means()), Reals("these", tmp_path))
+    for changed, identity, measures in [
+        (Means(), "those", None),
+        (Means(2.0), "these", None),
+        (Means(), "these", [Frechet()]),
+    ]:
+        measure(metric(changed, measures=measures), Reals(identity, tmp_path))
+        assert changed.num_seen == 60
+    unknown = Means()
+    measure(metric(unknown), Reals())
+    assert unknown.num_seen == 60
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_damaged_cache_is_computed_anew(tmp_path):
+    expected, _ = measure(metric(Means()), Reals("these", tmp_path))
+    file = next(tmp_path.iterdir())
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="are computed anew"):
+        found, _ = measure(metric(Means()), Reals("these", tmp_path))
+    assert numbers(found) == numbers(expected)
+    net = Means()
+    measure(metric(net), Reals("these", tmp_path))
+    assert net.num_seen == 30
+
+
+def adm_file(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def hwc(pictures):
+    return ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def test_a_file_of_pictures_is_as_good_as_the_batches(tmp_path):
+    expected, _ = measure(metric(Means()), Reals())
+    path = adm_file(tmp_path / "real.npz", arr_0=hwc(REAL))
+    found, failures = measure(metric(Means(), path), Reals())
+    assert failures == []
+    assert numbers(found) == pytest.approx(numbers(expected), rel=1e-10)
+    assert found["fid/mean"].says["num_real"] == 30
+
+
+def test_mean_and_covariance_of_a_file_are_what_is_compared_with(tmp_path):
+    features = Means().image_features(REAL).detach().numpy()
+    path = adm_file(tmp_path / "real.npz", mu=features.mean(0), sigma=np.cov(features.T))
+    found, _ = measure(metric(Means(), path, [Frechet()]), Reals())
+    expected, _ = measure(metric(Means(), measures=[Frechet()]), Reals())
+    assert found["fid/mean"].value == pytest.approx(expected["fid/mean"].value, rel=1e-9)
+    assert found["fid/mean"].says["num_real"] == "unknown"
+    # they win over pictures in the same file, as in ADM's evaluation
+    path = adm_file(tmp_path / "both.npz", mu=features.mean(0) + 1, sigma=np.cov(features.T), arr_0=hwc(REAL))
+    moved, _ = measure(metric(Means(), path), Reals())
+    assert moved["fid/mean"].value > expected["fid/mean"].value + 1
+    assert "kid/mean" in moved
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"mu": np.zeros(3)}, r"has \['mu'\], expected 'arr_0' for the views \['features'\]"),
+        ({"arr_0": np.zeros((9, 4, 4, 3))}, r"arr_0 is float64 \(9, 4, 4, 3\), expected uint8 pictures"),
+        ({"arr_0": np.zeros((9, 8, 8, 3), np.uint8)}, "are of pictures of side 8, got pictures of side 4"),
+        (
+            {"mu": np.zeros(7), "sigma": np.eye(7), "arr_0": hwc(REAL)},
+            "features of widths 3 and 7, expected equal",
+        ),
+        ({"record": np.array(json.dumps({"resize": "Lanczos"}))}, "resize Lanczos, but mean has none"),
+    ],
+)
+def test_a_file_of_another_kind_is_one_clear_line_and_others_go_on(tmp_path, arrays, says):
+    path = adm_file(tmp_path / "real.npz", **arrays)
+    run = Measurement([metric(Means(), path), PSNR()], Alone(), torch.device("cpu"))
+    run.begin(Reals())
+    run.update(MADE, {"key": [""] * 30, "image": REAL, "place": torch.arange(30)})
+    assert [value.name for value in run.finish()] == ["picture_psnr"]
+    assert len(run.failures) == 1
+    assert re.search(says, run.failures[0]), run.failures
+
+
+def test_a_missing_or_damaged_file_is_one_clear_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.npz' do not exist"):
+        metric(Means(), str(tmp_path / "nowhere.npz"))
+    (tmp_path / "page.npz").write_text("<html>")
+    _, failures = measure(metric(Means(), str(tmp_path / "page.npz")), Reals())
+    assert "is no .npz of arrays" in failures[0]
+
+
+def test_a_measure_of_a_view_that_the_network_lacks_is_refused():
+    with pytest.raises(
+        ValueError, match=r"need the views \['spatial'\] of Embedding, which has \['features'\]"
+    ):
+        metric(Means(), measures=[Frechet("spatial", "sfid")])
+
+
+def test_rows_are_bounded(tmp_path):
+    one = FeatureMetrics(Embedding(Means(), "mean"), [Frechet(), KID(5, 10)], max_rows=12)
+    values, _ = measure(one, Reals())
+    all_rows, _ = measure(metric(Means()), Reals())
+    assert values["fid/mean"].value == all_rows["fid/mean"].value
+    assert values["kid/mean"].says["num"] == 12 and values["fid/mean"].says["num"] == 30
+    assert values["kid/mean"].value != all_rows["kid/mean"].value
