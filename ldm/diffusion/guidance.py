@@ -66,7 +66,7 @@ class Rescaled(Guidance):
     same.
 
     Args:
-        scale: As in ClassifierFree.
+        scale: As in ClassifierFree; at 1 the conditional estimate is left as it is.
         share: phi in [0, 1], share of the scaled estimate; 0.7 in the paper, 0 is ClassifierFree.
     """
 
@@ -78,6 +78,8 @@ class Rescaled(Guidance):
 
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
         """Guide, then restore each sample's standard deviation over (C, h, w)."""
+        if self.scale == 1.0:
+            return model.cond(batch)
         cond, uncond = model.cond(batch), model.uncond(batch)
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:

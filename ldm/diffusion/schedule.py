@@ -24,7 +24,7 @@ class Schedule:
         sigma: (T,) float64 in [0, 1], rising.
 
     Raises:
-        ValueError: If the tables are empty or do not fall and rise.
+        ValueError: If the tables are empty, differ in length, leave [0, 1] or do not fall and rise.
     """
 
     alpha: Tensor
@@ -35,10 +35,11 @@ class Schedule:
     def __init__(self, alpha: Tensor, sigma: Tensor) -> None:
         self.alpha, self.sigma = alpha.double(), sigma.double()
         falls = bool((self.alpha.diff() < 0).all()) and bool((self.sigma.diff() >= 0).all())
-        if len(alpha) == 0 or not falls or self.alpha[-1] < 0 or self.sigma[0] < 0:
+        within = all(bool(((table >= 0) & (table <= 1)).all()) for table in (self.alpha, self.sigma))
+        if not (0 < len(alpha) == len(sigma) and falls and within):
             raise ValueError(
-                "schedule: expected num_steps >= 1, alpha falling to at least 0 and sigma rising from at "
-                f"least 0, got {_span(self.alpha)} and {_span(self.sigma)}"
+                "schedule: expected num_steps >= 1, alpha falling and sigma rising within [0, 1], got "
+                f"{_span(self.alpha)} and {_span(self.sigma)}"
             )
         self._on_device: dict[torch.device, Tensor] = {}
 
@@ -62,33 +63,49 @@ class Schedule:
         alpha = 1 / (1 + rho.square()).sqrt()
         return alpha, rho * alpha
 
+    def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha_t and sigma_t in float64: those of the tables, or between them if ``t`` is floating.
+
+        Args:
+            t: (N,) in [0, num_steps - 1], int64 or floating, on the CPU. A floating T - 1 leaves 1e-8 of x0
+                where the table leaves nothing.
+        """
+        if not t.is_floating_point():
+            return self.alpha[t], self.sigma[t]
+        return self._between(self._log_rho(), t)
+
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Look up alpha_t and sigma_t, shaped to multiply ``like``.
 
         Args:
-            t: (B,) in [0, num_steps): int64, or floating between two timesteps, where ln rho is linear.
+            t: (B,) in [0, num_steps - 1]: int64, or floating between two timesteps, where ln rho is linear.
             like: (B, ...), only rank and device matter.
 
         Returns:
             alpha_t and sigma_t, each (B, 1, ..., 1) float32 on the device of ``like``.
         """
         if like.device not in self._on_device:
-            table = torch.stack([self.alpha, self.sigma, self.rho.log()])
+            table = torch.stack([self.alpha, self.sigma, self._log_rho()])
             self._on_device[like.device] = table.float().to(like.device)
         alpha, sigma, log_rho = self._on_device[like.device]
         t, shape = t.to(like.device), (-1,) + (1,) * (like.ndim - 1)
-        if not t.is_floating_point():
-            return alpha[t].view(shape), sigma[t].view(shape)
-        below = t.floor().long()
-        share, above = t - below, (below + 1).clamp(max=self.num_steps - 1)
-        alpha, sigma = self.split(torch.lerp(log_rho[below], log_rho[above], share).exp())
+        alpha, sigma = self._between(log_rho, t) if t.is_floating_point() else (alpha[t], sigma[t])
         return alpha.view(shape), sigma.view(shape)
+
+    def _log_rho(self) -> Tensor:
+        # finite where nothing of x0 is left, so that the timestep before that one has a neighbour
+        return self.rho.clamp(1e-8, 1e8).log()
+
+    def _between(self, log_rho: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        below = t.floor().long()
+        above = (below + 1).clamp(max=self.num_steps - 1)
+        share = (t - below).to(log_rho.dtype)
+        return self.split(torch.lerp(log_rho[below], log_rho[above], share).exp())
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Draw x_t ~ q(x_t | x_0) in closed form: x_t = alpha_t x_0 + sigma_t noise.
 
-        Ho et al. 2020 (arXiv:2006.11239), Eq. 4, written with alpha_t = sqrt(abar_t)
-        and sigma_t = sqrt(1 - abar_t), so that alpha_t**2 + sigma_t**2 = 1.
+        Ho et al. 2020 (arXiv:2006.11239), Eq. 4, with the alpha_t and sigma_t of any schedule.
 
         Args:
             x0: Clean latents, (B, C, h, w), standard deviation close to 1.
@@ -211,8 +228,9 @@ class RectifiedFlow(Schedule):
         if shift <= 0:
             raise ValueError(f"schedule.shift must be > 0, got {shift}")
         time = torch.arange(1, num_steps + 1, dtype=torch.float64) / max(num_steps, 1)
-        sigma = shift * time / (1 + (shift - 1) * time)
-        super().__init__(1 - sigma, sigma)
+        # 1 - sigma would leave a rounding error where nothing must be left
+        shifted = 1 - time + shift * time
+        super().__init__((1 - time) / shifted, shift * time / shifted)
 
     def split(self, rho: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma = 1 - alpha whose ratio sigma / alpha is ``rho``."""

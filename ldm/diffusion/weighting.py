@@ -1,7 +1,7 @@
 """How much each timestep counts in the loss.
 
-A weighting is a function w_t on the squared error of x0_hat, said once and turned into the equivalent weight
-on the error of whatever the network predicts: w_t / ||error of the raw output||**2 * ||error of x0_hat||**2.
+Most weightings are a function w_t on the squared error of x0_hat, said once and turned into the equivalent
+weight on the error of whatever the network predicts: w_t ||error of x0_hat||**2 / ||error of the output||**2.
 SNR_t = alpha_t**2 / sigma_t**2.
 """
 
@@ -22,6 +22,26 @@ class Weighting(ABC):
     """Weights of the squared error, as tables over timesteps in float64."""
 
     @abstractmethod
+    def __call__(self, schedule: Schedule, prediction: Prediction) -> Tensor:
+        """Weigh the squared error of ``prediction``'s raw output at each timestep.
+
+        Returns:
+            (T,) float64, finite and >= 0; its limit where the SNR is 0 or infinite.
+        """
+
+
+class Uniform(Weighting):
+    """Weight 1 on the prediction's own target, whatever that is in the space of x0."""
+
+    def __call__(self, schedule: Schedule, prediction: Prediction) -> Tensor:
+        """Return ones."""
+        return torch.ones_like(schedule.alpha)
+
+
+class OfSample(Weighting):
+    """A weighting that is said in the space of x0, and means the same for every prediction."""
+
+    @abstractmethod
     def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Weigh the squared error of x0_hat.
 
@@ -34,28 +54,12 @@ class Weighting(ABC):
         """
 
     def __call__(self, schedule: Schedule, prediction: Prediction) -> Tensor:
-        """Weigh the squared error of ``prediction``'s raw output at each timestep.
-
-        Returns:
-            (T,) float64, finite and >= 0; its limit where the SNR is 0 or infinite.
-        """
+        """Divide by what an error of x0_hat makes of one of the raw output."""
         alpha, sigma = schedule.alpha.clamp_min(_LEAST), schedule.sigma.clamp_min(_LEAST)
         return self.x0(alpha, sigma) / prediction.error_ratio(alpha, sigma)
 
 
-class Uniform(Weighting):
-    """Weight 1 on the prediction's own target, whatever that is in the space of x0."""
-
-    def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Has no such form: it differs from prediction to prediction."""
-        raise NotImplementedError("Uniform weighs the raw output, not x0_hat")
-
-    def __call__(self, schedule: Schedule, prediction: Prediction) -> Tensor:
-        """Return ones."""
-        return torch.ones_like(schedule.alpha)
-
-
-class Simple(Weighting):
+class Simple(OfSample):
     """L_simple, weight 1 on the error of the noise: Ho et al. 2020 (arXiv:2006.11239), Eq. 14."""
 
     def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ class Simple(Weighting):
         return _snr(alpha, sigma)
 
 
-class VariationalBound(Weighting):
+class VariationalBound(OfSample):
     """The bound on the likelihood: Ho et al. 2020 (arXiv:2006.11239), Eq. 12, with the variance beta-tilde.
 
     On the error of x0_hat that is (SNR_{t-1} - SNR_t) / 2 (Kingma et al. 2021, arXiv:2107.00630, Eq. 14). t =
@@ -76,7 +80,7 @@ class VariationalBound(Weighting):
         return torch.cat([sigma[:1] ** -2, -_snr(alpha, sigma).diff()]) / 2
 
 
-class MinSNR(Weighting):
+class MinSNR(OfSample):
     """min(SNR, gamma) on the error of x0_hat: Hang et al. 2023 (arXiv:2303.09556), Section 3.4.
 
     On the raw output this is min(1, gamma / SNR) for epsilon, min(SNR, gamma) / (SNR + 1) for velocity.
@@ -93,7 +97,7 @@ class MinSNR(Weighting):
         return _snr(alpha, sigma).clamp(max=self.gamma)
 
 
-class SoftMinSNR(Weighting):
+class SoftMinSNR(OfSample):
     """SNR gamma / (SNR + gamma) on the error of x0_hat: Crowson et al. 2024 (arXiv:2401.11605), Section 4.
 
     The minimum of min-SNR without its corner: half of gamma where the SNR is gamma.

@@ -46,7 +46,7 @@ def guide(guidance, cond, uncond):
 
 
 def test_scale_one_and_unguided_never_ask_the_unconditional_model():
-    for guidance in (ClassifierFree(1.0), Unguided()):
+    for guidance in (ClassifierFree(1.0), Rescaled(1.0), Unguided()):
         assert torch.equal(guide(guidance, cond, never)(X_T, T), cond(X_T, T))
 
 

@@ -191,6 +191,38 @@ def test_flow_euler():
     assert_near(sampler(denoise, sampler.steps(schedule), X_T), x)
 
 
+def test_flow_euler_with_a_shift():
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    assert theirs.sigmas.flip(0).tolist() == pytest.approx(RectifiedFlow(shift=3.0).sigma.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "theirs", "settings"),
+    [
+        (DPMSolver, diffusers.DPMSolverMultistepScheduler, {"euler_at_final": True}),
+        (
+            DPMSolverSDE,
+            diffusers.DPMSolverMultistepScheduler,
+            {"euler_at_final": True, "algorithm_type": "sde-dpmsolver++"},
+        ),
+        (UniPC, diffusers.UniPCMultistepScheduler, {}),
+        (lambda n: UniPC(n, order=3), diffusers.UniPCMultistepScheduler, {"solver_order": 3}),
+    ],
+)
+def test_higher_order_on_flow(sampler, theirs, settings):
+    """From the second step on: theirs never begin in pure noise, where ln rho is infinite."""
+    schedule, sampler = RectifiedFlow(shift=3.0), sampler(20)
+    steps = sampler.steps(schedule)[1:]
+    theirs = theirs(prediction_type="flow_prediction", use_flow_sigmas=True, **settings)
+    theirs.set_timesteps(len(steps))
+    theirs.sigmas = torch.tensor([*(step.sigma for step in steps), 0.0])
+    theirs.timesteps = torch.tensor([step.t for step in steps])
+    draw = {} if "Uni" in type(theirs).__name__ else {"generator": seeded()}
+    expected = walk(theirs, None, **draw)
+    denoise = Objective(schedule, Flow()).denoiser(network)
+    assert_near(sampler(denoise, steps, X_T, replay(seeded())), expected)
+
+
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
 def test_ddim_on_zero_terminal_snr(kind):
     theirs = make(diffusers.DDIMScheduler, kind, clip_sample=False, set_alpha_to_one=True)

@@ -151,6 +151,30 @@ def test_the_shift_of_rectified_flow_multiplies_the_noise_level():
     assert torch.allclose(shifted.rho[:-1], 3 * plain.rho[:-1], rtol=1e-9)
 
 
+def test_whatever_the_shift_rectified_flow_ends_in_pure_noise():
+    for num_steps in (1, 7, 1000):
+        for shift in torch.arange(1, 1000).div(100).tolist():
+            schedule = RectifiedFlow(num_steps, shift)
+            assert (schedule.alpha[-1].item(), schedule.sigma[-1].item()) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("schedule", [ZeroTerminalSNR(ScaledLinear()), RectifiedFlow()])
+def test_between_timesteps_nothing_is_nan_at_the_end_without_signal(schedule):
+    t = torch.tensor([0.0, 997.5, 998.0, 998.5, 999.0])
+    alpha, sigma = (part.flatten() for part in schedule.at(t, torch.zeros(5, 1)))
+    assert (alpha.diff() < 0).all() and (sigma.diff() > -1e-6).all()
+    assert alpha[2].item() == pytest.approx(schedule.alpha[998].item(), rel=1e-5)
+    assert (alpha[4].item(), sigma[4].item()) == (pytest.approx(0, abs=1e-7), pytest.approx(1, abs=1e-6))
+
+
+@pytest.mark.parametrize("schedule", [ScaledLinear(), RectifiedFlow()])
+def test_levels_are_what_is_looked_up_but_in_float64(schedule):
+    for t in (torch.tensor([0, 400, 999]), torch.tensor([0.25, 399.5, 997.75])):
+        for exact, found in zip(schedule.levels(t), schedule.at(t, torch.zeros(3, 1)), strict=True):
+            assert exact.dtype == torch.float64
+            assert torch.allclose(found.flatten().double(), exact, rtol=1e-5)
+
+
 @pytest.mark.parametrize("schedule", [ScaledLinear(), Cosine(), RectifiedFlow(shift=3.0)])
 def test_between_timesteps_the_log_of_the_noise_level_is_linear(schedule):
     like, t = torch.zeros(3, 1), torch.tensor([0, 400, 997])
@@ -176,6 +200,9 @@ def test_between_timesteps_the_log_of_the_noise_level_is_linear(schedule):
         lambda: ScaledLinear(beta_start=-0.1),
         lambda: Cosine(num_steps=0),
         lambda: Schedule(torch.tensor([]), torch.tensor([])),
+        lambda: Schedule(torch.tensor([0.9, 0.5]), torch.tensor([0.5])),
+        lambda: Schedule(torch.tensor([1.1, 0.5]), torch.tensor([0.1, 0.5])),
+        lambda: Schedule(torch.tensor([math.nan]), torch.tensor([0.5])),
         lambda: of_betas(torch.tensor([0.1, 0.0])),
     ],
 )

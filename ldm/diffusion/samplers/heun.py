@@ -17,10 +17,10 @@ from ldm.types import Denoise
 class Heun(Sampler):
     """Heun's method on d(x / alpha) / d rho = eps_hat: Karras et al. 2022 (arXiv:2206.00364), Algorithm 1.
 
-    The last step, to clean, and one from pure noise, where rho is infinite, are Euler's.
+    The last step, to clean, and one from next to pure noise are Euler's.
 
     Args:
-        num_steps: Steps; the denoiser is called twice in each but the last.
+        num_steps: Steps; the denoiser is called twice in each but those.
         spacing: Which timesteps; equal steps from the noisiest unless given.
     """
 
@@ -36,7 +36,7 @@ class Heun(Sampler):
             x0 = denoise(x, step.times(x)).float()
             eps = noise_of(x0, x, step.alpha, step.sigma)
             ahead = step.next_alpha * x0 + step.next_sigma * eps
-            if step.next_sigma > 0.0 and step.alpha > 0.0:
+            if step.next_sigma > 0.0 and not step.from_noise:
                 there = denoise(ahead, step.next_times(x)).float()
                 slope = (noise_of(there, ahead, step.next_alpha, step.next_sigma) - eps) / 2
                 ahead = ahead + step.next_alpha * (step.next_rho - step.rho) * slope

@@ -21,9 +21,8 @@ class PLMS(Sampler):
     """DDIM's step along an extrapolated noise: Liu et al. 2022 (arXiv:2202.09778), Eq. 12.
 
     The first step, which has no past, takes the mean of the noise at both its ends, as Rombach et al. 2021
-    do: one more call. A step from pure noise is plain DDIM and leaves no past. What is wrong in the
-    extrapolated noise is multiplied by alpha_s / alpha_t: for schedules that keep some signal at T - 1, as
-    Stable Diffusion's.
+    do: one more call. A step from next to pure noise is plain DDIM and leaves no past, because what is wrong
+    in the extrapolated noise is multiplied by alpha_s / alpha_t.
 
     Args:
         num_steps: Steps; the denoiser is called once in each, and once more.
@@ -43,7 +42,7 @@ class PLMS(Sampler):
             x0 = denoise(x, step.times(x)).float()
             eps = noise_of(x0, x, step.alpha, step.sigma)
             ddim = step.next_alpha * x0 + step.next_sigma * eps
-            if step.alpha == 0.0:
+            if step.from_noise:
                 x = ddim
                 continue
             past = [eps, *past[:3]]

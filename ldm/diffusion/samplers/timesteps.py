@@ -34,6 +34,15 @@ class Step:
         return self.sigma / self.alpha if self.alpha else math.inf
 
     @property
+    def from_noise(self) -> bool:
+        """Whether less than a thousandth of x0 is left before the step.
+
+        Then rho is infinite, or so large (20000 at the end of ``Cosine``) that whatever is wrong in a slope
+        over rho outweighs the sample: methods that combine such slopes begin after it.
+        """
+        return self.alpha < 1e-3
+
+    @property
     def next_rho(self) -> float:
         """Noise level after the step."""
         return self.next_sigma / self.next_alpha
@@ -93,9 +102,9 @@ class Leading(Spacing):
         self.offset = offset
 
     def times(self, schedule: Schedule, count: int) -> Tensor:
-        """Return offset, offset + T // count, ... in falling order."""
-        spaced = torch.arange(count - 1, -1, -1) * (schedule.num_steps // count) + self.offset
-        return spaced.clamp(max=schedule.num_steps - 1)
+        """Return offset, offset + T // count, ... falling; the offset shrinks where T has no room."""
+        spaced = torch.arange(count - 1, -1, -1) * (schedule.num_steps // count)
+        return spaced + min(self.offset, schedule.num_steps - 1 - int(spaced[0]))
 
 
 class Linspace(Spacing):
@@ -157,15 +166,6 @@ def walk(schedule: Schedule, spacing: Spacing, num_steps: int | None) -> list[St
             f"sampler.num_steps must be in [1, {schedule.num_steps}] for this schedule, got {count}"
         )
     times = spacing.times(schedule, count)
-    alpha, sigma = _levels(schedule, times)
+    alpha, sigma = schedule.levels(times)
     points = list(zip([*times.tolist(), -1], [*alpha.tolist(), 1.0], [*sigma.tolist(), 0.0], strict=True))
     return [Step(*here, *there) for here, there in pairwise(points)]
-
-
-def _levels(schedule: Schedule, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma at timesteps, in float64: exact at trained ones."""
-    if not times.is_floating_point():
-        return schedule.alpha[times], schedule.sigma[times]
-    below = times.floor().long()
-    above, log_rho = (below + 1).clamp(max=schedule.num_steps - 1), schedule.rho.log()
-    return schedule.split(torch.lerp(log_rho[below], log_rho[above], times - below).exp())
