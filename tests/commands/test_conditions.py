@@ -2,18 +2,22 @@
 
 import csv
 import io
+import tarfile
 
 import pytest
 import torch
 from PIL import Image
 from tiny_runs import ROOT, Chain
+from torchvision.transforms.functional import pil_to_tensor
 
 from data.shapes_packer import Settings, pack
 from data.writing import write_shards
-from ldm import encode, fit
+from ldm import encode, fit, sample
 from ldm.data.module import Shards
+from ldm.pictures import to_bytes
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
+from ldm.wishes import FILES
 
 CONFIGS = sorted((ROOT / "configs" / "conditions").glob("*.yaml"))
 METRICS = {
@@ -86,6 +90,35 @@ def test_what_is_drawn_depends_on_the_condition(conditioned, name):
     }
     other = stage.generate({**others, "key": batch["key"]}, seed=0)
     assert (drawn - other).abs().mean() > 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_the_command_draws_from_files_as_from_a_batch(conditioned, tmp_path, name):
+    shard = conditioned.shards / "val-000000.tar"
+    run, data = str(conditioned.runs / name), Shards(str(shard), str(shard), image_size=32, batch_size=1)
+    batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    with tarfile.open(shard) as tar:
+        tar.extractall(tmp_path, filter="data")
+    key, reads = batch["key"][0], load_stage(run, Diffusion).conditioner.reads
+    given = [f"{FILES[field][0]}={tmp_path / key}.{FILES[field][1]}" for field in reads if field in FILES]
+    given += [f"--prompt={batch['text'][0]}"] if "text" in reads else []
+    command = [f"--checkpoint={run}", "--device=cpu"]
+    assert sample.main([*command, f"--out={tmp_path / 'files'}", *given]) == 0
+    found = Image.open(tmp_path / "files" / "000000.png")
+    named = batch["text"][0] if "text" in reads else "picture"
+    expected = to_bytes(load_stage(run, Diffusion).generate({**batch, "key": [f"{named}/0"]}, seed=0))[0]
+    assert (pil_to_tensor(found).int() - expected.int()).abs().max() <= 1
+    assert sample.main([*command, f"--out={tmp_path / 'shards'}", f"--shards={shard}", "--num=2"]) == 0
+    assert (tmp_path / "shards" / "000001.png").is_file()
+
+
+def test_a_condition_that_is_not_given_is_named(conditioned, tmp_path, capsys):
+    command = [f"--checkpoint={conditioned.runs / 'together'}", f"--out={tmp_path}", "--prompt=a red ring"]
+    assert sample.main(command) == 2
+    assert (
+        "got --prompt or --prompts, expected --prompt or --prompts and --image and --mask"
+        in capsys.readouterr().err
+    )
 
 
 def test_every_configuration_is_tried():
