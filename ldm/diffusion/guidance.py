@@ -85,8 +85,8 @@ class Rescaled(Guidance):
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
             with_it, without = cond(x_t, t), uncond(x_t, t)
             x0 = without + self.scale * (with_it - without)
-            ratio = with_it.flatten(1).std(1) / x0.flatten(1).std(1).clamp_min(1e-8)
-            return x0 * (1 + self.share * (ratio - 1)).view(-1, 1, 1, 1)
+            wanted, found = (each.flatten(1).std(1).clamp_min(1e-8) for each in (with_it, x0))
+            return x0 * (1 + self.share * (wanted / found - 1)).view(-1, 1, 1, 1)
 
         return guided
 

@@ -59,8 +59,8 @@ class LogitNormal(Times):
 
     def quantile(self, uniform: Tensor) -> Tensor:
         """Return sigmoid(mean + std z) with the normal quantile z."""
-        z = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12))
-        return torch.sigmoid(self.mean + self.std * z).clamp(max=1 - 1e-12)
+        logit = self.mean + self.std * torch.special.ndtri(uniform)
+        return torch.sigmoid(logit).clamp(max=1 - 1e-12)  # which is 1 from a logit of 37 on
 
 
 class LowDiscrepancy(Times):

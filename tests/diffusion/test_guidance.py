@@ -82,6 +82,9 @@ def test_rescaled_restores_the_deviation_of_the_conditional_estimate(scale):
     whole = guide(Rescaled(scale, share=1.0), cond, uncond)(X_T, T)
     assert torch.allclose(deviation(whole), deviation(cond(X_T, T)))
     assert torch.allclose(guide(Rescaled(scale, share=0.0), cond, uncond)(X_T, T), plain)
+    # nothing to restore where both are flat
+    flat = guide(Rescaled(scale), lambda x, t: torch.ones_like(x), lambda x, t: torch.zeros_like(x))(X_T, T)
+    assert torch.equal(flat, torch.full_like(X_T, scale))
     # Eq. 16: a share of the one, the rest of the other
     mixed = guide(Rescaled(scale, share=0.7), cond, uncond)(X_T, T)
     assert torch.allclose(mixed, 0.7 * whole + 0.3 * plain)

@@ -48,6 +48,11 @@ def test_posterior_is_bayes_rule():
         assert from_x == pytest.approx(variance * ratio / beta, rel=1e-9)
 
 
+def test_posterior_at_the_end_of_the_walk_is_the_estimate():
+    for schedule in (Linear(), RectifiedFlow(), Cosine(1)):
+        assert posterior(DDPM().steps(schedule)[-1]) == (1.0, 0.0, 0.0)
+
+
 def test_posterior_mean_is_line_4_of_algorithm_2():
     """(x_t - beta_t / sigma_t eps) / sqrt(1 - beta_t), with x0_hat = (x_t - sigma_t eps) / alpha_t."""
     x_t, eps = 0.3, -1.2

@@ -8,7 +8,7 @@ from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.ddpm import DDPM
 from ldm.diffusion.samplers.heun import Heun
 from ldm.diffusion.samplers.timesteps import Karras, Leading, Linspace, Trailing, walk
-from ldm.diffusion.schedule import Linear, RectifiedFlow, ScaledLinear
+from ldm.diffusion.schedule import Cosine, Linear, RectifiedFlow, ScaledLinear
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 20, 50, 333, 999, 1000])
@@ -53,6 +53,14 @@ def test_an_offset_shrinks_rather_than_leave_the_schedule(offset):
     assert [step.t for step in DDIM(1000, spacing=spacing).steps(Linear())] == list(range(999, -1, -1))
     times = [step.t for step in DDIM(50, spacing=spacing).steps(Linear())]
     assert times == [i * 20 + min(offset, 19) for i in range(49, -1, -1)]
+
+
+@pytest.mark.parametrize("spacing", [Trailing(), Leading(), Linspace(), Karras()])
+@pytest.mark.parametrize("schedule", [Linear(1, 0.5, 0.5), Linear(2, 0.1, 0.9), Cosine(3)])
+def test_short_schedules_are_walked_whole(spacing, schedule):
+    times = [step.t for step in DDIM(schedule.num_steps, spacing=spacing).steps(schedule)]
+    assert times[0] == schedule.num_steps - 1 and len(set(times)) == schedule.num_steps
+    assert [step.t for step in DDIM(1, spacing=Karras()).steps(schedule)] == [schedule.num_steps - 1]
 
 
 def test_an_offset_below_zero_is_refused():

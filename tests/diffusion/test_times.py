@@ -1,6 +1,7 @@
 """How often training visits which timesteps."""
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -26,6 +27,15 @@ def test_the_logit_of_a_logit_normal_time_is_normal():
     assert torch.equal(times.quantile(u), times.quantile(u).sort().values)  # an inverse of a CDF rises
 
 
+@pytest.mark.parametrize("times", [LogitNormal(1.0, 0.5), LowDiscrepancy(LogitNormal(1.0, 0.5))])
+def test_training_draws_from_the_distribution(times):
+    """Shares below the quartiles of the logit, 1 - 0.6745 / 2, 1 and 1 + 0.6745 / 2."""
+    t = draw(times, torch.arange(4000)).double() / 1000
+    for share, logit in ((0.25, 1 - 0.6745 / 2), (0.5, 1.0), (0.75, 1 + 0.6745 / 2)):
+        below = (t < 1 / (1 + math.exp(-logit))).double().mean().item()
+        assert below == pytest.approx(share, abs=5 * (share * (1 - share) / 4000) ** 0.5 + 1e-3)
+
+
 def test_a_median_number_gives_the_median_time():
     assert LogitNormal(mean=1.0).quantile(torch.tensor([0.5]).double()).item() == pytest.approx(
         1 / (1 + math.e**-1)
@@ -33,7 +43,7 @@ def test_a_median_number_gives_the_median_time():
 
 
 @pytest.mark.parametrize(
-    "times", [UniformTimes(), LogitNormal(), LogitNormal(20.0), LowDiscrepancy(LogitNormal(-20.0))]
+    "times", [UniformTimes(), LogitNormal(), LogitNormal(100.0), LowDiscrepancy(LogitNormal(-100.0))]
 )
 def test_times_stay_within_the_table(times):
     t = draw(times, torch.arange(4000))
@@ -49,6 +59,13 @@ def test_an_even_sequence_fills_every_stretch_of_the_stream():
             t = draw(LowDiscrepancy(), start + torch.arange(count)).double() / 1000
             misses = (t.sort().values - torch.arange(count) / count).abs()
             assert misses.max() < 3 * math.log(count) / count
+
+
+def test_even_times_are_multiples_of_the_golden_ratio():
+    position = torch.arange(10**9, 10**9 + 100)
+    golden = Fraction(math.isqrt(5 * 10**60), 2 * 10**30) - Fraction(1, 2)
+    exact = [int(1000 * (p * golden % 1)) for p in position.tolist()]
+    assert draw(LowDiscrepancy(), position).tolist() == exact
 
 
 def test_even_times_do_not_depend_on_batch_or_processes():

@@ -53,6 +53,4 @@ def posterior(step: Step) -> tuple[float, float, float]:
     ratio = step.alpha / step.next_alpha
     kept = (step.next_sigma / step.sigma) ** 2
     beta = step.sigma**2 - (ratio * step.next_sigma) ** 2
-    if step.next_sigma == 0.0:
-        return 1.0, 0.0, 0.0  # exactly, where beta = sigma**2 only to rounding
     return step.next_alpha * beta / step.sigma**2, ratio * kept, math.sqrt(beta * kept)

@@ -139,6 +139,8 @@ class Karras(Spacing):
                 f"sampler.spacing: Karras needs a largest noise level, but {type(schedule).__name__} ends in "
                 "pure noise: expected Trailing"
             )
+        if count == 1:  # of a table of one, too, where there is nothing to lie between
+            return torch.tensor([schedule.num_steps - 1.0], dtype=torch.float64)
         ends = schedule.rho[[-1, 0]] ** (1 / self.curvature)
         level = (
             torch.lerp(ends[0], ends[1], torch.linspace(0, 1, count, dtype=torch.float64)) ** self.curvature
