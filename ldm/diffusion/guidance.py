@@ -9,13 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.types import Batch, Conditional, Denoise
 
 
-class Guidance(ABC):
-    """Makes one denoiser of what a model says with the condition and without."""
+class Guidance(nn.Module, ABC):
+    """Makes one denoiser of what a model says with the condition and without.
+
+    A module, because a guidance may hold a network of its own, or another guidance that does: they move
+    between devices with the stage, and any takes the place of any other.
+    """
 
     @abstractmethod
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
@@ -46,6 +50,7 @@ class ClassifierFree(Guidance):
     """
 
     def __init__(self, scale: float) -> None:
+        super().__init__()
         self.scale = scale
 
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
@@ -73,6 +78,7 @@ class Rescaled(Guidance):
     def __init__(self, scale: float, share: float = 0.7) -> None:
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"guidance.share must be in [0, 1], got {share}")
+        super().__init__()
         self.scale = scale
         self.share = share
 
@@ -106,6 +112,7 @@ class Interval(Guidance):
     def __init__(self, guidance: Guidance, low: float, high: float) -> None:
         if low > high:
             raise ValueError(f"guidance.low must be at most guidance.high, got {low} and {high}")
+        super().__init__()
         self.guidance = guidance
         self.low = low
         self.high = high
