@@ -70,14 +70,14 @@ def from_compvis(
     print(f"wrote {run}")
 
 
-def to_compvis(run: str, file: str) -> None:
+def to_compvis(run: str, out: str) -> None:
     """Write a text-to-image run as a single file of weights with the names that CompVis gave them.
 
     Args:
         run: Checkpoint or run folder of a diffusion stage.
-        file: File to write, ending in .safetensors.
+        out: File to write, ending in .safetensors.
     """
-    print(f"wrote {export_file(run, file)}")
+    print(f"wrote {export_file(run, out)}")
 
 
 def from_open_clip(weights: str, model: str, out: str) -> None:

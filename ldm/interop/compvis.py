@@ -108,7 +108,7 @@ def export_file(run: str | Path, file: str | Path) -> Path:
     file = Path(file)
     if file.suffix != ".safetensors" or file.exists():
         found = "is there already" if file.exists() else f"ends in '{file.suffix}'"
-        raise ValueError(f"--file: '{file}' {found}, expected a new file that ends in .safetensors")
+        raise ValueError(f"--out: '{file}' {found}, expected a new file that ends in .safetensors")
     model, says = read_run(run), record(ckpt.read(run), run)
     unseen = {
         **{name: getattr(model, name).arguments for name in ("unet", "autoencoder", "text")},

@@ -78,7 +78,7 @@ def test_what_cannot_be_expressed_is_one_clear_line(chain, fresh, capsys, tmp_pa
 
 def test_a_single_file_comes_back_bit_for_bit(chain, fresh, tmp_path, capsys):
     file, back = tmp_path / "x.safetensors", fresh.runs / "imported"
-    assert run("to-compvis", f"--run={chain.runs / 'diffusion'}", f"--file={file}") == 0
+    assert run("to-compvis", f"--run={chain.runs / 'diffusion'}", f"--out={file}") == 0
     assert run("from-compvis", f"--file={file}", f"--out={back}") == 0
     assert capsys.readouterr().out.splitlines() == [f"wrote {file}", f"wrote {back / 'diffusion'}"]
     for name in ("autoencoder", "diffusion"):
