@@ -112,6 +112,7 @@ def ours(generated: Tensor, real: Tensor, weights: str, subset_size: int) -> tup
         place = torch.arange(start, start + len(part))
         with full_precision(torch.device("cpu")):
             batch: Any = {"key": ["x"] * len(part), "image": from_bytes(other), "place": place}
+            metric.see(batch)
             metric.update(from_bytes(part), batch)
     metric.sync(Alone())
     return metric.compute(), metric

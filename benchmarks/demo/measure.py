@@ -87,7 +87,9 @@ def drawn(stage: Diffusion, texts: Sequence[str], seed: int = 0, batch_size: int
 def of_pictures(images: Tensor, batch: Batch, clip: CLIPTower) -> Figures:
     """Measure pictures drawn for the captions of ``batch``, uint8, as a CLIP sees them."""
     metrics = FeatureMetrics(Towers(clip), [Frechet(), CLIPScore()])
-    metrics.update(from_bytes(images), {**batch, "place": torch.arange(len(images))})
+    placed: Batch = {**batch, "place": torch.arange(len(images))}
+    metrics.see(placed)
+    metrics.update(from_bytes(images), placed)
     return metrics.compute()
 
 

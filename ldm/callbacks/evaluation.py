@@ -113,6 +113,7 @@ class Evaluation(L.Callback):
         with without_trace(pl_module):
             with replaced(pl_module, self.parts), trainer.precision_plugin.forward_context():
                 images = pl_module.generate(batch, self.seed)
+            self._measurement.see(batch)
             self._measurement.update(from_bytes(to_bytes(images)), batch)
         self._taken += len(mine)
 

@@ -71,15 +71,18 @@ class FeatureMetrics(Metric):
         if problem:
             raise ValueError(problem)
 
+    def see(self, batch: Batch) -> None:
+        """Look at the real pictures ``batch["image"]`` unless they are known."""
+        if not self._knows_real:
+            with torch.no_grad():
+                seen = self.extractor(batch["image"], batch, self._needs_real.views)
+            self.real.add(seen, batch["place"])
+
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Look at generated pictures, and at the real ones of ``batch["image"]`` if they are not known."""
+        """Look at generated pictures."""
         self._check_size(images.shape[-1])
         with torch.no_grad():
-            views = self._needs.views
-            self.generated.add(self.extractor(images, batch, views), batch["place"])
-            if not self._knows_real:
-                seen = self.extractor(batch["image"], batch, self._needs_real.views)
-                self.real.add(seen, batch["place"])
+            self.generated.add(self.extractor(images, batch, self._needs.views), batch["place"])
 
     def sync(self, group: Group) -> None:
         """Bring everything to the first process, and keep what is known of the real pictures."""

@@ -55,18 +55,32 @@ class Measurement:
             with full_precision(self.device):
                 self._begin(i, metric, reals)
 
+    def see(self, batch: Batch) -> None:
+        """Look at the real pictures of ``batch``, each of them once in an evaluation."""
+        with full_precision(self.device), torch.no_grad():
+            for i, metric in enumerate(self.metrics):
+                self._attempt(i, metric.see, batch)
+
     def update(self, images: Tensor, batch: Batch) -> None:
         """Measure pictures (B, 3, H, W) in [-1, 1], on the levels of uint8, drawn for ``batch``."""
         with full_precision(self.device), torch.no_grad():
             for i, metric in enumerate(self.metrics):
                 self._attempt(i, metric.update, images, batch)
 
-    def finish(self) -> list[Value]:
-        """Return all values, the same on each process, and forget the pictures."""
-        values = [value for i, metric in enumerate(self.metrics) for value in self._finish(i, metric)]
+    def compute(self) -> list[Value]:
+        """Return all values, the same on each process."""
+        return [value for i, metric in enumerate(self.metrics) for value in self._finish(i, metric)]
+
+    def end(self) -> None:
+        """Forget the pictures and leave the device."""
         for metric in self.metrics:
             metric.to("cpu")
             metric.reset()
+
+    def finish(self) -> list[Value]:
+        """Compute all values, and end."""
+        values = self.compute()
+        self.end()
         return values
 
     def _begin(self, i: int, metric: Metric, reals: Reals) -> None:

@@ -30,7 +30,7 @@ class Reals:
 
 
 class Metric(ABC):
-    """Measures generated pictures: ``begin``, ``update`` for each batch, ``sync`` once, ``compute``.
+    """Measures generated pictures: ``begin``, ``see`` and ``update`` for each batch, ``sync``, ``compute``.
 
     States are float64 sums, or rows with the place of their picture: so any split over batches and processes
     gives the same value.
@@ -39,6 +39,10 @@ class Metric(ABC):
     def begin(self, reals: Reals, group: Group) -> None:
         """Begin an evaluation; all processes call it. Most metrics only forget the one before."""
         self.reset()
+
+    def see(self, batch: Batch) -> None:
+        """Look at the real pictures ``batch["image"]``, if they are to be compared with as a set."""
+        return None
 
     @abstractmethod
     def update(self, images: Tensor, batch: Batch) -> None:

@@ -101,17 +101,26 @@ class FromFile(Reference):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._kept: tuple[str, dict[str, torch.Tensor], dict[str, Gaussian]] | None = None
         if not Path(path).is_file():
             raise FileNotFoundError(f"reference: statistics '{path}' do not exist")
 
     def find(self, real: FeatureSet, extractor: Extractor, reals: Reals) -> bool:
-        """Read the file.
+        """Read the file, at the first time.
 
         Raises:
             ValueError: If it is of another network, or lacks what is needed.
         """
-        arrays = self._read()
         self.name = sha256(self.path)
+        if self._kept is None or self._kept[0] != self.name:
+            self._fill(real, extractor)
+            self._kept = (self.name, real.state(), real.gaussians)
+        real.load(self._kept[1])
+        real.gaussians = self._kept[2]
+        return True
+
+    def _fill(self, real: FeatureSet, extractor: Extractor) -> None:
+        arrays = self._read()
         record = json.loads(str(arrays["record"])) if "record" in arrays else {}
         self._check(record, extractor)
         pictures = arrays.get("arr_0")
@@ -126,7 +135,6 @@ class FromFile(Reference):
             _look(pictures, real, extractor)
             real.gaussians = _gaussians(arrays, real, int(record.get("num", 0)))
         real.count = real.count or int(record.get("num", 0))
-        return True
 
     def _read(self) -> Arrays:
         try:

@@ -80,7 +80,9 @@ def measure(positions, group):
         part = positions[start : start + 4]
         text = ["x" * (i % 5) for i in part]
         batch = {"image": real[part], "key": [f"{i}" for i in part], "text": text}
-        run.update(made[part], batch | {"place": torch.tensor(part)})
+        batch["place"] = torch.tensor(part)
+        run.see(batch)
+        run.update(made[part], batch)
     values = {value.name: value.value for value in run.finish()}
     assert run.failures == []
     return values

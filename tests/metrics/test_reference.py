@@ -48,6 +48,7 @@ def measure(one, reals):
     run.begin(reals)
     for part in (slice(0, 16), slice(16, 30)):
         batch = {"key": [""] * len(MADE[part]), "image": REAL[part], "place": torch.arange(30)[part]}
+        run.see(batch)
         run.update(MADE[part], batch)
     return {value.name: value for value in run.finish()}, run.failures
 
