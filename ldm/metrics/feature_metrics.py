@@ -71,6 +71,11 @@ class FeatureMetrics(Metric):
         if problem:
             raise ValueError(problem)
 
+    @property
+    def wants_real(self) -> bool:
+        """Whether the real pictures are not known yet."""
+        return not self._knows_real
+
     def see(self, batch: Batch) -> None:
         """Look at the real pictures ``batch["image"]`` unless they are known."""
         if not self._knows_real:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-DTYPES = (torch.float32, torch.float64, torch.int64)
+DTYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
 """What may be collected."""
 
 

@@ -55,6 +55,11 @@ class Measurement:
             with full_precision(self.device):
                 self._begin(i, metric, reals)
 
+    @property
+    def wants_real(self) -> bool:
+        """Whether a metric does not know the real pictures yet."""
+        return any(metric.wants_real for metric in self.metrics)
+
     def see(self, batch: Batch) -> None:
         """Look at the real pictures of ``batch``, each of them once in an evaluation."""
         with full_precision(self.device), torch.no_grad():

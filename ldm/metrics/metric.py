@@ -40,6 +40,11 @@ class Metric(ABC):
         """Begin an evaluation; all processes call it. Most metrics only forget the one before."""
         self.reset()
 
+    @property
+    def wants_real(self) -> bool:
+        """Whether ``see`` must be called with all real pictures before ``sync``."""
+        return False
+
     def see(self, batch: Batch) -> None:
         """Look at the real pictures ``batch["image"]``, if they are to be compared with as a set."""
         return None

@@ -120,7 +120,9 @@ class FromFile(Reference):
         return True
 
     def _fill(self, real: FeatureSet, extractor: Extractor) -> None:
-        arrays = self._read()
+        names = array_names(self.path)
+        with np.load(self.path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in names}
         record = json.loads(str(arrays["record"])) if "record" in arrays else {}
         self._check(record, extractor)
         pictures = arrays.get("arr_0")
@@ -136,14 +138,6 @@ class FromFile(Reference):
             real.gaussians = _gaussians(arrays, real, int(record.get("num", 0)))
         real.count = real.count or int(record.get("num", 0))
 
-    def _read(self) -> Arrays:
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"reference: '{self.path}' is no .npz of arrays: {reason:.200}") from error
-
     def _check(self, record: dict[str, Any], extractor: Extractor) -> None:
         mine = extractor.says()
         for key in ("weights_sha256", "resize"):
@@ -152,6 +146,20 @@ class FromFile(Reference):
                     f"reference: '{self.path}' is of a network with {key} {record[key]!s:.40}, but "
                     f"{extractor.name} has {mine.get(key)!s:.40}"
                 )
+
+
+def array_names(path: str) -> list[str]:
+    """List what an .npz file holds.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return list(file.files)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"reference: '{path}' is no .npz of arrays: {reason:.200}") from error
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:

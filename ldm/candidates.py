@@ -1,0 +1,286 @@
+"""What ``ldm.evaluate`` measures: pictures that a checkpoint draws, and pictures that lie in files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldm.callbacks.share import replaced
+from ldm.data.decode import Sample
+from ldm.data.module import decoded
+from ldm.data.source import collate
+from ldm.metrics.metric import Says
+from ldm.metrics.record import drawn_by
+from ldm.pictures import from_bytes, to_bytes
+from ldm.stages.stage import Stage
+from ldm.types import Batch, Generates
+
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class PictureFolder(Dataset[Sample]):
+    """Pictures of a folder and the folders in it, by the order of their paths.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ValueError: If there is no picture, or if sizes are mixed: resizing is a choice that changes every
+            number, so it is not made here.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not self.paths:
+            raise ValueError(
+                f"pictures: folder '{folder}' holds none, expected some of {', '.join(SUFFIXES)}"
+            )
+        first = self._size(self.paths[0])
+        for path in self.paths:
+            if (size := self._size(path)) != first:
+                raise ValueError(
+                    f"pictures: '{path}' is of {size[0]} x {size[1]} pixels, expected {first[0]} x "
+                    f"{first[1]} like '{self.paths[0]}': bring all to one size"
+                )
+        self.size = first[0]
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Return picture i, (3, H, W) uint8."""
+        with Image.open(self.paths[i]) as image:
+            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return {"key": str(self.paths[i].relative_to(self.folder)), "image": pixels}
+
+    def _size(self, path: Path) -> tuple[int, int]:
+        try:
+            with Image.open(path) as image:
+                return image.size
+        except OSError as error:
+            raise ValueError(f"pictures: '{path}' cannot be read: {error}") from error
+
+
+class PictureArray(Dataset[Sample]):
+    """Pictures of an .npz file, ``arr_0`` (N, H, W, 3) uint8: how ADM's evaluation takes them.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                self.pictures = file["arr_0"]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"pictures: '{path}' holds no pictures 'arr_0': {error}") from error
+        shape, dtype = self.pictures.shape, self.pictures.dtype
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not len(self.pictures):
+            raise ValueError(f"pictures: arr_0 of '{path}' is {dtype} {shape}, expected uint8 (N, H, W, 3)")
+        self.size = int(shape[1])
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Return picture i, (3, H, W) uint8."""
+        return {"key": f"{i:06d}", "image": torch.from_numpy(self.pictures[i]).permute(2, 0, 1)}
+
+
+class Repeated(Dataset[Sample]):
+    """The first ``num`` samples of an endless repetition; copies have keys, so random numbers, of their own.
+
+    Args:
+        samples: What is repeated.
+        num: How many samples there are in the end.
+    """
+
+    def __init__(self, samples: Dataset[Sample], num: int) -> None:
+        self.samples, self.num = samples, num
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return self.num
+
+    def __getitem__(self, i: int) -> Sample:
+        """Return sample i."""
+        copy, row = divmod(i, len(self.samples))  # type: ignore[arg-type]
+        sample = self.samples[row]
+        return cast(Sample, {**sample, "key": f"{sample['key']}#{copy}"}) if copy else sample
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which samples a process takes, and how.
+
+    Args:
+        rank: Number of this process.
+        world: Number of processes.
+        batch_size: Samples at once.
+        device: Where they go.
+        num_workers: Processes that read and decode.
+    """
+
+    rank: int
+    world: int
+    batch_size: int
+    device: torch.device
+    num_workers: int = 0
+
+    def batches(self, samples: Dataset[Sample]) -> Iterator[Batch]:
+        """Yield this process's samples, rank, rank + world, ..., with their places."""
+        mine = range(self.rank, len(samples), self.world)  # type: ignore[arg-type]
+        starts = range(0, len(mine), self.batch_size)
+        places = [list(mine[start : start + self.batch_size]) for start in starts]
+        loader: Any = DataLoader(
+            samples, batch_sampler=places, collate_fn=collate, num_workers=self.num_workers
+        )
+        for batch, place in zip(loader, places, strict=True):
+            moved = decoded(move_data_to_device(batch, self.device))
+            moved["place"] = torch.tensor(place)
+            yield moved
+
+
+class Candidate(ABC):
+    """Pictures to be measured.
+
+    Args:
+        name: What tables call it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def pictures(self, share: Share) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield a process's samples and their pictures (B, 3, H, W) in [-1, 1], on the levels of uint8."""
+
+    @abstractmethod
+    def says(self) -> Says:
+        """Say how the pictures came about."""
+
+
+class Read(Candidate):
+    """Pictures of files.
+
+    Args:
+        path: Folder, or .npz file with ``arr_0``.
+        num: The first so many; None takes all.
+    """
+
+    def __init__(self, path: str, num: int | None = None) -> None:
+        super().__init__(path)
+        self.samples = open_pictures(path)
+        found = len(self.samples)
+        if num is not None and num > found:
+            raise ValueError(f"--num-pictures: got {num}, but '{path}' holds {found} pictures")
+        self.num = num or found
+
+    def pictures(self, share: Share) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the pictures as they are."""
+        for batch in share.batches(Repeated(self.samples, self.num)):
+            yield batch, batch["image"]
+
+    def says(self) -> Says:
+        """Name the files."""
+        return {"pictures": self.name}
+
+
+class Drawn(Candidate):
+    """Pictures that a stage draws for samples, in some setting.
+
+    Args:
+        name: What tables call it.
+        stage: Diffusion, or an autoencoder, which reconstructs.
+        parts: Sampler and guidance in place of the stage's own.
+        samples: What it draws for.
+        seed: Seed of the random numbers.
+        precision: One of ``PRECISIONS``.
+        origin: Where the stage comes from: checkpoint, its hash, averaged weights or not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stage: Stage,
+        parts: dict[str, object],
+        samples: Dataset[Sample],
+        seed: int,
+        precision: str,
+        origin: Says,
+    ) -> None:
+        super().__init__(name)
+        self.stage, self.parts, self.samples = stage, parts, samples
+        self.seed, self.precision, self.origin = seed, precision, origin
+
+    @torch.no_grad()
+    def pictures(self, share: Share) -> Iterator[tuple[Batch, Tensor]]:
+        """Draw; a picture depends on seed and sample alone, not on process or batch."""
+        assert isinstance(self.stage, Generates)
+        for batch in share.batches(self.samples):
+            with replaced(self.stage, self.parts), self._autocast(share.device):
+                images = self.stage.generate(batch, self.seed)
+            yield batch, from_bytes(to_bytes(images))
+
+    def says(self) -> Says:
+        """Name checkpoint, sampler, steps, guidance, seed and precision."""
+        with replaced(self.stage, self.parts):
+            how = drawn_by(self.stage)
+        return {**self.origin, **how, "seed": self.seed, "precision": self.precision}
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+class Real(Candidate):
+    """The real pictures themselves: to measure a CLIP with.
+
+    Args:
+        samples: The pictures.
+        origin: What is measured with them.
+    """
+
+    def __init__(self, samples: Dataset[Sample], origin: Says) -> None:
+        super().__init__(str(origin["checkpoint"]))
+        self.samples, self.origin = samples, origin
+
+    def pictures(self, share: Share) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the pictures as they are."""
+        for batch in share.batches(self.samples):
+            yield batch, batch["image"]
+
+    def says(self) -> Says:
+        """Name the CLIP."""
+        return self.origin
+
+
+def open_pictures(path: str) -> PictureFolder | PictureArray:
+    """Open a folder or an .npz file of pictures.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    if Path(path).is_dir():
+        return PictureFolder(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"pictures: '{path}' does not exist, expected a folder or an .npz file")
+    return PictureArray(path)

@@ -1,0 +1,178 @@
+"""ldm.evaluate: checkpoints and pictures against shards, folders and ADM's files, by several processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_bad_input import error_of
+from tiny_runs import ROOT
+
+from ldm import checkpoint as ckpt
+from ldm import evaluate
+
+PIXELS = """
+- class_path: ldm.metrics.feature_metrics.FeatureMetrics
+  init_args:
+    extractor: {class_path: coarse.Coarse}
+    measures: [{class_path: ldm.metrics.frechet.Frechet}, {class_path: ldm.metrics.kernel.KID}]
+"""
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    path = tmp_path / "metrics.yaml"
+    path.write_text(PIXELS)
+    return f"--metrics={path}"
+
+
+def run(out, *arguments):
+    assert evaluate.main([f"--out={out}", "--device=cpu", *map(str, arguments)]) == 0
+    return json.loads((out / "evaluation.json").read_text())["results"]
+
+
+def values(result):
+    return {value["name"]: value["value"] for value in result["values"]}
+
+
+def pictures(folder, count, size=32, seed=0):
+    folder.mkdir(parents=True)
+    pixels = np.random.RandomState(seed).randint(0, 256, (count, size, size, 3), dtype=np.uint8)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(folder / f"{i:03d}.png")
+    return pixels
+
+
+def test_a_sweep_draws_a_curve_and_records_every_number(chain, tmp_path, capsys):
+    shards = chain.shards / "val-000000.tar"
+    arguments = [f"--data={shards}", f"--clip={chain.runs / 'clip'}", "--num-pictures=8", "--steps", 2]
+    results = run(
+        tmp_path / "out", "--checkpoint", chain.runs / "diffusion", *arguments, "--guidance", 1, 3, 6
+    )
+    assert [result["drawn"]["guidance"] for result in results] == [
+        "ClassifierFree(scale=1.0)",
+        "ClassifierFree(scale=3.0)",
+        "ClassifierFree(scale=6.0)",
+    ]
+    assert len({values(result)["fid/clip"] for result in results}) == 3
+    assert all("clip_score/clip" in values(result) for result in results)
+    drawn = results[0]["drawn"]
+    assert drawn["checkpoint_sha256"] == ckpt.sha256(chain.runs / "diffusion")
+    assert (drawn["weights"], drawn["steps"], drawn["seed"]) == ("ema", 2, 0)
+    first = results[0]["values"][0]
+    assert (first["num"], first["num_real"]) == (8, 20) and len(first["weights_sha256"]) == 64
+    assert (tmp_path / "out" / "curve.png").stat().st_size > 1000
+    assert "| fid/clip |" in capsys.readouterr().out
+
+
+def test_copies_of_a_sample_are_other_pictures(chain, tmp_path, metrics):
+    shards = chain.shards / "val-000000.tar"
+    more = [f"--data={shards}", metrics, "--num-pictures=30", "--steps", 2, "--save-pictures"]
+    run(tmp_path / "out", "--checkpoint", chain.runs / "diffusion", *more)
+    (path,) = (tmp_path / "out").glob("*.npz")
+    found = np.load(path)["arr_0"]
+    assert found.shape == (30, 32, 32, 3) and found.dtype == np.uint8
+    assert np.abs(found[0].astype(int) - found[20]).max() > 10
+
+
+def test_a_folder_against_itself_a_folder_and_an_npz_file(tmp_path, metrics):
+    mine = pictures(tmp_path / "mine", 40)
+    real = pictures(tmp_path / "real", 30, seed=1)
+    np.savez(tmp_path / "real.npz", arr_0=real)
+    np.savez(tmp_path / "mine.npz", arr_0=mine)
+    common = [metrics, "--pictures", tmp_path / "mine", tmp_path / "mine.npz"]
+    folder = run(tmp_path / "a", *common, f"--reference={tmp_path / 'real'}")
+    assert values(folder[0]) == values(folder[1]) and values(folder[0])["fid/coarse"] > 1e-4
+    as_file = run(tmp_path / "c", *common, f"--reference={tmp_path / 'real.npz'}")
+    assert values(as_file[0]) == values(folder[0])
+    itself = run(tmp_path / "b", *common, f"--reference={tmp_path / 'mine'}")
+    assert values(itself[0])["fid/coarse"] == pytest.approx(0.0, abs=1e-10)
+    assert folder[0]["drawn"] == {"pictures": str(tmp_path / "mine")}
+
+
+@pytest.mark.slow
+def test_an_autoencoder_and_a_clip_are_measured_on_real_pictures(chain, tmp_path, metrics):
+    shards = f"--data={chain.shards / 'val-000000.tar'}"
+    (result,) = run(tmp_path / "a", "--checkpoint", chain.runs / "autoencoder", shards, metrics)
+    assert {"picture_psnr", "ssim", "fid/coarse"} <= values(result).keys()
+    (result,) = run(tmp_path / "b", "--checkpoint", chain.runs / "clip", shards)
+    found = values(result)
+    assert found["image_to_text@10/clip"] >= found["image_to_text@5/clip"] >= found["image_to_text@1/clip"]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
+    arguments = [
+        f"--checkpoint={chain.runs / 'diffusion'}",
+        "--save-pictures",
+        "--device=cpu",
+        metrics,
+        f"--data={chain.shards / 'val-000000.tar'}",
+        "--num-pictures=13",
+        "--steps",
+        "2",
+        "--batch-size=1",
+    ]
+    alone = run(tmp_path / "one", *arguments)
+    paths = [str(ROOT), str(ROOT / "tests" / "commands")]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launched = subprocess.run(
+        [*launch, "-m", "ldm.evaluate", *arguments, f"--out={tmp_path / 'two'}"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    assert launched.returncode == 0, launched.stderr
+    two = json.loads((tmp_path / "two" / "evaluation.json").read_text())["results"]
+    assert values(two[0]) == pytest.approx(values(alone[0]), rel=1e-10)
+    files = [next((tmp_path / name).glob("*.npz")) for name in ("one", "two")]
+    assert np.array_equal(np.load(files[0])["arr_0"], np.load(files[1])["arr_0"])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ([], "got neither --checkpoint nor --pictures"),
+        (["--pictures", "nowhere"], "got neither --data nor --reference"),
+        (["--pictures", "nowhere", "--reference=empty"], "folder 'empty' holds none, expected some of .png"),
+        (
+            ["--pictures", "mixed", "--reference=good"],
+            "16 x 16 pixels, expected 32 x 32 like 'mixed/00",
+        ),
+        (["--pictures", "small", "--reference=good"], "its pictures have side 16, the real ones 32"),
+        (["--pictures", "good", "--reference=gone.npz"], "--reference: 'gone.npz' does not exist"),
+        (["--pictures", "good", "--reference=page.npz"], "page.npz' is no .npz of arrays"),
+        (
+            ["--pictures", "good", "--reference=mu.npz"],
+            "has no pictures 'arr_0', which --metrics need",
+        ),
+        (["--pictures", "page.npz", "--reference=good"], "page.npz' holds no pictures 'arr_0'"),
+        (
+            ["--pictures", "good", "--reference=good", "--num-pictures=41"],
+            "got 41, but 'good' holds 40",
+        ),
+        (["--pictures", "good", "--reference=good", "--precision=8"], "got 8, expected one of 32-true"),
+        (["--pictures", "good", "--reference=good", "--inception=gone.pth"], "'gone.pth' does not exist"),
+        (["--checkpoint", "gone", "--reference=good"], "--data: got none, expected shards"),
+    ],
+)
+def test_bad_input(tmp_path, monkeypatch, capsys, metrics, more, says):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "good", 40)
+    pictures(tmp_path / "small", 40, 16)
+    pictures(tmp_path / "mixed", 3)
+    Image.new("RGB", (16, 16)).save(tmp_path / "mixed" / "zzz.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "page.npz").write_text("<html>")
+    np.savez(tmp_path / "mu.npz", mu=np.zeros(12), sigma=np.eye(12))
+    assert says in error_of(capsys, [metrics, "--device=cpu", "--out=out", *more], evaluate.main)
+
+
+def test_no_metric_at_all_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "good", 4)
+    line = error_of(capsys, ["--pictures", "good", "--reference=good", "--device=cpu"], evaluate.main)
+    assert "got no metric, expected --inception, --clip, --lpips or --metrics" in line
