@@ -13,7 +13,12 @@ from torch.utils.data import Dataset
 
 import ldm.diffusion.samplers.ddim
 import ldm.diffusion.samplers.ddpm
-import ldm.diffusion.samplers.dpm_solver  # noqa: F401  (imported, they can be named without their module)
+import ldm.diffusion.samplers.dpm_solver
+import ldm.diffusion.samplers.euler
+import ldm.diffusion.samplers.heun
+import ldm.diffusion.samplers.plms
+import ldm.diffusion.samplers.unipc
+import ldm.stages.autoguidance  # noqa: F401  (imported, they can be named without their module)
 from ldm import checkpoint as ckpt
 from ldm.candidates import PRECISIONS, Candidate, Drawn, Read, Real, Repeated, Share
 from ldm.cli import check_at_least, default_device, run_command

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.logging import log_records, log_samples, samples_seen
@@ -90,6 +91,9 @@ class Evaluation(L.Callback):
         """Begin an evaluation if one is due."""
         self._measurement, self._taken = None, 0
         if isinstance(pl_module, Generates) and self._is_due(trainer, samples_seen(pl_module)):
+            for part in self.parts.values():
+                if isinstance(part, nn.Module):  # a guidance may hold a network of its own
+                    part.to(pl_module.device).eval()
             self._measurement = Measurement(self.metrics, default_group(pl_module.device), pl_module.device)
             with without_trace(pl_module):
                 self._measurement.begin(self._reals(trainer))

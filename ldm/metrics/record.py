@@ -7,14 +7,32 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from torch import nn
+
 from ldm.metrics.metric import Says
 
 
 def describe(thing: object) -> str:
-    """Write an object as its class and plain public attributes: ``DDIM(num_steps=25)``."""
-    plain = {k: v for k, v in vars(thing).items() if not k.startswith("_")}
-    shown = [f"{k}={v}" for k, v in plain.items() if isinstance(v, str | int | float | bool | type(None))]
+    """Write an object as its class and public attributes: ``DDIM(num_steps=25, spacing=Leading(offset=1))``.
+
+    Of a network within, the class alone: its weights are named elsewhere.
+    """
+    inside = {**vars(thing), **getattr(thing, "_modules", {})}
+    public = {k: v for k, v in inside.items() if not k.startswith("_") and k != "training"}
+    shown = [f"{k}={_brief(v, thing)}" for k, v in public.items() if _is_setting(v)]
     return f"{type(thing).__name__}({', '.join(shown)})"
+
+
+def _is_setting(value: object) -> bool:
+    plain = isinstance(value, str | int | float | bool | type(None))
+    return plain or type(value).__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _brief(value: object, holder: object) -> str:
+    if isinstance(value, str | int | float | bool | type(None)):
+        return str(value)
+    network = isinstance(value, nn.Module) and type(value).__module__ != type(holder).__module__
+    return type(value).__name__ if network else describe(value)
 
 
 def drawn_by(stage: object) -> Says:
