@@ -7,10 +7,10 @@ import shlex
 import pytest
 from tiny_runs import ROOT
 
-from ldm import convert, encode, fit, sample
+from ldm import compare, convert, encode, fit, sample
 
 README = ROOT / "README.md"
-PARSED = {"ldm.sample": sample, "ldm.encode": encode, "ldm.convert": convert}
+PARSED = {"ldm.sample": sample, "ldm.encode": encode, "ldm.convert": convert, "ldm.compare": compare}
 
 
 def commands():

@@ -1,0 +1,160 @@
+"""What a run's folder says of the run: settings, environment, curves, pictures, records."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Points = list[tuple[float, float]]
+"""(samples seen, value), in order."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A value and its record: how it was obtained.
+
+    Args:
+        value: The value.
+        record: What ``evaluations.jsonl`` says beside it; empty for values that validation logs alone.
+    """
+
+    value: float
+    record: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Args:
+        name: What it is called on the page.
+        folder: Where it lies.
+        settings: Its resolved configuration, dotted key to value.
+        environment: Versions and hardware, the same way.
+        curves: Values over samples seen, by name.
+        pictures: Sample grids, by samples seen.
+        records: Last record of each value that has one.
+    """
+
+    name: str
+    folder: Path
+    settings: dict[str, str]
+    environment: dict[str, str]
+    curves: dict[str, Points]
+    pictures: dict[int, Path]
+    records: dict[str, Evaluated]
+
+    @property
+    def last(self) -> dict[str, Evaluated]:
+        """The last value of each curve of validation, with its record where there is one."""
+        ends = {name: Evaluated(points[-1][1], {}) for name, points in self.curves.items() if points}
+        return {name: self.records.get(name, end) for name, end in ends.items() if name.startswith("val/")}
+
+
+def read_runs(folders: Sequence[str]) -> list[Run]:
+    """Read run folders.
+
+    Raises:
+        ValueError: If one is no run folder, or a file of it is damaged; the message names it.
+    """
+    paths = [Path(folder) for folder in folders]
+    return [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def differing(tables: Sequence[dict[str, str]]) -> dict[str, list[str]]:
+    """Keep the keys whose values differ: key to one value per table, "" where it is missing."""
+    keys = sorted({key for table in tables for key in table})
+    rows = {key: [table.get(key, "") for table in tables] for key in keys}
+    return {key: row for key, row in rows.items() if len(set(row)) > 1}
+
+
+def _read(folder: Path, name: str) -> Run:
+    if not (folder / "config.yaml").is_file() and not (folder / "metrics.csv").is_file():
+        raise ValueError(
+            f"'{folder}' is no run folder: expected config.yaml and metrics.csv, as ldm.fit leaves them"
+        )
+    settings = dict(_flat(_load(folder / "config.yaml")))
+    settings.pop("run", None)  # its own folder: differs always, says nothing
+    environment = dict(_flat(_load(folder / "environment.json")))
+    curves, records = _curves(folder / "metrics.csv"), _records(folder / "evaluations.jsonl")
+    return Run(name, folder, settings, environment, curves, _pictures(folder / "pictures"), records)
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Call each folder by as few of its last parts as tell all apart."""
+    parts = [folder.absolute().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(f"got the run '{folders[0]}' twice, expected different ones")
+
+
+def _load(path: Path) -> Any:
+    """Read YAML, of which JSON is a part; an absent file is empty."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Flatten nested settings to dotted keys; ``class_path`` and ``init_args`` are left out of them."""
+    inner: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else []
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        inner = list(enumerate(value))
+    if not inner:
+        yield key, str(value)
+    for name, item in inner:
+        part = "" if name in ("class_path", "init_args") else str(name)
+        yield from _flat(item, f"{key}.{part}".strip("."))
+
+
+def _curves(path: Path) -> dict[str, Points]:
+    """Read every column over samples seen; what is not finite, or cut short by a crash, is left out."""
+    curves: dict[str, Points] = {}
+    if not path.is_file():
+        return curves
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            seen = _number(row.get("samples"))
+            for name, text in row.items():
+                value = _number(text)
+                if value is not None and seen is not None and name not in ("step", "samples", None):
+                    curves.setdefault(name, []).append((seen, value))
+    return curves
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _pictures(folder: Path) -> dict[int, Path]:
+    found = {path: re.search(r"-(\d+)\.png$", path.name) for path in sorted(folder.glob("*.png"))}
+    return {int(match[1]): path for path, match in found.items() if match}
+
+
+def _records(path: Path) -> dict[str, Evaluated]:
+    records: dict[str, Evaluated] = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
+        if "name" in fields and isinstance(fields.get("value"), int | float):
+            says = {k: str(v) for k, v in fields.items() if k not in ("name", "value")}
+            records[fields["name"]] = Evaluated(float(fields["value"]), says)
+    return records
