@@ -54,7 +54,7 @@ HELP = """Measure what checkpoints draw, or pictures of a folder, against real p
   python -m ldm.evaluate --pictures samples --reference VIRTUAL_imagenet256.npz --inception inception.pth
   torchrun --nproc-per-node 8 -m ldm.evaluate ...
 
-Several checkpoints or folders, --guidance and --steps give a column each. Writes evaluation.json, each
+Several checkpoints or folders, --guidance and --steps give a row each. Writes evaluation.json, each
 number with its record, and curve.png, distance against CLIP score, into --out. Pictures do not depend on the
 number of processes. A checkpoint may also be of an autoencoder (PSNR, SSIM, rFID) or a CLIP (retrieval)."""
 

@@ -42,13 +42,12 @@ class Result:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Lay results out as Markdown, a row for each number and a column for each candidate."""
+    """Lay results out as Markdown, a row for each candidate and a column for each number."""
     names = list(dict.fromkeys(value.name for result in results for value in result.values))
-    head = ["", *(result.name for result in results)]
-    lines = [_row(head), _row(["---"] * len(head))]
-    columns = [{value.name: value.value for value in result.values} for result in results]
-    for name in names:
-        lines.append(_row([name, *(f"{c[name]:.6g}" if name in c else "" for c in columns)]))
+    lines = [_row(["", *names]), _row(["---"] * (len(names) + 1))]
+    for result in results:
+        found = {value.name: f"{value.value:.6g}" for value in result.values}
+        lines.append(_row([result.name, *(found.get(name, "") for name in names)]))
     return "\n".join(lines)
 
 
@@ -107,7 +106,7 @@ def plot(path: Path, results: Sequence[Result]) -> bool:
         mine = [(r, x, y) for r, x, y in points if r.series == series]
         axes.plot([x for _, x, _ in mine], [y for _, _, y in mine], marker="o", label=series)
         for result, x, y in mine:
-            axes.annotate(str(result.says.get("guidance", "")), (x, y), fontsize=6)
+            axes.annotate(result.name.removeprefix(series).strip(), (x, y), fontsize=6)
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)
     return True

@@ -51,13 +51,13 @@ def result(name, score, distance):
     return Result(name, "a", {}, [Value("clip_score/c", score, {}), Value("fid/c", distance, {})])
 
 
-def test_a_table_has_a_column_for_each_candidate():
+def test_a_table_has_a_row_for_each_candidate():
     rows = table([result("one", 1.5, 2.0), Result("two", "a", {}, [Value("fid/c", 3.0, {})])]).splitlines()
     assert rows == [
-        "|  | one | two |",
+        "|  | clip_score/c | fid/c |",
         "| --- | --- | --- |",
-        "| clip_score/c | 1.5 |  |",
-        "| fid/c | 2 | 3 |",
+        "| one | 1.5 | 2 |",
+        "| two |  | 3 |",
     ]
 
 

@@ -65,7 +65,7 @@ def test_a_sweep_draws_a_curve_and_records_every_number(chain, tmp_path, capsys)
     first = results[0]["values"][0]
     assert (first["num"], first["num_real"]) == (8, 20) and len(first["weights_sha256"]) == 64
     assert (tmp_path / "out" / "curve.png").stat().st_size > 1000
-    assert "| fid/clip |" in capsys.readouterr().out
+    assert "|  | fid/clip | fid_floor/clip |" in capsys.readouterr().out
 
 
 def test_copies_of_a_sample_are_other_pictures(chain, tmp_path, metrics):
