@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.metadata
 import inspect
@@ -11,11 +12,26 @@ import sys
 from collections.abc import Callable
 
 import torch
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException)
 """What bad input raises; anything else is our mistake and keeps its traceback."""
+
+
+class Help(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Shows a command's description as it was written, line by line."""
+
+
+def command_parser(name: str, description: str) -> ArgumentParser:
+    """Make the parser of a command.
+
+    Args:
+        name: Module that is run, e.g. "ldm.sample"; "" for a command within one.
+        description: What the command does, with examples.
+    """
+    prog = f"python -m {name}" if name else None
+    return ArgumentParser(prog=prog, description=description, exit_on_error=False, formatter_class=Help)
 
 
 def default_device() -> str:

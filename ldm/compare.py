@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from ldm.cli import check_at_least, run_command
+from ldm.cli import check_at_least, command_parser, run_command
 from ldm.comparison.page import page
 from ldm.comparison.runs import read_runs
 from ldm.run import write_text
@@ -23,7 +23,7 @@ and the settings and environments that differ. Runs may be of different stages, 
 
 def parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(prog="python -m ldm.compare", description=HELP, exit_on_error=False)
+    parser = command_parser("ldm.compare", HELP)
     parser.add_argument("runs", type=str, nargs="+", help="Run folders, as ldm.fit leaves them.")
     parser.add_argument("--out", type=str, default="compare.html", help="File to write.")
     parser.add_argument(

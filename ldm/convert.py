@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from inspect import cleandoc
 from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from ldm.cli import run_command
+from ldm.cli import command_parser, run_command
 from ldm.interop.compvis import Unseen, export_file, import_file
 from ldm.interop.diffusers import export_pipeline, import_pipeline
 from ldm.interop.open_clip import export_clip, import_clip
@@ -138,10 +139,10 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 
 def parser() -> ArgumentParser:
     """Describe the command line: one command per function."""
-    parser = ArgumentParser(prog="python -m ldm.convert", description=HELP, exit_on_error=False)
+    parser = command_parser("ldm.convert", HELP)
     commands = parser.add_subcommands(dest="command", metavar="COMMAND")
     for function in COMMANDS:
-        command = ArgumentParser(exit_on_error=False, description=function.__doc__)
+        command = command_parser("", cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0])
         command.add_function_arguments(function)
         commands.add_subcommand(_name(function), command)
     return parser

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from ldm import checkpoint as ckpt
-from ldm.cli import check_at_least, default_device, device, run_command
+from ldm.cli import check_at_least, command_parser, default_device, device, run_command
 from ldm.data.decode import EXTENSIONS, IMAGES, LATENT, BadSample, decode
 from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, summarize_all
@@ -65,7 +65,7 @@ class Encoder:
 
 def parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(prog="python -m ldm.encode", description=HELP, exit_on_error=False)
+    parser = command_parser("ldm.encode", HELP)
     parser.add_argument(
         "--autoencoder", type=str, required=True, help="Run folder or .ckpt of an autoencoder."
     )

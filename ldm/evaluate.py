@@ -21,7 +21,7 @@ import ldm.diffusion.samplers.unipc
 import ldm.stages.autoguidance  # noqa: F401  (imported, they can be named without their module)
 from ldm import checkpoint as ckpt
 from ldm.candidates import PRECISIONS, Candidate, Drawn, Read, Real, Repeated, Share
-from ldm.cli import check_at_least, default_device, run_command
+from ldm.cli import check_at_least, command_parser, default_device, run_command
 from ldm.data.decode import Sample
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.samplers.sampler import Sampler
@@ -61,7 +61,7 @@ number of processes. A checkpoint may also be of an autoencoder (PSNR, SSIM, rFI
 
 def parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(prog="python -m ldm.evaluate", description=HELP, exit_on_error=False)
+    parser = command_parser("ldm.evaluate", HELP)
     add = parser.add_argument
     add("--checkpoint", type=str, nargs="+", default=[], help="Run folders or .ckpt files.")
     add("--pictures", type=str, nargs="+", default=[], help="Folders, or .npz files with arr_0.")
@@ -75,7 +75,7 @@ def parser() -> ArgumentParser:
     add("--inception", type=str | None, help="Inception weights of torch-fidelity: FID, sFID, IS, KID ...")
     add("--clip", type=str | None, help="Run folder of a CLIP: CLIP score, CMMD, distance of its features.")
     add("--lpips", type=str | None, help="AlexNet weights of torchvision: LPIPS of an autoencoder.")
-    add("--metrics", type=list[Metric], default=[], enable_path=True, help="YAML file of further metrics.")
+    add("--metrics", type=list[Metric], default=[], sub_configs=True, help="YAML file of further metrics.")
     add("--sampler", type=Sampler | None, help="DDIM, DDPM, DPMSolver or a class path; default: as trained.")
     add("--steps", type=int, nargs="+", default=[], help="Steps of the sampler; default: as trained.")
     add("--guidance", type=float, nargs="+", default=[], help="Scales of guidance; default: as trained.")

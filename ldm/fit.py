@@ -25,7 +25,7 @@ from ldm import checkpoint as ckpt
 from ldm.callbacks.checkpoints import Checkpoints
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.pictures import Pictures
-from ldm.cli import run_command
+from ldm.cli import Help, run_command
 from ldm.data.module import Shards
 from ldm.latent_shards import check_source
 from ldm.run import Run, WandB, start_wandb
@@ -128,6 +128,7 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
         parser_kwargs={
             "default_config_files": [str(BASE)],
             "description": HELP,
+            "formatter_class": Help,
             "exit_on_error": False,
             "allow_abbrev": False,  # or a misspelt option passes for another
         },

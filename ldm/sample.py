@@ -22,7 +22,7 @@ import ldm.diffusion.samplers.plms
 import ldm.diffusion.samplers.unipc
 import ldm.stages.autoguidance  # noqa: F401  (imported, they can be named without their module)
 from ldm import checkpoint as ckpt
-from ldm.cli import check_at_least, default_device, device, run_command, version
+from ldm.cli import check_at_least, command_parser, default_device, device, run_command, version
 from ldm.data.module import decoded
 from ldm.diffusion.guidance import ClassifierFree, Guidance, Unguided
 from ldm.diffusion.samplers.sampler import Sampler
@@ -72,7 +72,7 @@ class Redraw:
 
 def parser() -> ArgumentParser:
     """Describe the command line."""
-    parser = ArgumentParser(prog="python -m ldm.sample", description=HELP, exit_on_error=False)
+    parser = command_parser("ldm.sample", HELP)
     add = parser.add_argument
     add("--checkpoint", type=str, required=True, help="Run folder or .ckpt of a diffusion stage.")
     add("--prompt", type=str, action="append", help="Caption to draw; may be repeated.")
