@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
+from typing import cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -54,9 +56,9 @@ HELP = """Measure what checkpoints draw, or pictures of a folder, against real p
   python -m ldm.evaluate --pictures samples --reference VIRTUAL_imagenet256.npz --inception inception.pth
   torchrun --nproc-per-node 8 -m ldm.evaluate ...
 
-Several checkpoints or folders, --guidance and --steps give a row each. Writes evaluation.json, each
-number with its record, and curve.png, distance against CLIP score, into --out. Pictures do not depend on the
-number of processes. A checkpoint may also be of an autoencoder (PSNR, SSIM, rFID) or a CLIP (retrieval)."""
+Several checkpoints or folders, --sampler, --steps and --guidance give a row each. Writes evaluation.json,
+each number with its record, and curve.png, distance against CLIP score, into --out. Pictures do not depend on
+the number of processes. A checkpoint may also be of an autoencoder (PSNR, SSIM, rFID) or CLIP (retrieval)."""
 
 
 def parser() -> ArgumentParser:
@@ -76,7 +78,11 @@ def parser() -> ArgumentParser:
     add("--clip", type=str | None, help="Run folder of a CLIP: CLIP score, CMMD, distance of its features.")
     add("--lpips", type=str | None, help="AlexNet weights of torchvision: LPIPS of an autoencoder.")
     add("--metrics", type=list[Metric], default=[], sub_configs=True, help="YAML file of further metrics.")
-    add("--sampler", type=Sampler | None, help="DDIM, DDPM, DPMSolver or a class path; default: as trained.")
+    add(
+        "--sampler",
+        type=Sampler | list[Sampler] | None,
+        help='DDIM, DDPM, DPMSolver or a class path, or several: "[DDIM, UniPC]"; default: as trained.',
+    )
     add("--steps", type=int, nargs="+", default=[], help="Steps of the sampler; default: as trained.")
     add("--guidance", type=float, nargs="+", default=[], help="Scales of guidance; default: as trained.")
     add("--seed", type=int, default=0, help="Seed of the random numbers.")
@@ -109,7 +115,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         samples = open_shards(options.data, size) if options.data else None
         real = real_pictures(options.reference, options.data, samples, size)
         metrics = [*objects.metrics, *chosen_metrics(options, found, real)]
-        candidates = list(chosen_candidates(options, found, samples, objects.sampler))
+        candidates = list(chosen_candidates(options, found, samples, listed(objects.sampler)))
         failures: list[str] = []
         results = []
         for candidate in candidates:
@@ -170,7 +176,10 @@ def chosen_metrics(options: Namespace, stages: Sequence[Stage], real: RealPictur
 
 
 def chosen_candidates(
-    options: Namespace, stages: Sequence[Stage], samples: Dataset[Sample] | None, sampler: Sampler | None
+    options: Namespace,
+    stages: Sequence[Stage],
+    samples: Dataset[Sample] | None,
+    samplers: Sequence[Sampler],
 ) -> Iterator[Candidate]:
     """Yield what is measured: each checkpoint in each setting, then each folder."""
     for path, stage in zip(options.checkpoint, stages, strict=True):
@@ -180,7 +189,7 @@ def chosen_candidates(
         if not isinstance(stage, Generates):
             yield Real(wanted, origin)
             continue
-        for label, parts in settings(options, stage, sampler):
+        for label, parts in settings(options, stage, samplers):
             name = f"{path} {label}".strip()
             yield Drawn(name, stage, parts, wanted, options.seed, options.precision, origin)
     for path in options.pictures:
@@ -188,24 +197,29 @@ def chosen_candidates(
 
 
 def settings(
-    options: Namespace, stage: Stage, sampler: Sampler | None
+    options: Namespace, stage: Stage, samplers: Sequence[Sampler]
 ) -> Iterator[tuple[str, dict[str, object]]]:
-    """Yield every combination of steps and guidance, with a label."""
+    """Yield every combination of sampler, steps and guidance, with a label."""
     if not hasattr(stage, "sampler"):
         yield "", {}
         return
-    for steps in options.steps or [None]:
-        for scale in options.guidance or [None]:
-            mine = copy.copy(sampler or stage.sampler)
-            parts: dict[str, object] = {"sampler": mine}
-            label = []
-            if steps is not None:
-                set_steps(mine, steps)
-                label.append(f"steps={steps}")
-            if scale is not None:
-                parts["guidance"] = ClassifierFree(scale)
-                label.append(f"guidance={scale:g}")
-            yield " ".join(label), parts
+    chosen = samplers or [cast(Sampler, stage.sampler)]
+    for sampler, steps, scale in product(chosen, options.steps or [None], options.guidance or [None]):
+        mine = copy.copy(sampler)
+        parts: dict[str, object] = {"sampler": mine}
+        label = [f"sampler={type(mine).__name__}"] if len(samplers) > 1 else []
+        if steps is not None:
+            set_steps(mine, steps)
+            label.append(f"steps={steps}")
+        if scale is not None:
+            parts["guidance"] = ClassifierFree(scale)
+            label.append(f"guidance={scale:g}")
+        yield " ".join(label), parts
+
+
+def listed(found: Sampler | list[Sampler] | None) -> list[Sampler]:
+    """Make a list of what --sampler gave."""
+    return found if isinstance(found, list) else [found] if found is not None else []
 
 
 def set_steps(sampler: object, steps: int) -> None:

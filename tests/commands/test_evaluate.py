@@ -68,6 +68,16 @@ def test_a_sweep_draws_a_curve_and_records_every_number(chain, tmp_path, capsys)
     assert "|  | fid/clip | fid_floor/clip |" in capsys.readouterr().out
 
 
+def test_samplers_are_swept(chain, tmp_path, metrics):
+    arguments = [f"--data={chain.shards / 'val-000000.tar'}", metrics, "--num-pictures=4", "--steps", 2, 3]
+    arguments += ["--sampler=[DDIM, UniPC]", "--checkpoint", chain.runs / "diffusion"]
+    results = run(tmp_path / "out", *arguments)
+    assert [result["candidate"].partition(" ")[2] for result in results] == [
+        f"sampler={name} steps={steps}" for name in ("DDIM", "UniPC") for steps in (2, 3)
+    ]
+    assert len({values(result)["fid/coarse"] for result in results}) == 4
+
+
 def test_copies_of_a_sample_are_other_pictures(chain, tmp_path, metrics):
     shards = chain.shards / "val-000000.tar"
     more = [f"--data={shards}", metrics, "--num-pictures=30", "--steps", 2, "--save-pictures"]
