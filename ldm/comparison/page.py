@@ -6,6 +6,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from html import escape
+from pathlib import Path
 
 from ldm.comparison.curves import Curve, panel, stroke
 from ldm.comparison.runs import Evaluated, Run, differing
@@ -90,28 +91,38 @@ def _importance(title: str) -> tuple[int, str]:
 
 
 def _samples(runs: Sequence[Run], most: int) -> str:
-    if not any(run.pictures for run in runs):
+    """Show the sheets of each kind side by side, with one slider for all."""
+    kinds = sorted({kind for run in runs for kind in run.pictures})
+    if not kinds:
         return ""
-    kept = {run.name: thinned(sorted(run.pictures), most) for run in runs}
-    seen = sorted({count for counts in kept.values() for count in counts})
-    figures = "".join(_pictures(i, run, kept[run.name]) for i, run in enumerate(runs))
+    shown = {(run.name, kind): _thinned(run.pictures.get(kind, {}), most) for run in runs for kind in kinds}
+    seen = sorted({count for sheets in shown.values() for count in sheets})
     slider = (
         f'<div class="controls"><input type="range" id="seen" min="0" max="{len(seen) - 1}" '
         f'value="{len(seen) - 1}" data-values="{" ".join(map(str, seen))}" aria-label="samples seen">'
         '<span><b id="seen-now"></b> samples seen</span></div>'
     )
+    rows = []
+    for kind in kinds:
+        figures = [
+            _sheets(i, run, shown[run.name, kind]) for i, run in enumerate(runs) if kind in run.pictures
+        ]
+        rows.append(f'<h3>{escape(kind)}</h3><div class="samples">{"".join(figures)}</div>')
     note = (
-        "<p class='note'>The newest grid of each run up to as many samples seen; same prompts and seeds.</p>"
+        "<p class='note'>The newest sheet of each run up to as many samples seen; same prompts and seeds.</p>"
     )
-    return f'<h2>Samples</h2>{note}{slider}<div class="samples">{figures}</div>'
+    return f"<h2>Samples</h2>{note}{slider}{''.join(rows)}"
 
 
-def _pictures(number: int, run: Run, counts: Iterable[int]) -> str:
+def _thinned(sheets: dict[int, Path], most: int) -> dict[int, Path]:
+    return {count: sheets[count] for count in thinned(sorted(sheets), most)}
+
+
+def _sheets(number: int, run: Run, sheets: dict[int, Path]) -> str:
     images = "".join(
         f'<img data-seen="{count}" alt="{escape(run.name, quote=True)} at {count}" '
-        'src="data:image/png;base64,'
-        f'{base64.b64encode(run.pictures[count].read_bytes()).decode()}">'
-        for count in counts
+        f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
+        for count, path in sheets.items()
     )
     caption = f'<figcaption>{escape(run.name)} <span class="at"></span></figcaption>'
     return f'<figure class="run-{number}">{caption}{images}</figure>'

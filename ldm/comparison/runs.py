@@ -40,7 +40,7 @@ class Run:
         settings: Its resolved configuration, dotted key to value.
         environment: Versions and hardware, the same way.
         curves: Values over samples seen, by name.
-        pictures: Sample grids, by samples seen.
+        pictures: Sheets of pictures: what they show (the name before the number) to samples seen to file.
         records: Last record of each value that has one.
     """
 
@@ -49,7 +49,7 @@ class Run:
     settings: dict[str, str]
     environment: dict[str, str]
     curves: dict[str, Points]
-    pictures: dict[int, Path]
+    pictures: dict[str, dict[int, Path]]
     records: dict[str, Evaluated]
 
     @property
@@ -141,9 +141,12 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _pictures(folder: Path) -> dict[int, Path]:
-    found = {path: re.search(r"-(\d+)\.png$", path.name) for path in sorted(folder.glob("*.png"))}
-    return {int(match[1]): path for path, match in found.items() if match}
+def _pictures(folder: Path) -> dict[str, dict[int, Path]]:
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.glob("*.png")):
+        if match := re.fullmatch(r"(.+)-(\d+)\.png", path.name):
+            found.setdefault(match[1], {})[int(match[2])] = path
+    return found
 
 
 def _records(path: Path) -> dict[str, Evaluated]:

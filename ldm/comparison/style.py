@@ -10,6 +10,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 1240px; padding: 24px; color: var(--ink); background: var(--paper);
   font: 15px/1.45 system-ui, sans-serif; }
 h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 36px 0 10px; }
+h3 { font-size: 15px; margin: 20px 0 8px; }
 p.note { color: var(--soft); margin: 0 0 12px; }
 .legend { position: sticky; top: 0; z-index: 2; display: flex; flex-wrap: wrap; gap: 4px 18px;
   padding: 10px 0; background: var(--paper); border-bottom: 1px solid var(--line); }
