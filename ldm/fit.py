@@ -22,6 +22,7 @@ import ldm.stages.autoencoder
 import ldm.stages.clip
 import ldm.stages.diffusion  # noqa: F401  (imported, a class can be named without its module)
 from ldm import checkpoint as ckpt
+from ldm.callbacks.checkpoint_io import newest_whole
 from ldm.callbacks.checkpoints import Checkpoints
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.pictures import Pictures
@@ -74,7 +75,7 @@ class FitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find out where to start before anything expensive is built."""
         self.run_folder = Run(self.config.run)
-        self.start = self.run_folder.start_from(self.config.ckpt_path)
+        self.start = self._resume_from(self.config.ckpt_path)
         if self.start is not None:
             self._stop_if_finished(self.start)
 
@@ -88,6 +89,11 @@ class FitCLI(LightningCLI):
         if self.start is None and self.config.weights is not None:
             self.model.start_with(ckpt.read(self.config.weights, self.model.name))
         return super().instantiate_trainer(logger=logger, **kwargs)
+
+    def _resume_from(self, ckpt_path: str | None) -> Path | None:
+        if ckpt_path == "last":
+            return newest_whole(self.run_folder.last.parent)
+        return self.run_folder.start_from(ckpt_path)
 
     def _stop_if_finished(self, start: Path) -> None:
         done, end = ckpt.read(start)["global_step"], self.config.trainer.max_steps

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,26 +13,40 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+"""The newest checkpoint of a run, and the one before it."""
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its target, flushes it to the disk, and renames it.
 
     Lightning's own writer goes through the system's temporary folder: on another file system its last
-    step is a copy, which can be cut short.
+    step is a copy, which can be cut short. What last.ckpt was before stays as previous.ckpt: a file that
+    was written well may still be damaged later.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write ``checkpoint`` to ``path``; on an error the earlier file stays as it was."""
+        """Write ``checkpoint`` to ``path``; on an error the earlier files stay as they were.
+
+        Raises:
+            OSError: If it cannot be written, e.g. because the disk is full.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        for stale in target.parent.glob(f"{target.name}.tmp-*"):
+        for stale in target.parent.glob("*.ckpt.tmp-*"):
             stale.unlink()  # of a process killed while it wrote
         temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
         try:
             write_through(temporary, lambda file: torch.save(checkpoint, file))
+            if target.name == LAST and target.exists():
+                link(target, target.with_name(PREVIOUS))
             os.replace(temporary, target)
+        except (OSError, RuntimeError) as error:
+            if (cause := _cause(error)) is None:
+                raise
+            raise OSError(f"checkpoint '{target}' cannot be written: {cause}") from error
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(target.parent)
@@ -37,19 +54,79 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; tensors and primitives only, unless ``weights_only`` is False.
+        """Read a whole checkpoint; tensors and primitives only, unless ``weights_only`` is False.
 
         Raises:
             FileNotFoundError: If there is none.
             ValueError: If it is damaged, or holds more than tensors and primitives.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"checkpoint '{path}' does not exist")
+        check_whole(path)
         try:
             loaded: dict[str, Any] = torch.load(path, map_location, weights_only=weights_only is not False)
         except Exception as error:
             raise ValueError(f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}") from error
         return loaded
+
+
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Compare every part of a checkpoint with its checksum: torch writes them, but reads without a look.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a part is missing or altered; the message names the file and the part.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint '{path}' does not exist")
+    try:
+        with zipfile.ZipFile(path) as parts:
+            altered = parts.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(f"checkpoint '{path}' cannot be read: {error}, expected a whole file") from error
+    if altered is not None:
+        raise ValueError(f"checkpoint '{path}' cannot be read: the checksum of its part '{altered}' is wrong")
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """Find the newest undamaged checkpoint of a run: last.ckpt, else the one before, else the kept ones.
+
+    Damaged ones are named on stderr.
+
+    Args:
+        folder: The run's folder of checkpoints.
+
+    Returns:
+        The file, or None if there is no checkpoint at all.
+
+    Raises:
+        ValueError: If all are damaged: starting afresh would overwrite what may still be saved.
+    """
+    kept = sorted(folder.glob("step=*.ckpt"), reverse=True)
+    damages = []
+    for path in (folder / LAST, folder / PREVIOUS, *kept):
+        try:
+            check_whole(path)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            damages.append(str(error))
+        else:
+            for damage in damages:
+                print(f"warning: {damage}; '{path}' is taken instead", file=sys.stderr, flush=True)
+            return path
+    if damages:
+        raise ValueError(f"{'; '.join(damages)}; there is no earlier one: name another with --ckpt_path")
+    return None
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, atomically; copies where the file system has no hard links."""
+    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
 
 
 def write_through(path: Path, write: Callable[[Any], object]) -> None:
@@ -67,3 +144,10 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _cause(error: BaseException | None) -> OSError | None:
+    """Find the system's error behind torch's, which speaks of a position in the file."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error

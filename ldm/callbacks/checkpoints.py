@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
+from ldm.callbacks.checkpoint_io import LAST, link
 from ldm.types import Batch
 
 
@@ -22,12 +22,18 @@ class Checkpoints(Checkpoint):
     came between two steps or while the next one was computed: training then continues from there.
 
     ``best.ckpt`` and ``step=....ckpt`` are hard links to what was the last one: they cost no time.
+    A checkpoint that cannot be written, e.g. on a full disk, is said aloud, and training goes on: the one
+    before it is still there. At the end of training it is an error.
 
     Args:
         monitor: Logged value, e.g. val/loss, whose best checkpoint is kept as best.ckpt; None keeps none.
         mode: Whether the best value is the smallest or the largest.
         keep_every_n_steps: Keep the checkpoint of the first validation after each so many optimizer steps,
             as step=....ckpt; None keeps none.
+        keep_newest: How many of the step=....ckpt are kept, older ones are removed; None keeps all.
+
+    Raises:
+        ValueError: If ``keep_newest`` is less than 1.
     """
 
     def __init__(
@@ -35,10 +41,14 @@ class Checkpoints(Checkpoint):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
         keep_every_n_steps: int | None = None,
+        keep_newest: int | None = None,
     ) -> None:
+        if keep_newest is not None and keep_newest < 1:
+            raise ValueError(f"checkpoints.keep_newest: got {keep_newest}, expected at least 1, or null")
         self.monitor = monitor
         self.mode = mode
         self.keep_every_n_steps = keep_every_n_steps
+        self.keep_newest = keep_newest
         self.best: float | None = None
         self._next_kept = keep_every_n_steps or 0
         self._step = self._saved = -1
@@ -66,16 +76,24 @@ class Checkpoints(Checkpoint):
         """Save, and keep what is to be kept."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
+        before = self.best, self._next_kept
         names = [name for name, keep in (("best", self._is_best(trainer)), *self._due(trainer)) if keep]
-        self._save(trainer)
-        for name in names:
-            if trainer.is_global_zero:
-                _link(_path(trainer, "last"), _path(trainer, name))
+        if not self.save(trainer):
+            self.best, self._next_kept = before
+        elif trainer.is_global_zero:
+            try:
+                self._keep(_path(trainer), names)
+            except OSError as error:
+                _warn(f"step {self._step}: {', '.join(names)} cannot be kept: {error}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the end of a run that did not end with a validation."""
-        if self._step != self._saved:
-            self._save(trainer)
+        """Save the end of a run that did not end with a validation.
+
+        Raises:
+            OSError: If it cannot be written: the end of the run would be lost.
+        """
+        if self._step != self._saved and not self.save(trainer) and trainer.is_global_zero:
+            raise OSError(f"the end of training cannot be written to '{_path(trainer)}': make room there")
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -85,9 +103,13 @@ class Checkpoints(Checkpoint):
         if whole and self._step != self._saved and trainer.is_global_zero:
             # by the first process alone: trainer.save_checkpoint would wait for others that met no error
             checkpoint = trainer._checkpoint_connector.dump_checkpoint()
-            trainer.strategy.save_checkpoint(checkpoint, _path(trainer, "last"))
-            self._saved = self._step
-            print(f"stopped at step {self._step}: saved {_path(trainer, 'last')}", flush=True)
+            try:
+                trainer.strategy.save_checkpoint(checkpoint, _path(trainer))
+            except OSError as error:
+                _warn(f"stopped at step {self._step}: {error}")
+            else:
+                self._saved = self._step
+                print(f"stopped at step {self._step}: saved {_path(trainer)}", flush=True)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -97,9 +119,27 @@ class Checkpoints(Checkpoint):
         for count in (progress["total"], progress["current"]):
             count.update(ready=count["completed"], started=count["completed"])
 
-    def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(_path(trainer, "last"))
-        self._saved = self._step = trainer.global_step
+    def save(self, trainer: L.Trainer) -> bool:
+        """Write last.ckpt, on all processes together; return whether this process met no error.
+
+        Between two steps, or after a validation.
+        """
+        self._step = trainer.global_step
+        try:
+            trainer.save_checkpoint(_path(trainer))
+        except OSError as error:
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait
+            _warn(f"step {self._step}: {error}; training goes on, the earlier checkpoint is as it was")
+            return False
+        self._saved = self._step
+        return True
+
+    def _keep(self, last: Path, names: list[str]) -> None:
+        for name in names:
+            link(last, last.with_name(f"{name}.ckpt"))
+        if self.keep_newest is not None:
+            for old in sorted(last.parent.glob("step=*.ckpt"))[: -self.keep_newest]:
+                old.unlink()
 
     def _is_best(self, trainer: L.Trainer) -> bool:
         if self.monitor is None:
@@ -123,16 +163,9 @@ class Checkpoints(Checkpoint):
         return [(f"step={step:08d}", True)]
 
 
-def _path(trainer: L.Trainer, name: str) -> Path:
-    return Path(trainer.default_root_dir) / "checkpoints" / f"{name}.ckpt"
+def _path(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints" / LAST
 
 
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, atomically; copies where the file system has no hard links."""
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)

@@ -108,17 +108,18 @@ def test_best_and_kept_checkpoints_are_whole(fresh):
         "--checkpoints.monitor=val/psnr",
         "--checkpoints.mode=max",
         "--checkpoints.keep_every_n_steps=4",
+        "--checkpoints.keep_newest=2",
         "--trainer.max_steps=12",
     ]
     assert fit.main(fresh.arguments("autoencoder", *more)) == 0
     folder = fresh.runs / "autoencoder" / "checkpoints"
     assert {p.name for p in folder.iterdir()} == {
-        "last.ckpt",
-        "best.ckpt",
-        *(f"step={n:08d}.ckpt" for n in (4, 8, 12)),
+        *("last.ckpt", "previous.ckpt", "best.ckpt"),
+        *(f"step={n:08d}.ckpt" for n in (8, 12)),
     }
     assert ckpt.read(folder / "step=00000008.ckpt")["global_step"] == 8
     assert ckpt.read(folder / "best.ckpt")["global_step"] == 12
+    assert ckpt.read(folder / "previous.ckpt")["global_step"] == 8
 
 
 def test_starting_afresh_in_a_used_folder_is_refused(chain, capsys):

@@ -68,6 +68,18 @@ def test_resumed_run_equals_uninterrupted(chain, fresh, name, step, where, resum
     assert_same_run(fresh.runs / name, chain.runs / name)
 
 
+def test_a_damaged_last_checkpoint_costs_the_steps_since_the_one_before(chain, fresh, capsys):
+    assert fit.main(fresh.arguments("autoencoder")) == 0
+    last = fresh.runs / "autoencoder" / "checkpoints" / "last.ckpt"
+    whole = bytearray(last.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    last.write_bytes(whole)
+    assert fit.main(fresh.arguments("autoencoder")) == 0
+    said = capsys.readouterr()
+    assert "last.ckpt' cannot be read" in said.err and "resumes" in said.out and "previous.ckpt" in said.out
+    assert_same_run(fresh.runs / "autoencoder", chain.runs / "autoencoder")
+
+
 def run_on_two_threads(arguments, *more):
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     command = [sys.executable, "-m", "ldm.fit", *arguments, *more]

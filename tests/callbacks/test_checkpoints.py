@@ -1,0 +1,84 @@
+"""When a run saves: a full disk costs a checkpoint, not the run."""
+
+import resource
+
+import pytest
+import torch
+from tiny_stage import TinyStage, loader, trainer
+
+from ldm.callbacks.checkpoint_io import AtomicCheckpointIO
+from ldm.callbacks.checkpoints import Checkpoints
+
+
+class FullDisk(AtomicCheckpointIO):
+    """No file grows beyond its first bytes while certain steps are saved."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if checkpoint["global_step"] in self.steps:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
+        try:
+            super().save_checkpoint(checkpoint, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def fit(folder, disk, **changes):
+    callbacks = [Checkpoints(monitor="val/loss", keep_every_n_steps=4)]
+    settings = {"max_steps": 16, "callbacks": callbacks, "enable_checkpointing": True, **changes}
+    run = trainer(folder, plugins=[disk], **settings)
+    run.fit(TinyStage(), loader(256), loader(8))
+    return run
+
+
+def steps(folder):
+    files = (folder / "checkpoints").iterdir()
+    return {f.name: torch.load(f, weights_only=True)["global_step"] for f in files}
+
+
+def test_training_outlives_a_full_disk(tmp_path, capsys):
+    run = fit(tmp_path, FullDisk(8, 12))
+    assert run.global_step == 16
+    kept = {f"step={n:08d}.ckpt": n for n in (4, 16)}
+    assert steps(tmp_path) == {"last.ckpt": 16, "previous.ckpt": 4, "best.ckpt": 16, **kept}
+    errors = capsys.readouterr().err
+    for step in (8, 12):
+        assert f"warning: step {step}: checkpoint '{tmp_path}/checkpoints/last.ckpt' cannot be writ" in errors
+
+
+def test_a_best_that_was_not_written_is_not_the_one_to_beat(tmp_path):
+    checkpoints = Checkpoints(monitor="val/loss", keep_every_n_steps=4)
+    with pytest.raises(OSError, match="the end of training"):
+        fit(tmp_path, FullDisk(8, 12), max_steps=12, callbacks=[checkpoints])
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 4
+    assert checkpoints.best == best["callbacks"]["Checkpoints"]["best"]
+
+
+def test_an_end_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="the end of training cannot be written"):
+        fit(tmp_path, FullDisk(18), max_steps=18)
+    assert steps(tmp_path)["last.ckpt"] == 16
+
+
+def test_a_full_disk_does_not_hide_another_error(tmp_path, capsys):
+    class Broken(TinyStage):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 6:
+                raise RuntimeError("the machine went away")
+            return super().training_step(batch, batch_idx)
+
+    disk = FullDisk(6)
+    run = trainer(tmp_path, enable_checkpointing=True, callbacks=[Checkpoints()], plugins=[disk])
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        run.fit(Broken(), loader(), loader(8))
+    assert "warning: stopped at step 6: checkpoint" in capsys.readouterr().err
+    assert steps(tmp_path) == {"last.ckpt": 4}
+
+
+def test_keeping_none_of_the_kept_is_refused():
+    with pytest.raises(ValueError, match="keep_newest: got 0, expected at least 1"):
+        Checkpoints(keep_newest=0)
