@@ -1,5 +1,8 @@
 """Callbacks that end a run before its time."""
 
+import os
+import signal
+
 import lightning as L
 
 
@@ -30,3 +33,24 @@ class Stop(L.Callback):
     def _fail(self, trainer, where):
         if where == self.where and trainer.global_step == self.step:
             raise RuntimeError("the machine went away")
+
+
+class Dies(L.Callback):
+    """Ends one process of several, by an error or by the system.
+
+    Args:
+        step: Optimizer steps done by then.
+        rank: Which process.
+        how: "error", or "kill" as the system does when memory runs out.
+    """
+
+    def __init__(self, step: int, rank: int, how: str) -> None:
+        self.step = step
+        self.rank = rank
+        self.how = how
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError(f"process {self.rank} went away")

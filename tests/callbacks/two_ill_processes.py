@@ -1,0 +1,40 @@
+"""Fit on two processes of which the second meets losses that are not finite: run by test_nonfinite.py."""
+
+import sys
+from pathlib import Path
+
+import torch
+from tiny_stage import TinyStage, loader, trainer
+
+from ldm.callbacks.nonfinite import NonFinite
+
+
+class IllOnSecond(TinyStage):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def train_dataloader(self):
+        return loader(64, 4, self.trainer.global_rank, 2)
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(self.scale.detach().clone())
+        bad = self.trainer.global_rank == 1 and self.trainer.global_step in (3, 6, 7)
+        loss = super().training_step(batch, batch_idx) + (torch.nan if bad else 0.0)
+        self.log("train/bad", loss.detach(), batch_size=4)
+        return loss
+
+
+def main(folder):
+    stage = IllOnSecond()
+    run = trainer(folder, devices=2, strategy="ddp", callbacks=[NonFinite(2)], limit_val_batches=0)
+    error = ""
+    try:
+        run.fit(stage)
+    except ValueError as raised:
+        error = str(raised)
+    torch.save({"seen": stage.seen, "error": error}, Path(folder, f"rank{run.global_rank}.pt"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
