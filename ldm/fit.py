@@ -17,6 +17,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 import ldm.stages.autoencoder
 import ldm.stages.clip
@@ -26,6 +27,7 @@ from ldm.callbacks.checkpoint_io import newest_whole
 from ldm.callbacks.checkpoints import Checkpoints
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.pictures import Pictures
+from ldm.callbacks.preemption import EXIT_CODE, Notice, Preempted, Preemption, requeue
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
 from ldm.latent_shards import check_source
@@ -38,7 +40,8 @@ HELP = """Train a stage: autoencoder, CLIP or diffusion.
   python -m ldm.fit --config configs/demo/autoencoder.yaml [--any.field value ...]
 
 The same command resumes an interrupted run; a finished run says so. Everything that a run leaves is in the
-folder that --run names. --print_config shows the resolved configuration, --model.help CLASS and
+folder that --run names. SIGTERM and SIGUSR1 stop it between two steps, saved, with exit code 75; under SLURM
+SIGUSR1 also queues the job again. --print_config shows the resolved configuration, --model.help CLASS and
 --data.reader.help CLASS what a class takes, e.g. --model.help ldm.stages.diffusion.Diffusion."""
 
 
@@ -68,6 +71,7 @@ class FitCLI(LightningCLI):
         )
         parser.add_argument("--wandb", type=WandB, default=WandB(), help="Weights & Biases.")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(Preemption, "preemption")
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.link_arguments("run", "trainer.default_root_dir")
@@ -145,9 +149,20 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
     )
 
 
-def fit(arguments: Sequence[str] | None = None) -> None:
-    """Train as a command line says, see ``build``."""
+def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) -> None:
+    """Train as a command line says, see ``build``.
+
+    Args:
+        arguments: The command line; None takes that of the process.
+        notice: Where signals are remembered that came before training; None has not listened so far.
+
+    Raises:
+        Preempted: If a signal stopped the run.
+    """
     cli = build(arguments)
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Preemption):
+            callback.notice = notice or callback.notice
     check_source(cli.datamodule, cli.model)
     is_first = cli.trainer.is_global_zero
     for logger in cli.trainer.loggers:
@@ -171,17 +186,36 @@ def _quieten() -> None:
     """Drop what Lightning tells its own users: tips, hardware, and doubts about our choices."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*args parameter is intended.*", ".*does not have many workers.*", ".*LeafSpec.*"):
+    doubts = (
+        ".*args parameter is intended.*",
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*`srun`.*",
+    )
+    for message in doubts:
         warnings.filterwarnings("ignore", message)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code."""
+    """Run the command; return its exit code: 0 done, 2 bad input, 75 stopped by a signal."""
+    notice = Notice()
     try:
-        return run_command(lambda: fit(arguments))
+        with notice.listening():
+            return run_command(lambda: fit(arguments, notice))
     except Finished as reason:
         print(reason)
         return 0
+    except Preempted as reason:
+        return _stop(reason)
+
+
+def _stop(reason: Preempted) -> int:
+    """Say so and queue again, on the first process; the others are done, and no error to their launcher."""
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return 0
+    print(reason, flush=True)
+    requeue(reason.by)
+    return EXIT_CODE
 
 
 if __name__ == "__main__":

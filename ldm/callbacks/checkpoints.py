@@ -134,6 +134,11 @@ class Checkpoints(Checkpoint):
         self._saved = self._step
         return True
 
+    def save_new(self, trainer: L.Trainer) -> None:
+        """Write last.ckpt if there are steps that it does not hold; before a step, on all processes."""
+        if trainer.global_step != self._saved:
+            self.save(trainer)
+
     def _keep(self, last: Path, names: list[str]) -> None:
         for name in names:
             link(last, last.with_name(f"{name}.ckpt"))

@@ -54,3 +54,33 @@ class Dies(L.Callback):
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError(f"process {self.rank} went away")
+
+
+class Signalled(L.Callback):
+    """Gets a signal at a given moment.
+
+    Args:
+        step: Optimizer steps done by then.
+        where: "setup", before training; "backward" of the next step; or "validation".
+        number: The signal.
+        rank: Which process.
+    """
+
+    def __init__(self, step: int, where: str, number: int, rank: int) -> None:
+        self.step = step
+        self.where = where
+        self.number = number
+        self.rank = rank
+
+    def setup(self, trainer, pl_module, stage):
+        self._signal(trainer, "setup")
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        self._signal(trainer, "backward")
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        self._signal(trainer, "validation")
+
+    def _signal(self, trainer, where):
+        if (where, trainer.global_step, trainer.global_rank) == (self.where, self.step, self.rank):
+            os.kill(os.getpid(), self.number)

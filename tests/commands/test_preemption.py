@@ -1,0 +1,102 @@
+"""SIGTERM and SIGUSR1: stopped between two steps, saved, exit code 75; the same command resumes exactly."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_resume import assert_same_run, state
+from tiny_runs import ROOT, Chain
+
+from ldm import fit
+from ldm.callbacks.preemption import Preemption, requeue
+
+
+def signalled(step, where, number, rank=0):
+    options = {"step": step, "where": where, "number": int(number), "rank": rank}
+    return [
+        "--trainer.callbacks+=interruptions.Signalled",
+        *(f"--trainer.callbacks.{key}={value}" for key, value in options.items()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "where", "number", "stops_at"),
+    [
+        ("autoencoder", 0, "setup", signal.SIGTERM, None),
+        ("autoencoder", 0, "setup", signal.SIGUSR1, None),
+        ("autoencoder", 2, "backward", signal.SIGTERM, 3),
+        ("autoencoder", 4, "validation", signal.SIGUSR1, 4),
+        ("diffusion", 5, "backward", signal.SIGUSR1, 6),
+    ],
+)
+def test_a_signal_stops_at_the_next_step_and_loses_nothing(
+    chain, fresh, capsys, name, step, where, number, stops_at
+):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+    assert fit.main(fresh.arguments(name, *signalled(step, where, number))) == 75
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)] == before
+    assert f"stopped at step {stops_at or 0} by {number.name}: the same command" in capsys.readouterr().out
+    if stops_at is None:
+        assert not (fresh.runs / name / "checkpoints").exists()
+    else:
+        assert state(fresh.runs / name)["global_step"] == stops_at
+    assert fit.main(fresh.arguments(name)) == 0
+    assert_same_run(fresh.runs / name, chain.runs / name)
+
+
+def test_a_signal_after_the_last_step_leaves_a_finished_run(chain, fresh, capsys):
+    assert fit.main(fresh.arguments("autoencoder", *signalled(8, "validation", signal.SIGTERM))) == 0
+    assert_same_run(fresh.runs / "autoencoder", chain.runs / "autoencoder")
+    assert fit.main(fresh.arguments("autoencoder")) == 0
+    assert "finished, 8 of 8 steps are done" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_step(fresh, tmp_path):
+    def run(chain, *more):
+        both = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--pictures.num=2"]
+        command = [sys.executable, "-m", "ldm.fit", *chain.arguments("autoencoder", *both, *more)]
+        paths = f"{ROOT}:{Path(__file__).parent}"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+    whole = Chain(tmp_path / "whole", fresh.shards, fresh.latents)
+    assert run(whole).returncode == 0
+    often = "--preemption.every_n_steps=3"
+    stopped = run(fresh, often, *signalled(4, "backward", signal.SIGUSR1, rank=1))
+    assert stopped.returncode == 75, stopped.stderr
+    assert "stopped at step 6 by SIGUSR1" in stopped.stdout
+    assert state(fresh.runs / "autoencoder")["global_step"] == 6
+    assert run(fresh).returncode == 0
+    assert_same_run(fresh.runs / "autoencoder", whole.runs / "autoencoder")
+
+
+def scontrol(folder, monkeypatch, code=0):
+    """Stand in for SLURM's own: writes down what it was asked."""
+    program = folder / "scontrol"
+    program.write_text(f'#!/bin/sh\necho "$@" >> "{folder}/asked"\necho no such job >&2\nexit {code}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    return folder / "asked"
+
+
+def test_only_a_job_that_was_told_by_usr1_is_queued_again(tmp_path, monkeypatch, capsys):
+    requeue(signal.SIGUSR1)  # no job at all
+    asked = scontrol(tmp_path, monkeypatch)
+    requeue(signal.SIGTERM)
+    assert not asked.exists()
+    requeue(signal.SIGUSR1)
+    assert asked.read_text() == "requeue 17\n"
+    assert capsys.readouterr().err == ""
+    scontrol(tmp_path, monkeypatch, code=1)
+    requeue(signal.SIGUSR1)
+    assert "scontrol requeue 17 failed: no such job" in capsys.readouterr().err
+
+
+def test_never_asking_is_refused():
+    with pytest.raises(ValueError, match="every_n_steps: got 0, expected at least 1"):
+        Preemption(0)
