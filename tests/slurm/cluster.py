@@ -1,0 +1,140 @@
+"""A real SLURM of two nodes on one machine, in one folder, without root's configuration."""
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+PROGRAMS = ("sbatch", "srun", "scontrol", "squeue", "scancel", "slurmctld", "slurmd", "munged", "munge")
+PATH = os.environ["PATH"] + ":/usr/sbin"
+FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+
+CONF = """
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={dir}/munge/socket,cred_expire=5
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SwitchType=switch/none
+MpiDefault=none
+JobRequeue=1
+ReturnToService=2
+KillWait=10
+MinJobAge=3600
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=100
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
+StateSaveLocation={dir}/state
+SlurmctldPidFile={dir}/slurmctld.pid
+SlurmctldLogFile={dir}/log/slurmctld
+SlurmdPidFile={dir}/%n.pid
+SlurmdLogFile={dir}/log/%n
+SlurmdSpoolDir={dir}/spool-%n
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=16 RealMemory=64000
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=16 RealMemory=64000
+PartitionName=main Nodes=node1,node2 Default=YES MaxTime=60 State=UP
+"""
+
+
+def missing() -> list[str]:
+    return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+
+
+class Cluster:
+    """SLURM's daemons, and jobs on them.
+
+    Args:
+        folder: Of short path: a Unix socket lies in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PATH": PATH,
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "MASTER_ADDR": "127.0.0.1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def start(self) -> None:
+        for name in ("munge", "state", "log", "spool-node1", "spool-node2"):
+            (self.folder / name).mkdir()
+        ports = _free_ports(3)
+        names = {"dir": self.folder, "host": socket.gethostname().split(".")[0], "user": getpass.getuser()}
+        conf = CONF.format(**names, port=ports[0], port1=ports[1], port2=ports[2])
+        (self.folder / "slurm.conf").write_text(conf)
+        munge = self.folder / "munge"
+        (munge / "key").write_bytes(os.urandom(1024))
+        (munge / "key").chmod(0o600)
+        files = {
+            "socket": "socket",
+            "key-file": "key",
+            "pid-file": "pid",
+            "log-file": "log",
+            "seed-file": "seed",
+        }
+        self.run("munged", "--force", *(f"--{option}={munge / name}" for option, name in files.items()))
+        self.run("slurmctld", "-c", "-f", self.environment["SLURM_CONF"])
+        self.wait_for(lambda: "is UP" in self.ask("scontrol", "ping"))
+        for node in ("node1", "node2"):
+            self.run("slurmd", "-N", node, "-f", self.environment["SLURM_CONF"])
+        self.wait_for(lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2)
+
+    def stop(self) -> None:
+        self.ask("scancel", "--user", getpass.getuser())
+        with contextlib.suppress(AssertionError):
+            self.wait_for(lambda: not self.ask("squeue", "-h"))
+        for file in ("node1.pid", "node2.pid", "slurmctld.pid", "munge/pid"):
+            with contextlib.suppress(OSError):
+                os.kill(int((self.folder / file).read_text()), signal.SIGTERM)
+
+    def run(self, *command: str) -> str:
+        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        assert result.returncode == 0, f"{command}: {result.stderr}"
+        return result.stdout.strip()
+
+    def ask(self, *command: str) -> str:
+        """Answer of a command that may fail."""
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=60
+        ).stdout
+
+    def submit(self, *arguments: str) -> str:
+        return self.run("sbatch", "--parsable", "--partition=main", "--time=10", *arguments)
+
+    def state(self, job: str) -> str:
+        return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
+
+    def wait(self, job: str, seconds: float = 120) -> str:
+        self.wait_for(lambda: self.state(job) in FINAL, seconds)
+        return self.state(job)
+
+    def wait_for(self, condition, seconds: float = 20) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "timed out"
+            time.sleep(0.2)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
