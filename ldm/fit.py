@@ -28,6 +28,7 @@ from ldm.callbacks.checkpoints import Checkpoints
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.pictures import Pictures
 from ldm.callbacks.preemption import EXIT_CODE, Notice, Preempted, Preemption, requeue
+from ldm.callbacks.wandb_logger import SamplesWandb
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
 from ldm.latent_shards import check_source
@@ -112,9 +113,13 @@ class Record(SaveConfigCallback):
     """Writes what the run was started with, once its data are known to be there."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write config.yaml and environment.json into the run folder; called on the first process only."""
+        """Write them into the run folder, and give them to W&B; called on the first process only."""
         text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=False)
-        Run(trainer.default_root_dir).record(text)
+        run = Run(trainer.default_root_dir)
+        run.record(text)
+        for logger in trainer.loggers:
+            if isinstance(logger, SamplesWandb):
+                logger.keep_files(run.records)
 
 
 def build(arguments: Sequence[str] | None = None) -> FitCLI:

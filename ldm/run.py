@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import secrets
-import shlex
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ldm import checkpoint as ckpt
 from ldm.callbacks.csv_logger import MetricsCSV
+from ldm.callbacks.wandb_logger import End, SamplesWandb
+from ldm.environment import environment, uncommitted
 
 SMALLER_IS_BETTER = ("loss*", "fid*", "sfid*", "kid*", "cmmd*", "lpips", "reconstruction", "kl")
 LARGER_IS_BETTER = (
@@ -27,6 +23,7 @@ LARGER_IS_BETTER = (
     *("is/*", "precision*", "recall*", "density*", "coverage*"),
 )
 """Values of a validation, without val/."""
+GOOD_END: tuple[tuple[tuple[str, ...], End], ...] = ((SMALLER_IS_BETTER, "min"), (LARGER_IS_BETTER, "max"))
 
 
 @dataclass
@@ -39,12 +36,15 @@ class WandB:
         project: Project that the run belongs to.
         entity: User or team that the project belongs to; None means that of the login.
         tags: Tags of the run.
+        artifacts: Whether checkpoints become artifacts of W&B, with lineage to what they were built on. Each
+            is copied once more.
     """
 
     mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "ldm"
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
+    artifacts: bool = False
 
 
 class Run:
@@ -87,31 +87,44 @@ class Run:
         return [*mine, MetricsCSV(str(self.folder))]
 
     def record(self, config: str) -> None:
-        """Write config.yaml and environment.json; earlier ones that differ are kept under a number."""
+        """Write config.yaml, environment.json and uncommitted.diff if there is one.
+
+        Earlier ones that differ are kept under a number.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_text(self.folder / "config.yaml", config)
         replace_text(self.folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        changes, path = uncommitted(), self.folder / "uncommitted.diff"
+        if changes or path.exists():
+            replace_text(path, changes)
 
-    def _wandb(self, settings: WandB, job_type: str) -> WandbLogger:
+    @property
+    def records(self) -> list[Path]:
+        """What ``record`` wrote last."""
+        names = ("config.yaml", "environment.json", "uncommitted.diff")
+        return [self.folder / name for name in names if (self.folder / name).exists()]
+
+    def _wandb(self, settings: WandB, job_type: str) -> SamplesWandb:
         # what it stages and caches belongs to the run too, not into the home folder
         for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
             os.environ[name] = str(self.folder.absolute() / "wandb" / "staging")
         os.environ["WANDB_SILENT"] = "true"
         self.folder.mkdir(parents=True, exist_ok=True)
-        logger = WandbLogger(
-            name=self.folder.name,
-            save_dir=str(self.folder),
-            id=self._wandb_id(),
-            project=settings.project,
-            offline=settings.mode == "offline",
-            entity=settings.entity,
-            tags=settings.tags,
-            group=self.folder.absolute().parent.name,
-            job_type=job_type,
-            resume="allow",
+        return SamplesWandb(
+            {f"val/{name}": end for names, end in GOOD_END for name in names},
+            {
+                "name": self.folder.name,
+                "save_dir": str(self.folder),
+                "id": self._wandb_id(),
+                "project": settings.project,
+                "offline": settings.mode == "offline",
+                "entity": settings.entity,
+                "tags": settings.tags,
+                "group": self.folder.absolute().parent.name,
+                "job_type": job_type,
+                "resume": "allow",
+            },
         )
-        logger._wandb_init.pop("anonymous", None)  # Lightning passes it always, W&B warns of it always
-        return logger
 
     def _wandb_id(self) -> str | None:
         path = self.folder / "wandb-id.txt"
@@ -123,7 +136,7 @@ class Run:
 
 
 def start_wandb(logger: WandbLogger, config: dict[str, Any]) -> None:
-    """Open the W&B run, and tell it the configuration, the x axis and which end of a value is good.
+    """Open the W&B run, and tell it the configuration and what it runs on.
 
     Raises:
         ValueError: If it cannot start, e.g. online without a key.
@@ -136,28 +149,8 @@ def start_wandb(logger: WandbLogger, config: dict[str, Any]) -> None:
             f"wandb.mode: W&B cannot start ({reason}): run 'wandb login' or set WANDB_API_KEY for online "
             "logging, or set --wandb.mode to offline or disabled"
         ) from error
-    experiment.config.update(config, allow_val_change=True)
-    experiment.define_metric("samples")
-    experiment.define_metric("*", step_metric="samples")
-    for name in SMALLER_IS_BETTER:
-        experiment.define_metric(f"val/{name}", step_metric="samples", summary="min")
-    for name in LARGER_IS_BETTER:
-        experiment.define_metric(f"val/{name}", step_metric="samples", summary="max")
-
-
-def environment() -> dict[str, Any]:
-    """Say what the run ran on: program, versions and hardware, but no names of machine or user."""
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "command": _command(),
-        "git": _git(),
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "devices": devices or ["cpu"],
-        "packages": dict(sorted((d.name, d.version) for d in importlib.metadata.distributions())),
-    }
+    here = {name: value for name, value in environment().items() if name != "packages"}
+    experiment.config.update({**config, "environment": here}, allow_val_change=True)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -175,23 +168,3 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     temporary.write_text(text)
     os.replace(temporary, path)
-
-
-def _command() -> str:
-    """Return the command line as one would type it."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
-    return shlex.join(["python", *program, *sys.argv[1:]])
-
-
-def _git() -> dict[str, Any] | None:
-    """Return revision and whether there are uncommitted changes; None outside of a repository."""
-
-    def ask(*question: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *question]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"revision": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -1,4 +1,4 @@
-"""Log pictures: the only place that knows W&B."""
+"""Log pictures and records of values to W&B, and the x axis to all loggers."""
 
 from __future__ import annotations
 

@@ -153,4 +153,6 @@ def test_wandb_offline_stays_in_the_run_folder(fresh, tmp_path):
     for word in (b"autoencoder", b"runs", b"val/psnr", b"block_out_channels"):
         assert word in content
     assert len(list(record.parent.glob("files/media/images/pictures_*.png"))) == 12
+    for name in ("config.yaml", "environment.json"):
+        assert (record.parent / "files" / name).read_text() == (run / name).read_text()
     assert not [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in path.parts]

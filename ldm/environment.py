@@ -1,0 +1,74 @@
+"""What a run ran on: program, revision, changes, versions and hardware, but no names of machine or user."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MOST_CHANGES = 2**20
+"""Bytes of uncommitted changes that are kept: what is longer is data, not source."""
+
+
+def environment() -> dict[str, Any]:
+    """Say what the run ran on: program, versions and hardware, but no names of machine or user."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": _command(),
+        "git": _git(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": devices or ["cpu"],
+        "packages": dict(sorted((d.name, d.version) for d in importlib.metadata.distributions())),
+    }
+
+
+def uncommitted() -> str:
+    """Return the changes since the revision, as git writes them, and the names of files it does not know.
+
+    At most ``MOST_CHANGES`` bytes, and then a line that says so; empty outside of a repository.
+    """
+    try:
+        root = _ask_git("rev-parse", "--show-toplevel")
+        changes = _ask_git("-C", root, "diff", "HEAD", "--no-color", "--no-ext-diff")
+        new = _ask_git("-C", root, "ls-files", "--others", "--exclude-standard")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    text = "".join(f"# not under version control: {name}\n" for name in new.splitlines())
+    text += changes + "\n" if changes else ""
+    whole = text.encode()
+    if len(whole) <= MOST_CHANGES:
+        return text
+    kept = whole[:MOST_CHANGES].decode(errors="ignore")
+    return f"{kept}\n# cut: {len(whole):,} bytes in all\n"
+
+
+def _command() -> str:
+    """Return the command line as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
+    return shlex.join(["python", *program, *sys.argv[1:]])
+
+
+def _git() -> dict[str, Any] | None:
+    """Return revision and whether there are uncommitted changes; None outside of a repository."""
+    try:
+        return {"revision": _ask_git("rev-parse", "HEAD"), "dirty": bool(_ask_git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _ask_git(*question: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *question]
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=True
+    ).stdout.rstrip("\n")
