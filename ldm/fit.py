@@ -29,6 +29,7 @@ from ldm.callbacks.ema import EMA
 from ldm.callbacks.pictures import Pictures
 from ldm.callbacks.preemption import EXIT_CODE, Notice, Preempted, Preemption, requeue
 from ldm.callbacks.wandb_logger import SamplesWandb
+from ldm.callbacks.watchdog import Watchdog
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
 from ldm.latent_shards import check_source
@@ -73,6 +74,7 @@ class FitCLI(LightningCLI):
         parser.add_argument("--wandb", type=WandB, default=WandB(), help="Weights & Biases.")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Preemption, "preemption")
+        parser.add_lightning_class_args(Watchdog, "watchdog")
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.link_arguments("run", "trainer.default_root_dir")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import lightning as L
 
@@ -54,6 +55,31 @@ class Dies(L.Callback):
             if self.how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError(f"process {self.rank} went away")
+
+
+class Hangs(L.Callback):
+    """Stops one process for ever, without ending it.
+
+    Args:
+        step: Optimizer steps done by then.
+        rank: Which process.
+        how: "sleep", or "stop" as a debugger or a frozen node does.
+    """
+
+    def __init__(self, step: int, rank: int, how: str) -> None:
+        self.step = step
+        self.rank = rank
+        self.how = how
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            if self.how == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            wait_for_nothing()
+
+
+def wait_for_nothing():
+    time.sleep(10_000)
 
 
 class Signalled(L.Callback):

@@ -1,0 +1,120 @@
+"""A run in which nothing moves any more ends, and says which process stands still and where."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ldm.callbacks.watch import Alone, Beats, Watch
+from ldm.types import Batch
+
+
+class Watchdog(L.Callback):
+    """Ends a run in which nothing moves any more, and says which process stands still, and where.
+
+    Each process has a thread that watches whether training, validation or saving goes on, and tells the
+    others over the store by which they met: not over the network of the gradients, which may be what hangs.
+    All end with exit code 124; the same command resumes from the last checkpoint.
+
+    Args:
+        timeout: Seconds without a step, a batch of validation or a checkpoint after which the run has hung;
+            more than the slowest of them takes, compilation included, and less than the 1,800 of
+            torch.distributed, which names no process. None never ends a run, e.g. for a debugger.
+
+    Raises:
+        ValueError: If ``timeout`` is not positive.
+    """
+
+    def __init__(self, timeout: float | None = 900.0) -> None:
+        if timeout is not None and timeout <= 0:
+            raise ValueError(f"watchdog.timeout: got {timeout:g} s, expected a positive number, or null")
+        self.timeout = timeout
+        self._watch: Watch | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin to watch."""
+        if self.timeout is not None and self._watch is None:
+            self._watch = Watch(self.timeout, _beats(trainer), lambda code: _leave(trainer, code))
+            self._watch.start()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """End watching."""
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """End watching: Lightning does not tear down after an error."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Note that a batch came."""
+        self._sign(f"in batch {batch_idx}, step {trainer.global_step}")
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Note that the loss is computed: what follows waits for the other processes."""
+        self._sign(f"in the backward pass of step {trainer.global_step}")
+
+    def on_before_zero_grad(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Note that gradients are there."""
+        self._sign(f"after the backward pass of step {trainer.global_step}")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Note that a batch is done."""
+        self._sign(f"after step {trainer.global_step}, where the next batch or a checkpoint is awaited")
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note that validation goes on."""
+        self._sign(f"in batch {batch_idx} of the validation at step {trainer.global_step}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that validation is over."""
+        self._sign(f"after the validation at step {trainer.global_step}")
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note that a checkpoint is about to be written."""
+        self._sign(f"while the checkpoint of step {trainer.global_step} is written")
+
+    def _sign(self, phase: str) -> None:
+        if self._watch is not None:
+            self._watch.sign(phase)
+
+
+def _beats(trainer: L.Trainer) -> Beats:
+    if trainer.world_size == 1:
+        return Alone()
+    # a connection of its own: one that waits must not keep the other waiting
+    store = torch.distributed.distributed_c10d._get_default_store().clone()
+    return Beats(trainer.global_rank, trainer.world_size, store)
+
+
+def _leave(trainer: L.Trainer, code: int) -> None:
+    """End this process, and those that it launched itself: a stopped one would never end."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGKILL)
+    os._exit(code)

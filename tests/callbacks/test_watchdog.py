@@ -1,0 +1,108 @@
+"""Who is blamed for a hang, and that a watch ends what stands and nothing else."""
+
+import threading
+import time
+
+import pytest
+import torch.distributed as dist
+from tiny_stage import TinyStage, loader, trainer
+
+from ldm.callbacks.watch import EXIT_CODE, Alone, Beat, Beats, Watch, blame
+from ldm.callbacks.watchdog import Watchdog
+
+
+def beats(*signs, tick=1, **phases):
+    return {r: Beat(f"node{r}", tick, s, phases.get(f"of{r}", "in batch 1")) for r, s in enumerate(signs)}
+
+
+def test_a_process_that_says_nothing_new_is_blamed_before_one_that_is_behind():
+    before, after = beats(7, 5, 7), beats(7, 5, 7, tick=4)
+    after[2] = before[2]
+    ranks, reason = blame(before, after, 3)
+    assert ranks == [2]
+    assert reason == "process 2 (node2) cannot be heard: killed, stopped, or cut off"
+
+
+def test_a_process_that_never_said_anything_is_blamed():
+    ranks, reason = blame(beats(7), beats(7, tick=4), 2)
+    assert ranks == [1]
+    assert "process 1 cannot be heard" in reason
+
+
+def test_who_has_done_least_is_blamed_and_where_it_stands():
+    ranks, reason = blame(beats(7, 5, 7), beats(7, 5, 7, tick=4, of1="in batch 3, step 2"), 3)
+    assert ranks == [1]
+    assert reason == "process 1 (node1) stands in batch 3, step 2, and the others wait for it"
+
+
+def test_nobody_is_blamed_where_all_stand_at_the_same_point():
+    assert blame(beats(7, 7), beats(7, 7, tick=4), 2) == ([], "all processes stand in batch 1")
+
+
+def test_the_first_process_is_blamed_if_its_store_is_gone():
+    ranks, reason = blame(beats(7, 7), {}, 2)
+    assert ranks == [0]
+    assert "process 0 cannot be reached" in reason
+
+
+def test_many_are_counted():
+    ranks, reason = blame(beats(*[1] * 20), {**beats(*[1] * 20), 0: Beat("node0", 2, 1, "in batch 1")}, 20)
+    assert ranks == list(range(1, 20))
+    assert "process 8 (node8) and 11 more cannot be heard" in reason
+
+
+def test_processes_hear_each_other_over_the_store():
+    store = dist.HashStore()
+    first, second = Beats(0, 3, store), Beats(1, 3, store)
+    said = Beat("node1", 2, 3, "in batch 4")
+    second.tell(said)
+    assert first.everyones() == {1: said}
+
+
+def test_a_watch_ends_what_stands_and_says_where(capsys):
+    ended = threading.Event()
+    codes = []
+    watch = Watch(0.4, Alone(), lambda code: (codes.append(code), ended.set()))
+    watch.start()
+    for batch in range(8):  # longer than the timeout, but moving
+        watch.sign(f"in batch {batch}")
+        time.sleep(0.1)
+    assert not codes
+    assert ended.wait(10)
+    watch.stop()
+    assert codes == [EXIT_CODE]
+    said = capsys.readouterr().err
+    assert "(--watchdog.timeout 0.4): it stands in batch 7" in said
+    assert "assert ended.wait(10)" in said  # where the main thread was
+
+
+def test_a_stopped_watch_ends_nothing():
+    codes = []
+    watch = Watch(0.2, Alone(), codes.append)
+    watch.start()
+    watch.stop()
+    time.sleep(1)
+    assert not codes
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_watch_outlives_training(tmp_path, fails):
+    class Stage(TinyStage):
+        def training_step(self, batch, batch_idx):
+            if fails:
+                raise RuntimeError("ill")
+            return super().training_step(batch, batch_idx)
+
+    watchdog = Watchdog(60.0)
+    run = trainer(tmp_path, callbacks=[watchdog], max_steps=2)
+    try:
+        run.fit(Stage(), loader(4))
+    except RuntimeError as error:
+        assert fails and str(error) == "ill"
+    assert watchdog._watch is None
+
+
+def test_never_is_said_by_null_not_by_nothing():
+    with pytest.raises(ValueError, match=r"watchdog.timeout: got 0 s, expected a positive number, or null"):
+        Watchdog(0.0)
+    Watchdog(None)

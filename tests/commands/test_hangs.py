@@ -1,0 +1,38 @@
+"""A process that stands still ends the run for all, within the timeout, by its name."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_runs import ROOT
+
+from ldm.callbacks.watch import EXIT_CODE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "how", "reason"),
+    [
+        (1, "stop", r"process 1 \(.*\) cannot be heard: killed, stopped, or cut off"),
+        (0, "sleep", r"process 0 \(.*\) stands after step 3.*, and the others wait for it"),
+    ],
+)
+def test_a_hang_ends_all_and_names_who_stands_still(fresh, rank, how, reason):
+    hangs = ["interruptions.Hangs", "--trainer.callbacks.step=3", f"--trainer.callbacks.rank={rank}"]
+    both = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--pictures.num=2"]
+    more = ["--trainer.callbacks+", *hangs, f"--trainer.callbacks.how={how}", "--watchdog.timeout=8"]
+    command = [sys.executable, "-m", "ldm.fit", *fresh.arguments("autoencoder", *both, *more)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    started = time.monotonic()
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert time.monotonic() - started < 80
+    assert result.returncode != 0
+    said = rf"no progress for \d+ s \(--watchdog.timeout 8\): {reason}"
+    assert re.search(said, result.stderr), result.stderr
+    if how == "sleep":
+        assert result.returncode == EXIT_CODE
+        assert "wait_for_nothing" in result.stderr  # the very line
