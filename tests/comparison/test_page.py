@@ -1,7 +1,6 @@
 """The page as a browser gets it, and as one shows it."""
 
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
@@ -9,8 +8,6 @@ import pytest
 
 from ldm import compare
 from ldm.comparison.page import best, thinned
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Seen(HTMLParser):
@@ -107,11 +104,11 @@ def test_a_bad_folder_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "c.html").exists()
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium to look at the page")
-def test_a_browser_shows_the_newest_samples_of_each_run(tmp_path, two):
+def test_a_browser_shows_the_newest_samples_of_each_run(tmp_path, two, programs):
+    (browser,) = programs("chromium", "chromium")
     out = written(tmp_path, two)
     command = [
-        BROWSER,
+        browser,
         "--headless",
         "--no-sandbox",
         "--disable-gpu",

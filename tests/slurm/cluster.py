@@ -3,7 +3,6 @@
 import contextlib
 import getpass
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -48,10 +47,6 @@ NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=16 RealM
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=16 RealMemory=64000
 PartitionName=main Nodes=node1,node2 Default=YES MaxTime=60 State=UP
 """
-
-
-def missing() -> list[str]:
-    return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
 
 
 class Cluster:

@@ -1,21 +1,18 @@
 """The cluster, and shards to train on."""
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, missing
+from cluster import PROGRAMS, Cluster
 
 from data.shapes_packer import Settings, pack
 
 
 @pytest.fixture(scope="session")
-def cluster():
-    if lacking := missing():
-        message = f"no SLURM here, {', '.join(lacking)} not found: apt-get install slurm-wlm munge"
-        (pytest.fail if os.environ.get("LDM_CI") else pytest.skip)(message)
+def cluster(programs):
+    programs("slurm-wlm munge", *PROGRAMS)
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder)
     try:
