@@ -18,14 +18,16 @@ from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
 from ldm import checkpoint as ckpt
+from ldm.callbacks.wandb_logger import SamplesWandb
 from ldm.cli import check_at_least, command_parser, default_device, device, run_command
 from ldm.data.decode import EXTENSIONS, IMAGES, LATENT, BadSample, decode
 from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, summarize_all
 from ldm.data.tar import expand
 from ldm.latent_shards import MANIFEST, read_manifest
+from ldm.lineage import publish_latents, run_of
 from ldm.pictures import from_bytes
-from ldm.run import write_text
+from ldm.run import Run, WandB, start_wandb, write_text
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
 
@@ -83,6 +85,9 @@ def parser() -> ArgumentParser:
         "--size", type=int | None, help="Side of the pictures in pixels; default: as trained."
     )
     parser.add_argument("--batch-size", type=int, default=256, help="Pictures encoded at once.")
+    parser.add_argument(
+        "--wandb", type=WandB, default=WandB(), help="Weights & Biases, used for artifacts only."
+    )
     parser.add_argument("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
     return parser
 
@@ -93,7 +98,8 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command line; None takes that of the process.
     """
-    options = parser().parse_args(arguments)
+    command = parser()
+    options = command.instantiate(command.parse_args(arguments))
     check_at_least("--batch-size", options.batch_size, 1)
     stage = load_stage(options.autoencoder, Autoencoder).to(device(options.device))
     size = int(options.size or stage.image_size or 0)
@@ -104,8 +110,21 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     source = {"checkpoint": options.autoencoder, "sha256": ckpt.sha256(options.autoencoder)}
     made_by = {"autoencoder": source, "image_size": size, "keep_images": options.keep_images}
     paths = expand(options.shards, "--shards")
+    tracked = _tracked(options.out, options.wandb, made_by)
     done, skipped = encode_shards(encoder, paths, Path(options.out), made_by, options.index_dir)
+    for logger in tracked:
+        publish_latents(logger, Path(options.out), made_by)
     print(f"{options.out}: {done} samples" + (f", {skipped} bad ones skipped" if skipped else ""))
+
+
+def _tracked(out: str, wandb: WandB, made_by: dict[str, Any]) -> list[SamplesWandb]:
+    """Begin a W&B run in the autoencoder's chain, if artifacts are wanted."""
+    if not wandb.artifacts or wandb.mode == "disabled":
+        return []
+    chain = run_of(made_by["autoencoder"]["checkpoint"]).chain
+    logger = Run(out).wandb(wandb, "encode", chain)
+    start_wandb(logger, made_by)
+    return [logger]
 
 
 def encode_shards(

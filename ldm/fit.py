@@ -33,6 +33,7 @@ from ldm.callbacks.watchdog import Watchdog
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
 from ldm.latent_shards import check_source
+from ldm.lineage import publish_run, use_upstream, use_weights
 from ldm.run import Run, WandB, start_wandb
 from ldm.stages.stage import Stage
 
@@ -177,9 +178,21 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
             start_wandb(logger, yaml.safe_load(cli.config_text))
     if is_first:
         print(_beginning(cli), flush=True)
+    tracked = _tracked(cli)
+    use_upstream(tracked, cli.model, cli.datamodule)
+    if cli.start is None and cli.config.weights is not None:
+        use_weights(tracked, cli.config.weights)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
+    publish_run(tracked, cli.run_folder, cli.model)  # not reached by a run that is to be resumed
     if is_first:
         print(f"{cli.config.run}: done, {cli.trainer.global_step} steps, {cli.model.samples_seen} samples")
+
+
+def _tracked(cli: FitCLI) -> list[SamplesWandb]:
+    """Return where artifacts go: nowhere unless asked for, and from the first process only."""
+    if not (cli.config_init.wandb.artifacts and cli.trainer.is_global_zero):
+        return []
+    return [logger for logger in cli.trainer.loggers if isinstance(logger, SamplesWandb)]
 
 
 def _beginning(cli: FitCLI) -> str:

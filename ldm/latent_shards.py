@@ -39,17 +39,23 @@ def check_source(data: Shards, stage: Stage) -> None:
         ValueError: If they come from another, or if nothing says where they come from.
     """
     if "latent" in data.fields:
-        for folder in _folders(data.train_shards, "data.train"):
+        for folder in folders(data.train_shards, "data.train"):
             manifest = read_manifest(folder)
             if manifest is None:
                 raise ValueError(f"data.train: no {MANIFEST} in '{folder}', expected what ldm.encode wrote")
             _check(manifest, folder, "data.train", data.image_size, stage)
-    for folder in _folders(data.val_shards, "data.val"):  # validation uses latents wherever there are some
+    for folder in folders(data.val_shards, "data.val"):  # validation uses latents wherever there are some
         if stage.upstream() and (manifest := read_manifest(folder)) is not None:
             _check(manifest, folder, "data.val", data.image_size, stage)
 
 
-def _folders(shards: str | list[str], name: str) -> list[Path]:
+def folders(shards: str | list[str], name: str) -> list[Path]:
+    """List the folders that shards lie in.
+
+    Args:
+        shards: Pattern or paths.
+        name: Key of the configuration that gives them.
+    """
     return sorted({Path(path).parent for path in expand(shards, name)})
 
 

@@ -36,8 +36,8 @@ class WandB:
         project: Project that the run belongs to.
         entity: User or team that the project belongs to; None means that of the login.
         tags: Tags of the run.
-        artifacts: Whether checkpoints become artifacts of W&B, with lineage to what they were built on. Each
-            is copied once more.
+        artifacts: Whether checkpoints and shards of latents become artifacts of W&B, with lineage to what
+            they were built on. Checkpoints are copied, shards are named.
     """
 
     mode: Literal["offline", "online", "disabled"] = "offline"
@@ -83,7 +83,7 @@ class Run:
 
     def loggers(self, wandb: WandB, job_type: str) -> list[Logger]:
         """Make the loggers: W&B unless disabled, and metrics.csv."""
-        mine: list[Logger] = [] if wandb.mode == "disabled" else [self._wandb(wandb, job_type)]
+        mine: list[Logger] = [] if wandb.mode == "disabled" else [self.wandb(wandb, job_type)]
         return [*mine, MetricsCSV(str(self.folder))]
 
     def record(self, config: str) -> None:
@@ -104,7 +104,19 @@ class Run:
         names = ("config.yaml", "environment.json", "uncommitted.diff")
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
-    def _wandb(self, settings: WandB, job_type: str) -> SamplesWandb:
+    @property
+    def chain(self) -> str:
+        """What W&B groups by: the folder that this one lies in."""
+        return self.folder.absolute().parent.name
+
+    def wandb(self, settings: WandB, job_type: str, chain: str | None = None) -> SamplesWandb:
+        """Make the logger to W&B: the same W&B run each time that it is made for this folder.
+
+        Args:
+            settings: What W&B gets.
+            job_type: Stage, or what else is done.
+            chain: Group of the W&B run; None is this folder's.
+        """
         # what it stages and caches belongs to the run too, not into the home folder
         for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
             os.environ[name] = str(self.folder.absolute() / "wandb" / "staging")
@@ -120,7 +132,7 @@ class Run:
                 "offline": settings.mode == "offline",
                 "entity": settings.entity,
                 "tags": settings.tags,
-                "group": self.folder.absolute().parent.name,
+                "group": chain or self.chain,
                 "job_type": job_type,
                 "resume": "allow",
             },

@@ -24,7 +24,7 @@ class Artifact:
     Args:
         name: Letters, digits, ``-``, ``_`` and ``.``.
         kind: What W&B calls its type.
-        alias: Name of this version: what was made of other contents has another.
+        versions: Names of this version: other contents have others.
         files: Files that are uploaded.
         references: Files that are named by their path and size only, such as shards.
         metadata: What it says of itself.
@@ -32,7 +32,7 @@ class Artifact:
 
     name: str
     kind: str
-    alias: str
+    versions: Sequence[str]
     files: Sequence[Path] = ()
     references: Sequence[Path] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -93,14 +93,21 @@ class SamplesWandb(WandbLogger):
             self.experiment.save(str(copied), base_path=self.experiment.dir, policy="now")
 
     @rank_zero_only
-    def use(self, name: str, alias: str) -> None:
-        """Draw lineage from a version of an artifact to this run, if W&B knows it; offline it cannot."""
-        if self._offline:
-            return
-        try:
-            self.experiment.use_artifact(f"{name}:{alias}")
-        except Exception as error:  # no such artifact, or no answer: training matters more
-            warnings.warn(f"wandb.artifacts: no lineage from {name}:{alias} ({error})", stacklevel=2)
+    def use(self, versions: Mapping[str, str], role: str) -> None:
+        """Say in the run's config which artifacts it uses, and draw lineage from those that W&B knows.
+
+        Offline the client refuses to draw lineage, and a later sync does not make up for it.
+
+        Args:
+            versions: Version of each artifact, by its name.
+            role: What they are to the run: the key in its config.
+        """
+        self.experiment.config.update({role: dict(versions)}, allow_val_change=True)
+        for name, version in () if self._offline else sorted(versions.items()):
+            try:
+                self.experiment.use_artifact(f"{name}:{version}")
+            except Exception as error:  # no such artifact, or no answer: training matters more
+                warnings.warn(f"wandb.artifacts: no lineage from {name}:{version} ({error})", stacklevel=2)
 
     @rank_zero_only
     def publish(self, artifact: Artifact) -> None:
@@ -112,4 +119,4 @@ class SamplesWandb(WandbLogger):
             made.add_file(str(path), policy="mutable")  # copied: a resumed run replaces its checkpoint
         for path in artifact.references:
             made.add_reference(path.absolute().as_uri(), checksum=False)
-        self.experiment.log_artifact(made, aliases=["latest", artifact.alias])
+        self.experiment.log_artifact(made, aliases=["latest", *artifact.versions])

@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
+from wandb_records import Records
 
 from ldm.callbacks.wandb_logger import SamplesWandb
 
@@ -24,16 +24,20 @@ for i, value in enumerate((5.0, 3.0, 4.0), 1):
     log.log_metrics({**step, "val/fid/clip": value, "val/psnr": -value}, step=i)
 log.keep_files([folder / "notes.txt"])
 (folder / "notes.txt").unlink()
-log.use("upstream", "sha")
+log.use({"g-autoencoder": "sha-0"}, "built_on")
+try:
+    log.experiment.use_artifact("g-autoencoder:sha-0")
+except TypeError as refusal:
+    (folder / "refusal.txt").write_text(str(refusal))
 says = {"samples": 30, "upstream": {}}
-log.publish(Artifact("g-stage", "stage", "sha-1", [folder / "last.ckpt"], [folder / "a.tar"], says))
+log.publish(Artifact("g-stage", "stage", ["sha-1"], [folder / "last.ckpt"], [folder / "a.tar"], says))
 (folder / "last.ckpt").write_text("replaced")
 """
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """Folder of the run, its records by type, and its summary."""
+    """Folder of the run, that of the client's, and the client's records."""
     folder = tmp_path_factory.mktemp("run")
     for name in ("notes.txt", "last.ckpt", "a.tar"):
         (folder / name).write_text(f"this is {name}")
@@ -41,24 +45,13 @@ def stored(tmp_path_factory):
     quiet |= {name: str(folder / "staging") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")}
     subprocess.run([sys.executable, "-c", RUN, str(folder)], check=True, env=os.environ | quiet)
     (run,) = folder.glob("wandb/offline-run-*-abc12345")
-    leet = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
-    lines = subprocess.run(
-        [*leet, str(run)], check=True, env=os.environ | quiet, capture_output=True, text=True
-    )
-    records = [json.loads(line) for line in lines.stdout.splitlines()]
-    return folder, run, records
-
-
-def of_kind(records, kind):
-    return [record[kind] for record in records if record["type"] == kind]
+    return folder, run, Records(run)
 
 
 @pytest.mark.slow
 def test_the_best_value_is_kept_beside_the_last(stored):
     _, _, records = stored
-    summary = {}
-    for update in of_kind(records, "summary"):
-        summary |= update["update"]
+    summary = records.merged("summary")
     assert summary["val/fid/clip"] == {"min": 3, "last": 4}
     assert summary["val/psnr"] == {"max": -3, "last": -4}
     assert summary["train/loss"] == 4
@@ -67,7 +60,7 @@ def test_the_best_value_is_kept_beside_the_last(stored):
 @pytest.mark.slow
 def test_every_metric_is_over_samples(stored):
     _, _, records = stored
-    metrics = of_kind(records, "metric")
+    metrics = records.of("metric")
     axes = {metric.get("step_metric") for metric in metrics if metric.get("name") != "samples"}
     assert axes == {"samples"}
     # of several patterns that match W&B takes any: there must be one, and names
@@ -85,14 +78,14 @@ def test_files_are_copies(stored):
     assert not (folder / "notes.txt").exists()
     copied = run / "files" / "notes.txt"
     assert copied.read_text() == "this is notes.txt" and not copied.is_symlink()
-    paths = [file["path"] for record in of_kind(records, "files") for file in record["files"]]
+    paths = [file["path"] for record in records.of("files") for file in record["files"]]
     assert "notes.txt" in paths
 
 
 @pytest.mark.slow
 def test_an_artifact_holds_the_checkpoint_as_it_was_and_names_shards(stored):
     folder, _, records = stored
-    (artifact,) = of_kind(records, "artifact")
+    (artifact,) = records.of("artifact")
     assert artifact["name"] == "g-stage" and set(artifact["aliases"]) == {"latest", "sha-1"}
     assert json.loads(artifact["metadata"]) == {"samples": 30, "upstream": {}}
     contents = {entry["path"]: entry for entry in artifact["manifest"]["contents"]}
@@ -102,11 +95,31 @@ def test_an_artifact_holds_the_checkpoint_as_it_was_and_names_shards(stored):
     assert staged.read_text() == "this is last.ckpt" and (folder / "staging") in staged.parents
 
 
+@pytest.mark.slow
+def test_offline_the_config_says_what_is_used(stored):
+    _, _, records = stored
+    assert records.merged("config")["built_on"] == {"g-autoencoder": "sha-0"}
+
+
+@pytest.mark.slow
+def test_the_client_refuses_to_draw_lineage_offline(stored):
+    """Once it no longer does, ``use`` should ask it offline too."""
+    folder, _, _ = stored
+    assert (folder / "refusal.txt").read_text() == "Cannot use artifact when in offline mode."
+
+
+class Config(dict):
+    """Stands for the config of the client's run."""
+
+    def update(self, values, allow_val_change):
+        super().update(values)
+
+
 class Server:
     """Stands for the client's run, online."""
 
     def __init__(self, knows):
-        self.knows, self.used = knows, []
+        self.knows, self.used, self.config = knows, [], Config()
 
     def use_artifact(self, name):
         if name not in self.knows:
@@ -117,12 +130,14 @@ class Server:
 def test_lineage_needs_a_known_artifact_and_training_goes_on_without(tmp_path):
     log = SamplesWandb({}, {"project": "test", "save_dir": str(tmp_path)})
     log._experiment = Server({"demo-autoencoder:sha-1"})
-    log.use("demo-autoencoder", "sha-1")
-    assert log.experiment.used == ["demo-autoencoder:sha-1"]
     with pytest.warns(UserWarning, match="no lineage from demo-clip:sha-2"):
-        log.use("demo-clip", "sha-2")
-    offline = SamplesWandb({}, {"project": "test", "save_dir": str(tmp_path), "offline": True})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        offline.use("demo-clip", "sha-2")
-    assert offline._experiment is None
+        log.use({"demo-clip": "sha-2", "demo-autoencoder": "sha-1"}, "built_on")
+    assert log.experiment.used == ["demo-autoencoder:sha-1"]
+    assert log.experiment.config == {"built_on": {"demo-clip": "sha-2", "demo-autoencoder": "sha-1"}}
+
+
+def test_offline_the_client_is_not_asked_for_what_it_refuses(tmp_path):
+    log = SamplesWandb({}, {"project": "test", "save_dir": str(tmp_path), "offline": True})
+    log._experiment = Server({"demo-clip:sha-2"})
+    log.use({"demo-clip": "sha-2"}, "built_on")
+    assert not log.experiment.used and log.experiment.config == {"built_on": {"demo-clip": "sha-2"}}
