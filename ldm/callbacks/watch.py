@@ -37,8 +37,15 @@ class Beat(NamedTuple):
     phase: str
 
 
+class Verdict(NamedTuple):
+    """Who keeps all waiting: the ranks, none if all stand at the same point, and the reason in words."""
+
+    guilty: list[int]
+    reason: str
+
+
 class Beats:
-    """Where every process leaves its last beat: the store by which the processes met.
+    """Where the processes leave their beats: the store by which they met. The first of them judges.
 
     Args:
         rank: This process.
@@ -49,37 +56,33 @@ class Beats:
     def __init__(self, rank: int, world: int, store: Store) -> None:
         self.rank = rank
         self.world = world
-        self.store = store
+        self._store = store
 
     def tell(self, beat: Beat) -> None:
         """Leave a beat."""
-        self.store.set(f"ldm/beat/{self.rank}", json.dumps(beat))
+        self._store.set(f"ldm/beat/{self.rank}", json.dumps(beat))
 
     def everyones(self) -> dict[int, Beat]:
         """Read the last beat of each process that has left one."""
         keys = {rank: f"ldm/beat/{rank}" for rank in range(self.world)}
-        there = {rank: key for rank, key in keys.items() if self.store.check([key])}
-        return {rank: Beat(*json.loads(self.store.get(key))) for rank, key in there.items()}
+        there = {rank: key for rank, key in keys.items() if self._store.check([key])}
+        return {rank: Beat(*json.loads(self._store.get(key))) for rank, key in there.items()}
 
+    def publish(self, verdict: Verdict) -> None:
+        """Let the others know."""
+        self._store.set("ldm/verdict", json.dumps(verdict))
 
-class Alone(Beats):
-    """The beats of one process, which needs no store."""
-
-    def __init__(self) -> None:
-        self.rank, self.world = 0, 1
-        self._last: dict[int, Beat] = {}
-
-    def tell(self, beat: Beat) -> None:
-        """Leave a beat."""
-        self._last = {0: beat}
-
-    def everyones(self) -> dict[int, Beat]:
-        """Read it again."""
-        return self._last
+    def verdict(self) -> Verdict | None:
+        """Read what the first process has found, if it has."""
+        there = self._store.check(["ldm/verdict"])
+        return Verdict(*json.loads(self._store.get("ldm/verdict"))) if there else None
 
 
 class Watch:
-    """A thread that ends this process once training has given no sign for ``timeout`` seconds.
+    """Ends this process once training has given no sign for ``timeout`` seconds, and says who is to blame.
+
+    One thread talks to the other processes. A second one ends the process if the first cannot: because the
+    store does not answer. If both cannot, because something keeps the interpreter's lock, faulthandler does.
 
     Args:
         timeout: Seconds.
@@ -94,96 +97,103 @@ class Watch:
         self._host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         self._tick = self._signs = 0
         self._phase, self._since = "at the start", time.monotonic()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._over = threading.Event()
 
     def start(self) -> None:
         """Begin to watch."""
-        self._thread.start()
+        for run in (self._talk, self._guard):
+            threading.Thread(target=run, name=f"watch{run.__name__}", daemon=True).start()
 
     def stop(self) -> None:
         """End watching."""
-        self._stopped.set()
+        self._over.set()
         faulthandler.cancel_dump_traceback_later()
 
     def sign(self, phase: str) -> None:
         """Note that training goes on."""
         self._signs, self._phase, self._since = self._signs + 1, phase, time.monotonic()
 
-    def _run(self) -> None:
-        self._tell()
-        while not self._stopped.wait(self.interval):
-            # runs out if this thread cannot: when the interpreter's lock is held for ever, or the store hangs
-            faulthandler.dump_traceback_later(self.timeout + 12 * self.interval, exit=True, file=STDERR)
+    @property
+    def late(self) -> float:
+        """Intervals since training should have given a sign."""
+        return (time.monotonic() - self._since - self.timeout) / self.interval
+
+    def _talk(self) -> None:
+        try:
             self._tell()
-            if time.monotonic() - self._since > self.timeout:
-                self._end()
+            while not self._over.wait(self.interval):
+                self._tell()
+                if self.late > 0 and (verdict := self._judge()) is not None:
+                    self._end(verdict)
+                    return
+        except RuntimeError:  # torch's, whatever the network said
+            return
+
+    def _guard(self) -> None:
+        while not self._over.wait(self.interval):
+            faulthandler.dump_traceback_later(self.timeout + 16 * self.interval, exit=True, file=STDERR)
+            if self.late > 10:
+                gone = Verdict([], "process 0 cannot be heard: killed, stopped, or cut off from this one")
+                self._say(gone)
+                self._exit(EXIT_CODE)
                 return
 
-    def _tell(self) -> bool:
-        """Leave a beat; return whether it could be left."""
+    def _tell(self) -> None:
         self._tick += 1
-        try:
-            self._beats.tell(Beat(self._host, self._tick, self._signs, self._phase))
-        except RuntimeError:  # torch's, whatever the network said
-            return False
-        return True
+        self._beats.tell(Beat(self._host, self._tick, self._signs, self._phase))
 
-    def _end(self) -> None:
-        before = self._read()
-        for _ in range(3):  # until all others have noticed too; those that say nothing new are gone
-            self._tell()
+    def _judge(self) -> Verdict | None:
+        if self._beats.rank > 0:
+            return self._beats.verdict()
+        before = self._beats.everyones()
+        for _ in range(3):  # those that have said nothing new by then are gone
             time.sleep(self.interval)
-        guilty, reason = blame(before, self._read(), self._beats.world)
-        seconds = time.monotonic() - self._since
-        stood = f"no progress for {seconds:.0f} s (--watchdog.timeout {self.timeout:g})"
-        me = f"process {self._beats.rank} of {self._beats.world} on {self._host}, {self._phase}"
-        if self._beats.rank in (0, *guilty[:NUM_NAMED]):
-            say(f"error: {stood}: {reason}\n{me}, stands here:\n{main_thread()}")
-        elif 0 in guilty:  # which may not be able to say so itself
-            say(f"error: {stood}: {reason}")
-        time.sleep(self.interval)  # the first process holds the store that others still read
+            self._tell()
+        verdict = blame(before, self._beats.everyones(), self._beats.world)
+        self._beats.publish(verdict)
+        return verdict
+
+    def _end(self, verdict: Verdict) -> None:
+        if self._beats.rank in (0, *verdict.guilty[:NUM_NAMED]):
+            self._say(verdict)
+        # the first one leaves first, for the job ends as it does, but not before the others have said their part
+        time.sleep((2 if self._beats.rank == 0 else 4) * self.interval)
         self._exit(EXIT_CODE)
 
-    def _read(self) -> dict[int, Beat]:
-        try:
-            return self._beats.everyones()
-        except RuntimeError:
-            return {}
+    def _say(self, verdict: Verdict) -> None:
+        seconds = time.monotonic() - self._since
+        me = f"process {self._beats.rank} of {self._beats.world} on {self._host}, {self._phase}"
+        stood = f"no progress for {seconds:.0f} s (--watchdog.timeout {self.timeout:g})"
+        print(
+            f"error: {stood}: {verdict.reason}\n{me}, stands here:\n{main_thread()}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
-def blame(before: dict[int, Beat], after: dict[int, Beat], world: int) -> tuple[list[int], str]:
+def blame(before: dict[int, Beat], after: dict[int, Beat], world: int) -> Verdict:
     """Find out who keeps all waiting: those that say nothing, else those that have done least.
 
     Args:
         before: Beats of the processes when training was found to stand.
         after: The same, long enough later for each process to have left another.
         world: How many processes there are.
-
-    Returns:
-        Their ranks, none if all stand at the same point, and the reason in words.
     """
-    if not after:
-        return [0], "process 0 cannot be reached: it, its node or the network to it is gone"
     silent = [r for r in range(world) if r not in after or before.get(r, after[r]).tick == after[r].tick]
     if silent:
-        return silent, f"{_names(silent, after)} cannot be heard: killed, stopped, or cut off"
+        return Verdict(silent, f"{_names(silent, after)} cannot be heard: killed, stopped, or cut off")
     least = min(beat.signs for beat in after.values())
     behind = [rank for rank, beat in after.items() if beat.signs == least]
     if len(behind) == world:
-        return [], f"{'all processes stand' if world > 1 else 'it stands'} {after[0].phase}"
-    return behind, f"{_names(behind, after)} stands {after[behind[0]].phase}, and the others wait for it"
+        return Verdict([], f"{'all processes stand' if world > 1 else 'it stands'} {after[0].phase}")
+    names, phase = _names(behind, after), after[behind[0]].phase
+    return Verdict(behind, f"{names} stands {phase}, and the others wait for it")
 
 
 def main_thread() -> str:
     """Say where the main thread of this process is: its innermost calls."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     return "".join(traceback.format_stack(frame, NUM_CALLS)).rstrip()
-
-
-def say(text: str) -> None:
-    """Write to the standard error of the process, at once."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _names(ranks: list[int], beats: dict[int, Beat]) -> str:

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ldm.callbacks.watch import Alone, Beats, Watch
+from ldm.callbacks.watch import Beats, Watch
 from ldm.types import Batch
 
 
@@ -106,7 +106,7 @@ class Watchdog(L.Callback):
 
 def _beats(trainer: L.Trainer) -> Beats:
     if trainer.world_size == 1:
-        return Alone()
+        return Beats(0, 1, torch.distributed.HashStore())
     # a connection of its own: one that waits must not keep the other waiting
     store = torch.distributed.distributed_c10d._get_default_store().clone()
     return Beats(trainer.global_rank, trainer.world_size, store)
