@@ -156,7 +156,7 @@ class Watch:
     def _end(self, verdict: Verdict) -> None:
         if self._beats.rank in (0, *verdict.guilty[:NUM_NAMED]):
             self._say(verdict)
-        # the first one leaves first, for the job ends as it does, but not before the others have said their part
+        # the first one leaves first, for the job ends as it does, but when the others have said their part
         time.sleep((2 if self._beats.rank == 0 else 4) * self.interval)
         self._exit(EXIT_CODE)
 
