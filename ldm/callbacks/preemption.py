@@ -44,12 +44,18 @@ class Notice:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for the length of a ``with`` block, and give them back after it."""
+        """Take the signals for the length of a ``with`` block, and give them back after it.
+
+        One that was blocked before, as slurm/fit.sbatch does with SIGUSR1 lest it kill a process still
+        importing, is heard now if it came meanwhile, and blocked again after the ``with`` block.
+        """
         before = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         try:
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -120,6 +126,8 @@ def requeue(by: signal.Signals) -> None:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or by != signal.SIGUSR1:
         return
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # one task's own number is that of the whole array
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:

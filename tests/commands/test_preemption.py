@@ -11,7 +11,7 @@ from test_resume import assert_same_run, state
 from tiny_runs import ROOT, Chain
 
 from ldm import fit
-from ldm.callbacks.preemption import Preemption, requeue
+from ldm.callbacks.preemption import SIGNALS, Notice, Preemption, requeue
 
 
 def signalled(step, where, number, rank=0):
@@ -95,6 +95,27 @@ def test_only_a_job_that_was_told_by_usr1_is_queued_again(tmp_path, monkeypatch,
     scontrol(tmp_path, monkeypatch, code=1)
     requeue(signal.SIGUSR1)
     assert "scontrol requeue 17 failed: no such job" in capsys.readouterr().err
+
+
+def test_of_an_array_only_the_task_that_was_told_is_queued_again(tmp_path, monkeypatch):
+    asked = scontrol(tmp_path, monkeypatch)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")  # which is the number of its last task too
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    requeue(signal.SIGUSR1)
+    assert asked.read_text() == "requeue 17_3\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_that_was_held_back_is_heard_and_one_after_the_end_does_no_harm(number):
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        signal.raise_signal(number)
+        notice = Notice()
+        with notice.listening():
+            assert notice.urgency == 1 + SIGNALS.index(number)
+        assert number in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def test_never_asking_is_refused():

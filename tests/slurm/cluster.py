@@ -1,4 +1,8 @@
-"""A real SLURM of two nodes on one machine, in one folder, without root's configuration."""
+"""A real SLURM of four nodes on one machine, in one folder, without root's configuration.
+
+Jobs of two nodes run on node1 and node2 (partition main), and on node3 and node4, which the partitions shared
+and urgent have in common: there a job of urgent drives one of shared out.
+"""
 
 import contextlib
 import getpass
@@ -10,6 +14,7 @@ import time
 from pathlib import Path
 
 PROGRAMS = ("sbatch", "srun", "scontrol", "squeue", "scancel", "slurmctld", "slurmd", "munged", "munge")
+NODES = ("node1", "node2", "node3", "node4")
 PATH = os.environ["PATH"] + ":/usr/sbin"
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
@@ -30,7 +35,7 @@ SwitchType=switch/none
 MpiDefault=none
 JobRequeue=1
 ReturnToService=2
-KillWait=10
+KillWait=5
 MinJobAge=3600
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
@@ -43,10 +48,15 @@ SlurmctldLogFile={dir}/log/slurmctld
 SlurmdPidFile={dir}/%n.pid
 SlurmdLogFile={dir}/log/%n
 SlurmdSpoolDir={dir}/spool-%n
-NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=16 RealMemory=64000
-NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=16 RealMemory=64000
-PartitionName=main Nodes=node1,node2 Default=YES MaxTime=60 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+{nodes}
+PartitionName=main Nodes=node1,node2 PriorityTier=1 Default=YES MaxTime=60 State=UP
+PartitionName=shared Nodes=node3,node4 PriorityTier=1 GraceTime=60 MaxTime=60 State=UP
+PartitionName=urgent Nodes=node3,node4 PriorityTier=10 PreemptMode=OFF MaxTime=60 State=UP
 """
+NODE = "NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 RealMemory=64000"
 
 
 class Cluster:
@@ -68,34 +78,45 @@ class Cluster:
         }
 
     def start(self) -> None:
-        for name in ("munge", "state", "log", "spool-node1", "spool-node2"):
+        for name in ("munge", "state", "log", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
-        ports = _free_ports(3)
-        names = {"dir": self.folder, "host": socket.gethostname().split(".")[0], "user": getpass.getuser()}
-        conf = CONF.format(**names, port=ports[0], port1=ports[1], port2=ports[2])
-        (self.folder / "slurm.conf").write_text(conf)
-        munge = self.folder / "munge"
-        (munge / "key").write_bytes(os.urandom(1024))
-        (munge / "key").chmod(0o600)
-        files = {
+        self._configure()
+        self._start_munge()
+        conf = self.environment["SLURM_CONF"]
+        self.run("slurmctld", "-c", "-f", conf)
+        self.wait_for(lambda: "is UP" in self.ask("scontrol", "ping"))
+        for node in NODES:
+            self.run("slurmd", "-N", node, "-f", conf)
+        states = ("sinfo", "-h", "-N", "-p", "main,shared", "-o", "%T")
+        self.wait_for(lambda: self.run(*states).split() == ["idle"] * len(NODES))
+
+    def _configure(self) -> None:
+        first, *ports = _free_ports(1 + len(NODES))
+        host = socket.gethostname().split(".")[0]
+        nodes = [
+            NODE.format(node=node, host=host, port=port) for node, port in zip(NODES, ports, strict=True)
+        ]
+        names = {"dir": self.folder, "host": host, "user": getpass.getuser(), "nodes": "\n".join(nodes)}
+        (self.folder / "slurm.conf").write_text(CONF.format(**names, port=first))
+
+    def _start_munge(self) -> None:
+        folder = self.folder / "munge"
+        (folder / "key").write_bytes(os.urandom(1024))
+        (folder / "key").chmod(0o600)
+        options = {
             "socket": "socket",
             "key-file": "key",
             "pid-file": "pid",
             "log-file": "log",
             "seed-file": "seed",
         }
-        self.run("munged", "--force", *(f"--{option}={munge / name}" for option, name in files.items()))
-        self.run("slurmctld", "-c", "-f", self.environment["SLURM_CONF"])
-        self.wait_for(lambda: "is UP" in self.ask("scontrol", "ping"))
-        for node in ("node1", "node2"):
-            self.run("slurmd", "-N", node, "-f", self.environment["SLURM_CONF"])
-        self.wait_for(lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2)
+        self.run("munged", "--force", *(f"--{option}={folder / name}" for option, name in options.items()))
 
     def stop(self) -> None:
         self.ask("scancel", "--user", getpass.getuser())
         with contextlib.suppress(AssertionError):
             self.wait_for(lambda: not self.ask("squeue", "-h"))
-        for file in ("node1.pid", "node2.pid", "slurmctld.pid", "munge/pid"):
+        for file in (*(f"{node}.pid" for node in NODES), "slurmctld.pid", "munge/pid"):
             with contextlib.suppress(OSError):
                 os.kill(int((self.folder / file).read_text()), signal.SIGTERM)
 
@@ -111,7 +132,7 @@ class Cluster:
         ).stdout
 
     def submit(self, *arguments: str) -> str:
-        return self.run("sbatch", "--parsable", "--partition=main", "--time=10", *arguments)
+        return self.run("sbatch", "--parsable", "--time=10", *arguments)
 
     def state(self, job: str) -> str:
         return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")

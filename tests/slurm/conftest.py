@@ -1,11 +1,13 @@
 """The cluster, and shards to train on."""
 
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 from cluster import PROGRAMS, Cluster
+from jobs import ROOT
 
 from data.shapes_packer import Settings, pack
 
@@ -15,6 +17,7 @@ def cluster(programs):
     programs("slurm-wlm munge", *PROGRAMS)
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder)
+    cluster.environment |= {"PYTHON": sys.executable, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     try:
         cluster.start()
         yield cluster

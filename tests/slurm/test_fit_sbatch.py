@@ -1,83 +1,108 @@
-"""slurm/fit.sbatch on a real SLURM: two nodes train to the end, and so does a job that is queued again."""
+"""slurm/fit.sbatch on a real SLURM: two nodes train to the end, however often the job is queued again."""
 
 import sys
 from pathlib import Path
 
 import pytest
-import torch
+from jobs import STEPS, WAITS, assert_like, submit
 
-ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("state_dict", "optimizer_states", "samples_seen", "Shards")
-
-
-def submit(cluster, shards, run, steps=40):
-    """Adapt the script by options of sbatch and ldm.fit alone."""
-    cluster.environment["PYTHON"] = sys.executable
-    cluster.environment["PYTHONPATH"] = str(ROOT)
-    options = {
-        "run": run,
-        "wandb.mode": "disabled",
-        "data.train": shards / "train-{000000..000002}.tar",
-        "data.val": shards / "val-000000.tar",
-        "data.batch_size": 4,
-        "trainer.max_steps": steps,
-        "trainer.val_check_interval": steps,
-        "trainer.log_every_n_steps": 1,
-        "trainer.accelerator": "cpu",
-        "trainer.precision": "32-true",
-        "preemption.every_n_steps": 1,
-        "pictures.num": 2,
-    }
-    return cluster.submit(
-        "--nodes=2", "--cpus-per-task=1", f"--chdir={ROOT}", f"--output={run}.log",
-        str(ROOT / "slurm" / "fit.sbatch"), "--config", "configs/demo/autoencoder.yaml",
-        *(f"--{key}={value}" for key, value in options.items()),
-    )  # fmt: skip
-
-
-def finish(cluster, job, run):
-    state = cluster.wait(job)
-    assert state == "COMPLETED", Path(f"{run}.log").read_text()
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
-def whole(cluster, shards, tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole") / "run"
-    return finish(cluster, submit(cluster, shards, run), run)
+def jobs(cluster, shards, tmp_path_factory):
+    """One job that goes through, others that are interrupted; all at once, for each of them mostly waits."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def start(name, sbatch=(), fit=()):
+        return submit(cluster, shards, folder / name, sbatch, fit)
+
+    jobs = {"starting": start("starting")}
+    cluster.wait_for(lambda: num_processes(jobs["starting"]) == 2, 60)
+    cluster.run("scancel", "--signal=USR1", jobs["starting"].number)
+    assert jobs["starting"].log == ""
+    jobs["limited"] = start("limited", ["--time=1", "--signal=USR1@90"], WAITS)  # SLURM looks every 30 s
+    jobs["whole"] = start("whole")
+    jobs["signalled"] = start("signalled", fit=WAITS)
+    jobs["requeued"] = start("requeued", fit=WAITS)
+    jobs["preempted"] = start("preempted", ["--partition=shared"], WAITS)
+    for name in ("signalled", "requeued", "preempted"):
+        jobs[name].wait_for_steps(6)
+    cluster.run("scancel", "--signal=USR1", jobs["signalled"].number)
+    cluster.run("scontrol", "requeue", jobs["requeued"].number)
+    return jobs
 
 
-@pytest.mark.slow
-def test_two_nodes_train_to_the_end(whole):
-    assert whole["global_step"] == 40
-    assert whole["samples_seen"] == 40 * 2 * 4
+@pytest.fixture(scope="session")
+def urgent(cluster, jobs, tmp_path_factory):
+    """A job that needs the nodes of the preempted one."""
+    output = f"--output={tmp_path_factory.mktemp('urgent')}/log"
+    return cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", output, "--wrap=sleep 1")
 
 
-@pytest.mark.slow
-def test_a_job_that_gets_usr1_is_queued_again_and_ends_like_an_uninterrupted_one(
-    cluster, shards, whole, tmp_path
-):
-    run = tmp_path / "run"
-    job = submit(cluster, shards, run)
-    metrics = run / "metrics.csv"
-    cluster.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, 60)
-    cluster.run("scancel", "--signal=USR1", job)
-    resumed = finish(cluster, job, run)
-    log = Path(f"{run}.log").read_text()
-    assert "by SIGUSR1: the same command resumes" in log
-    assert f"resumes {run}/checkpoints/last.ckpt" in log
-    assert "Restarts=1" in cluster.run("scontrol", "show", "job", job)
-    for part in PARTS:
-        assert equal(resumed[part], whole[part]), part
-    steps = [line.split(",")[0] for line in metrics.read_text().splitlines()[1:]]
-    assert sorted(set(steps), key=int) == [str(step) for step in range(40)]
+@pytest.fixture(scope="session")
+def whole(jobs, urgent):
+    return jobs["whole"].finish()
+
+
+def test_two_nodes_train_to_the_end(jobs, whole):
+    assert whole["global_step"] == STEPS
+    assert whole["samples_seen"] == STEPS * 2 * 2
+    assert jobs["whole"].restarts == 0
+
+
+def test_usr1_queues_a_job_again(jobs, whole):
+    job = jobs["signalled"]
+    assert_like(job, whole)
+    assert job.restarts == 1
+    assert "by SIGUSR1: the same command resumes" in job.log
+    assert f"resumes {job.run}/checkpoints/last.ckpt" in job.log
+
+
+def test_usr1_while_python_starts_is_not_lost(jobs, whole):
+    assert_like(jobs["starting"], whole)
+    assert jobs["starting"].restarts == 1
+    assert "stopped at step 0 by SIGUSR1" in jobs["starting"].log
+
+
+def test_an_operators_requeue_resumes(jobs, whole):
+    assert_like(jobs["requeued"], whole)
+    assert jobs["requeued"].restarts == 1
+    assert "by SIGTERM: the same command resumes" in jobs["requeued"].log
+
+
+def test_a_job_of_a_higher_partition_drives_it_out_and_it_resumes(cluster, jobs, whole, urgent):
+    assert cluster.wait(urgent) == "COMPLETED"
+    assert_like(jobs["preempted"], whole)
+    assert jobs["preempted"].restarts == 1
+    assert "by SIGUSR1: the same command resumes" in jobs["preempted"].log
+
+
+def test_before_its_time_limit_a_job_is_queued_again(jobs, whole):
+    assert_like(jobs["limited"], whole)
+    assert jobs["limited"].restarts >= 1
+    assert "by SIGUSR1: the same command resumes" in jobs["limited"].log
+    assert "TIME LIMIT" not in jobs["limited"].log
+
+
+def test_a_finished_job_that_is_queued_again_ends_at_once(cluster, jobs, whole):
+    job = jobs["whole"]
+    before = (job.run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    cluster.run("scontrol", "requeue", job.number)
+    cluster.wait_for(lambda: job.restarts == 1)
+    job.finish()
+    assert f"finished, {STEPS} of {STEPS} steps are done" in job.log
+    assert (job.run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def num_processes(job):
+    """How many Python processes of the job there are."""
+    commands = [words(path / "cmdline") for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return sum(command[0] == sys.executable and f"--run={job.run}" in command for command in commands)
+
+
+def words(path):
+    try:
+        return path.read_text().split("\0")
+    except OSError:  # it ended meanwhile
+        return [""]
