@@ -33,8 +33,8 @@ class Evaluation(L.Callback):
     own, so that they can be monitored, and each is written with its record to ``evaluations.jsonl`` in the
     run folder. Training goes on as if nothing had been measured: random numbers, modes and weights are as
     before.
-    A metric that fails is reported and left out of this evaluation; the others and the run go on. Stages that
-    make no pictures are left alone.
+    A metric or measure that fails is reported and left out of this evaluation; the others and the run go on.
+    Stages that make no pictures are left alone.
 
     Args:
         metrics: What to measure.
@@ -96,7 +96,7 @@ class Evaluation(L.Callback):
                     part.to(pl_module.device).eval()
             self._measurement = Measurement(self.metrics, default_group(pl_module.device), pl_module.device)
             with without_trace(pl_module):
-                self._measurement.begin(self._reals(trainer))
+                self._measurement.begin(self._reals(trainer, pl_module))
 
     def on_validation_batch_end(
         self,
@@ -163,13 +163,14 @@ class Evaluation(L.Callback):
             **how,
         }
 
-    def _reals(self, trainer: L.Trainer) -> Reals:
+    def _reals(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Reals:
         """Name the real pictures; part of a validation set has no name."""
+        size = getattr(pl_module, "image_size", None)
         identity = getattr(trainer.datamodule, "val_identity", None)  # type: ignore[attr-defined]
         if identity is None or trainer.limit_val_batches != 1.0:
-            return Reals()
+            return Reals(size=size)
         cache = Path(self.cache or Path(trainer.default_root_dir) / "statistics")
-        return Reals(f"{identity} {self.num_samples}", cache)
+        return Reals(f"{identity} {self.num_samples}", cache, size)
 
     def _is_due(self, trainer: L.Trainer, seen: int) -> bool:
         if trainer.sanity_checking:

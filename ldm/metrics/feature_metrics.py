@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm.metrics.features import Extractor, FeatureSet, Needs
 from ldm.metrics.group import Group
 from ldm.metrics.measure import Measure
-from ldm.metrics.metric import Metric, Reals, Says
+from ldm.metrics.metric import Metric, Reals, Says, told
 from ldm.metrics.reference import FromBatches, FromFile, Reference
 from ldm.types import Batch
 
@@ -49,6 +49,7 @@ class FeatureMetrics(Metric):
                 f"which has {sorted(extractor.views)}"
             )
         self._by_name: dict[str, Measure] = {}
+        self.failures: dict[str, str] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -85,7 +86,7 @@ class FeatureMetrics(Metric):
 
     def update(self, images: Tensor, batch: Batch) -> None:
         """Look at generated pictures."""
-        self._check_size(images.shape[-1])
+        self.reference.check(images.shape[-1])
         with torch.no_grad():
             self.generated.add(self.extractor(images, batch, self._needs.views), batch["place"])
 
@@ -98,16 +99,12 @@ class FeatureMetrics(Metric):
                 self.reference.keep(self.real)
 
     def compute(self) -> dict[str, float]:
-        """Return all measures' values."""
-        values: dict[str, float] = {}
+        """Return the values of all measures that do not fail; ``failures`` names the others."""
+        self.failures = {}
         if not self.generated.count:
-            return values
+            return {}
         self.generated.device = self.real.device = self._device()
-        for measure in self.measures:
-            for name, value in measure.compute(self.generated, self.real).items():
-                values[f"{name}/{self.extractor.name}"] = value
-                self._by_name[f"{name}/{self.extractor.name}"] = measure
-        return values
+        return {name: value for measure in self.measures for name, value in self._values(measure).items()}
 
     def says(self, name: str) -> Says:
         """Name measure, network, reference and numbers of pictures."""
@@ -119,19 +116,23 @@ class FeatureMetrics(Metric):
             says |= {"num_real": self.real.count or "unknown", "reference": self.reference.name}
         return says
 
+    def _values(self, measure: Measure) -> dict[str, float]:
+        try:
+            found = measure.compute(self.generated, self.real)
+        except Exception as error:  # the others have all that they need
+            self.failures[f"{type(measure).__name__} of {self.extractor.name}"] = told(error)
+            return {}
+        values = {f"{name}/{self.extractor.name}": value for name, value in found.items()}
+        self._by_name |= dict.fromkeys(values, measure)
+        return values
+
     def _find(self, reals: Reals) -> tuple[bool, str]:
         try:
-            return self.reference.find(self.real, self.extractor, reals), ""
+            found = self.reference.find(self.real, self.extractor, reals)
+            self.reference.check(reals.size)
+            return found, ""
         except Exception as error:  # told to the other processes, which wait for an answer
             return False, f"{error}"
-
-    def _check_size(self, size: int) -> None:
-        expected = self.reference.size
-        if expected is not None and expected != size:
-            raise ValueError(
-                f"reference: statistics '{self.reference.name}' are of pictures of side {expected}, "
-                f"got pictures of side {size}"
-            )
 
     def _device(self) -> torch.device:
         """Return where measures compute: a GPU if the network is on one; others lack float64."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.metrics.group import Group
-from ldm.metrics.metric import Metric, Reals, Says
+from ldm.metrics.metric import Metric, Reals, Says, told
 from ldm.metrics.precision import full_precision
 from ldm.types import Batch
 
@@ -33,7 +33,8 @@ class Value:
 class Measurement:
     """Feeds metrics with the pictures of one evaluation.
 
-    A metric that fails is left out, on all processes, and named in ``failures``; the others go on.
+    What fails is left out, on all processes, and named in ``failures``: a metric, or one of the measures of a
+    metric that has several. The others go on.
 
     Args:
         metrics: What to measure.
@@ -102,7 +103,10 @@ class Measurement:
         if not num_failed:
             metric.sync(self.group)
             values = (self._attempt(i, self._compute, metric) or []) if self.group.rank == 0 else []
-        values, why = self.group.tell((values, self._errors.get(i)))
+        partly = {} if num_failed else dict(metric.failures)
+        values, why, partly = self.group.tell((values, self._errors.get(i), partly))
+        for name, reason in partly.items():
+            self.failures.append(f"measure {name} is left out of this evaluation: {reason}")
         if num_failed or why:
             why = self._errors.get(i) or why or f"it failed on {num_failed} other process(es)"
             self.failures.append(f"metric {type(metric).__name__} is left out of this evaluation: {why}")
@@ -118,5 +122,5 @@ class Measurement:
         try:
             return action(*arguments)
         except Exception as error:
-            self._errors[i] = f"{type(error).__name__}: {error}"
+            self._errors[i] = told(error)
             return None

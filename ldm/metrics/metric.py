@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +24,12 @@ class Reals:
     Args:
         identity: Text that changes when they do (data, number, size, crop); None: nobody knows.
         cache: Folder for their statistics; None keeps them in memory only.
+        size: Side of the pictures that are measured, in pixels; None: nobody knows yet.
     """
 
     identity: str | None = None
     cache: Path | None = None
+    size: int | None = None
 
 
 class Metric(ABC):
@@ -34,7 +37,12 @@ class Metric(ABC):
 
     States are float64 sums, or rows with the place of their picture: so any split over batches and processes
     gives the same value.
+
+    Attributes:
+        failures: What the last ``compute`` could not compute although it could the rest: why, by name.
     """
+
+    failures: Mapping[str, str] = {}
 
     def begin(self, reals: Reals, group: Group) -> None:
         """Begin an evaluation; all processes call it. Most metrics only forget the one before."""
@@ -79,6 +87,11 @@ class Metric(ABC):
         for part in vars(self).values():
             if isinstance(part, nn.Module):
                 part.to(device)
+
+
+def told(error: Exception) -> str:
+    """Write an error as its kind and message."""
+    return f"{type(error).__name__}: {error}"
 
 
 class Mean:

@@ -32,11 +32,9 @@ class Reference(ABC):
 
     Attributes:
         name: What a record calls them: a hash.
-        size: Side of their pictures, if it is known.
     """
 
     name: str = "unknown"
-    size: int | None = None
 
     @abstractmethod
     def find(self, real: FeatureSet, extractor: Extractor, reals: Reals) -> bool:
@@ -44,6 +42,14 @@ class Reference(ABC):
 
     def keep(self, real: FeatureSet) -> None:
         """Keep complete statistics for the next evaluation; called on the first process."""
+        return None
+
+    def check(self, size: int | None) -> None:
+        """Check the side of the pictures that are compared with them, if both sides are known.
+
+        Raises:
+            ValueError: If they differ.
+        """
         return None
 
 
@@ -101,6 +107,7 @@ class FromFile(Reference):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.size: int | None = None
         self._kept: tuple[str, dict[str, torch.Tensor], dict[str, Gaussian]] | None = None
         if not Path(path).is_file():
             raise FileNotFoundError(f"reference: statistics '{path}' do not exist")
@@ -118,6 +125,13 @@ class FromFile(Reference):
         real.load(self._kept[1])
         real.gaussians = self._kept[2]
         return True
+
+    def check(self, size: int | None) -> None:
+        """Compare with the side of ``arr_0``, or with the one that the file has recorded."""
+        if size is not None and self.size not in (None, size):
+            raise ValueError(
+                f"reference: '{self.path}' is of pictures of side {self.size}, got pictures of side {size}"
+            )
 
     def _fill(self, real: FeatureSet, extractor: Extractor) -> None:
         names = array_names(self.path)

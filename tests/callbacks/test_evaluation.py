@@ -145,6 +145,39 @@ def test_a_failing_metric_is_named_and_the_others_go_on(tmp_path, where):
     assert run.global_step == 8
 
 
+def test_a_failing_measure_is_named_and_the_others_of_its_network_go_on(tmp_path):
+    class Fails(Frechet):
+        def compute(self, generated, real):
+            raise RuntimeError("no root")
+
+    class Flat(nn.Module):
+        def image_features(self, image):
+            return image.mean((2, 3))
+
+    both = FeatureMetrics(Embedding(Flat(), "flat"), [Fails(), Frechet()])
+    says = "measure Fails of flat is left out of this evaluation: RuntimeError: no root"
+    with pytest.warns(UserWarning, match=says):
+        run, _ = fit(tmp_path, Evaluation([both], 8))
+    assert "val/fid/flat" in run.callback_metrics and run.global_step == 8
+    lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["failed"] for line in lines if "failed" in line] == [says] * 2
+
+
+def test_statistics_of_pictures_of_another_side_are_one_line_before_any_is_measured(tmp_path):
+    class Untouched(nn.Module):
+        def image_features(self, image):
+            raise AssertionError("it was known before")
+
+    record = np.array(json.dumps({"size": 256, "num": 9}))
+    np.savez(tmp_path / "real.npz", mu=np.zeros(3), sigma=np.eye(3), record=record)
+    metric = FeatureMetrics(Embedding(Untouched(), "flat"), [Frechet()], str(tmp_path / "real.npz"))
+    stage = TinyStage()
+    stage.image_size = 4
+    with pytest.warns(UserWarning, match=r"real.npz' is of pictures of side 256, got pictures of side 4"):
+        run, _ = fit(tmp_path, Evaluation([metric, PSNR()], 8), stage=stage, max_steps=4)
+    assert "val/picture_psnr" in run.callback_metrics
+
+
 def test_metrics_are_not_in_the_checkpoint(tmp_path):
     run, _ = fit(tmp_path, Evaluation([Spy()], 8))
     run.save_checkpoint(tmp_path / "x.ckpt")

@@ -139,10 +139,9 @@ def test_mean_and_covariance_of_a_file_are_what_is_compared_with(tmp_path):
     [
         ({"mu": np.zeros(3)}, r"has \['mu'\], expected 'arr_0' for the views \['features'\]"),
         ({"arr_0": np.zeros((9, 4, 4, 3))}, r"arr_0 is float64 \(9, 4, 4, 3\), expected uint8 pictures"),
-        ({"arr_0": np.zeros((9, 8, 8, 3), np.uint8)}, "are of pictures of side 8, got pictures of side 4"),
         (
-            {"mu": np.zeros(7), "sigma": np.eye(7), "arr_0": hwc(REAL)},
-            "features of widths 3 and 7, expected equal",
+            {"arr_0": np.zeros((9, 8, 8, 3), np.uint8)},
+            "real.npz' is of pictures of side 8, got pictures of side 4",
         ),
         ({"record": np.array(json.dumps({"resize": "Lanczos"}))}, "resize Lanczos, but mean has none"),
     ],
@@ -155,6 +154,50 @@ def test_a_file_of_another_kind_is_one_clear_line_and_others_go_on(tmp_path, arr
     assert [value.name for value in run.finish()] == ["picture_psnr"]
     assert len(run.failures) == 1
     assert re.search(says, run.failures[0]), run.failures
+
+
+def test_statistics_of_another_width_fail_what_needs_them_alone(tmp_path):
+    path = adm_file(tmp_path / "real.npz", mu=np.zeros(7), sigma=np.eye(7), arr_0=hwc(REAL))
+    found, (failure,) = measure(metric(Means(), path), Reals())
+    assert found.keys() == {"kid/mean", "kid_std/mean"}
+    assert "measure Frechet of mean is left out" in failure
+    assert "features of widths 3 and 7, expected equal" in failure
+
+
+def test_pictures_of_another_side_are_refused_before_any_is_drawn(tmp_path):
+    record = np.array(json.dumps({"size": 8, "num": 9}))
+    path = adm_file(tmp_path / "real.npz", mu=np.zeros(3), sigma=np.eye(3), record=record)
+    one = metric(Means(), path, [Frechet()])
+    with pytest.raises(ValueError, match=r"real.npz' is of pictures of side 8, got pictures of side 4"):
+        one.begin(Reals(size=4), Alone())
+    one.begin(Reals(size=8), Alone())
+    one.begin(Reals(), Alone())
+
+
+class Fails(Frechet):
+    """A measure that has what it needs, and fails."""
+
+    def compute(self, generated, real):
+        raise ValueError("too few pictures")
+
+
+def test_a_failing_measure_is_left_out_alone(tmp_path):
+    expected, _ = measure(metric(Means(), measures=[Frechet(), KID(5, 10)]), Reals())
+    one = metric(Means(), measures=[Frechet(), Fails(), KID(5, 10)])
+    for _ in range(2):
+        found, failures = measure(one, Reals())
+        assert numbers(found) == numbers(expected)
+        assert failures == [
+            "measure Fails of mean is left out of this evaluation: ValueError: too few pictures"
+        ]
+
+
+def test_what_failed_before_is_not_reported_again(tmp_path):
+    one = metric(Means(), measures=[Fails(), Frechet()])
+    measure(one, Reals())
+    one.extractor.forward = None
+    _, failures = measure(one, Reals())
+    assert len(failures) == 1 and "metric FeatureMetrics is left out" in failures[0]
 
 
 def test_a_missing_or_damaged_file_is_one_clear_line(tmp_path):
