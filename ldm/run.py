@@ -21,6 +21,7 @@ SMALLER_IS_BETTER = ("loss*", "fid*", "sfid*", "kid*", "cmmd*", "lpips", "recons
 LARGER_IS_BETTER = (
     *("psnr", "picture_psnr", "ssim", "accuracy", "clip_score*", "caption*"),
     *("is/*", "precision*", "recall*", "density*", "coverage*"),
+    *("image_to_text*", "text_to_image*", "zero_shot*"),
 )
 """Values of a validation, without val/."""
 GOOD_END: tuple[tuple[tuple[str, ...], End], ...] = ((SMALLER_IS_BETTER, "min"), (LARGER_IS_BETTER, "max"))

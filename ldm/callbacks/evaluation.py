@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.logging import log_records, log_samples, samples_seen
@@ -76,6 +76,22 @@ class Evaluation(L.Callback):
         """Restore when the next evaluation is due."""
         self._next = state_dict["next"]
 
+    def fits(self, pl_module: L.LightningModule) -> bool:
+        """Tell whether a stage has what is to be measured."""
+        return isinstance(pl_module, Generates)
+
+    def show(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> Tensor:
+        """Return the pictures to measure, (B, 3, H, W) in [-1, 1], one for each sample."""
+        assert isinstance(pl_module, Generates)
+        with replaced(pl_module, self.parts), trainer.precision_plugin.forward_context():
+            return pl_module.generate(batch, self.seed)
+
+    def how(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Says:
+        """Say how the pictures came about, beside stage, progress and weights."""
+        with replaced(pl_module, self.parts):
+            drawn = drawn_by(pl_module)
+        return {"precision": str(trainer.precision_plugin.precision), "seed": self.seed, **drawn}
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that the stage draws with what is to be replaced.
 
@@ -90,7 +106,7 @@ class Evaluation(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin an evaluation if one is due."""
         self._measurement, self._taken = None, 0
-        if isinstance(pl_module, Generates) and self._is_due(trainer, samples_seen(pl_module)):
+        if self.fits(pl_module) and self._is_due(trainer, samples_seen(pl_module)):
             for part in self.parts.values():
                 if isinstance(part, nn.Module):  # a guidance may hold a network of its own
                     part.to(pl_module.device).eval()
@@ -109,14 +125,13 @@ class Evaluation(L.Callback):
     ) -> None:
         """Generate and measure the samples of this batch that are among the first ``num_samples``."""
         missing = share(trainer, self.num_samples) - self._taken
-        if self._measurement is None or missing <= 0 or not isinstance(pl_module, Generates):
+        if self._measurement is None or missing <= 0:
             return
         batch = first(batch, missing)
         mine = torch.arange(self._taken, self._taken + len(batch["key"]))
         batch["place"] = trainer.global_rank + mine * trainer.world_size
         with without_trace(pl_module):
-            with replaced(pl_module, self.parts), trainer.precision_plugin.forward_context():
-                images = pl_module.generate(batch, self.seed)
+            images = self.show(trainer, pl_module, batch)
             self._measurement.see(batch)
             self._measurement.update(from_bytes(to_bytes(images)), batch)
         self._taken += len(mine)
@@ -139,7 +154,7 @@ class Evaluation(L.Callback):
     def _record(
         self, trainer: L.Trainer, pl_module: L.LightningModule, values: list[Value], failures: list[str]
     ) -> None:
-        drawn = self._drawn(trainer, pl_module)
+        drawn = self._stands(trainer, pl_module) | self.how(trainer, pl_module)
         records = {f"val/{value.name}": {**value.says, **drawn} for value in values}
         lines: list[dict[str, object]] = [
             {"name": f"val/{value.name}", "value": value.value, **value.says, **drawn} for value in values
@@ -149,18 +164,13 @@ class Evaluation(L.Callback):
         append_lines(path, samples_seen(pl_module), lines)
         log_records(trainer, records)
 
-    def _drawn(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Says:
-        """Say how the pictures were drawn."""
+    def _stands(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Says:
+        """Say which weights are measured."""
         averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-        with replaced(pl_module, self.parts):
-            how = drawn_by(pl_module)
         return {
             "stage": str(getattr(pl_module, "name", type(pl_module).__name__)),
             "samples": samples_seen(pl_module),
             "weights": "ema" if averaged else "raw",
-            "precision": str(trainer.precision_plugin.precision),
-            "seed": self.seed,
-            **how,
         }
 
     def _reals(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Reals:

@@ -72,7 +72,7 @@ class Towers(Extractor):
 
     def says(self) -> Says:
         """Name the class and hash the weights."""
-        return {"network": _class_path(self.clip), **_says(self.clip)}
+        return tower_says(self.clip)
 
 
 class Embedding(Extractor):
@@ -93,7 +93,7 @@ class Embedding(Extractor):
 
     def says(self) -> Says:
         """Name the class and hash the weights."""
-        return {"network": _class_path(self.network), **_says(self.network)}
+        return tower_says(self.network)
 
 
 class OpenCLIP(nn.Module):
@@ -154,18 +154,16 @@ class OpenCLIP(nn.Module):
         }
 
 
-def _says(network: Any) -> Says:
+def tower_says(network: Features) -> Says:
+    """Say what a network is: its class, the SHA-256 of its weights, and how it resizes pictures."""
+    says: Says = {"network": f"{type(network).__module__}.{type(network).__qualname__}"}
     if hasattr(network, "says"):
-        return cast(Says, network.says())
-    holder = getattr(network, "module", network)  # a frozen network is no submodule
+        return says | cast(Says, network.says())
+    holder: Any = getattr(network, "module", network)  # a frozen network is no submodule
     state = holder.state_dict() if isinstance(holder, nn.Module) else {}
     size = getattr(holder, "image_size", None)
     resize = f"torch bicubic, antialias, to {size}" if size else "none"
-    return {"weights_sha256": tensors_sha256(state), "resize": resize}
-
-
-def _class_path(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+    return says | {"weights_sha256": tensors_sha256(state), "resize": resize}
 
 
 def _numbers(captions: list[str]) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.metrics.group import Group
-from ldm.metrics.metric import Mean, Metric
-from ldm.metrics.towers import ImageText
+from ldm.metrics.metric import Mean, Metric, Says
+from ldm.metrics.towers import ImageText, tower_says
 from ldm.types import Batch
 
 
@@ -21,22 +24,31 @@ class ZeroShot(Metric):
 
     Args:
         clip: Image and text tower.
-        classes: Names of the classes, in the order of the labels.
-        templates: Captions with ``{}`` where the name belongs.
+        classes: Names of the classes, in the order of the labels, or a text file with one in each line.
+        templates: Captions with ``{}`` where the name belongs, or a text file.
         ks: Numbers of nearest classes that are looked at.
         name: Name of the values: name@k.
+
+    Raises:
+        FileNotFoundError: If a file is given that is not there.
+        ValueError: If a template has no place for the name.
     """
 
     def __init__(
         self,
         clip: ImageText,
-        classes: Sequence[str],
-        templates: Sequence[str] = ("a photo of a {}.",),
+        classes: Sequence[str] | str,
+        templates: Sequence[str] | str = ("a photo of a {}.",),
         ks: Sequence[int] = (1, 5),
         name: str = "zero_shot",
     ) -> None:
         self.clip = clip
-        self.classes, self.templates, self.ks, self.name = list(classes), list(templates), tuple(ks), name
+        self.classes, self.templates = _lines(classes, "classes"), _lines(templates, "templates")
+        if wrong := [template for template in self.templates if "{}" not in template]:
+            raise ValueError(
+                f"templates: got {wrong[0]!r}, expected captions with {{}} for the name of a class"
+            )
+        self.ks, self.name = tuple(ks), name
         self._heads: Tensor | None = None
         self.reset()
 
@@ -80,6 +92,26 @@ class ZeroShot(Metric):
             name: v for k, mean in self._means.items() for name, v in mean.compute(f"{self.name}@{k}").items()
         }
 
+    def says(self, name: str) -> Says:
+        """Name the towers, the classes and the templates, and the number of pictures."""
+        words = json.dumps([self.classes, self.templates]).encode()
+        return {
+            **super().says(name),
+            **tower_says(self.clip),
+            "num": max((mean.count for mean in self._means.values()), default=0),
+            "num_classes": len(self.classes),
+            "num_templates": len(self.templates),
+            "classes_sha256": hashlib.sha256(words).hexdigest(),
+        }
+
     def _head(self, name: str) -> Tensor:
         vectors = self.clip.encode_text([template.format(name) for template in self.templates])
         return F.normalize(vectors.mean(0), dim=0)
+
+
+def _lines(given: Sequence[str] | str, key: str) -> list[str]:
+    if not isinstance(given, str):
+        return list(given)
+    if not Path(given).is_file():
+        raise FileNotFoundError(f"{key}: the file '{given}' does not exist, expected one name in each line")
+    return [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]

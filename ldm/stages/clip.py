@@ -55,6 +55,10 @@ class CLIP(Stage):
         with torch.no_grad():
             self.net.model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
+    def image_features(self, image: Tensor) -> Tensor:
+        """Map pictures (B, 3, H, W) in [-1, 1] to embeddings (B, E) before normalisation."""
+        return self.net.image_features(image)
+
     def encode_image(self, image: Tensor) -> Tensor:
         """Map pictures (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
         return self.net.encode_image(image)
