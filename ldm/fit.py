@@ -32,10 +32,11 @@ from ldm.callbacks.wandb_logger import SamplesWandb
 from ldm.callbacks.watchdog import Watchdog
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
+from ldm.distributed import register, without_signals
 from ldm.latent_shards import check_source
 from ldm.lineage import publish_run, use_upstream, use_weights
 from ldm.run import Run, WandB, start_wandb
-from ldm.stages.stage import Stage
+from ldm.stages.stage import Stage, samples_per_step
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.yaml"
 HELP = """Train a stage: autoencoder, CLIP or diffusion.
@@ -137,6 +138,7 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
     _quieten()
     if not BASE.is_file():
         raise FileNotFoundError(f"{BASE}: no such file, expected ldm installed by pip install -e .")
+    register()
     return FitCLI(
         Stage,
         Shards,
@@ -171,6 +173,7 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Preemption):
             callback.notice = notice or callback.notice
+    without_signals(cli.trainer)
     check_source(cli.datamodule, cli.model)
     is_first = cli.trainer.is_global_zero
     for logger in cli.trainer.loggers:
@@ -199,7 +202,12 @@ def _beginning(cli: FitCLI) -> str:
     """Say what is about to happen, in one line."""
     size = sum(p.numel() for p in cli.model.parameters() if p.requires_grad)
     start = f"resumes {cli.start}" if cli.start else f"starts with {cli.config.weights or 'random weights'}"
-    return f"{cli.config.run}: {start}; {cli.model.name}, {size:,} parameters to train"
+    samples = samples_per_step(cli.trainer, cli.datamodule)
+    lr = cli.model.optimizer.lr * cli.model.optimizer.scaling.factor(samples)
+    return (
+        f"{cli.config.run}: {start}; {cli.model.name}, {size:,} parameters to train, "
+        f"{samples} samples per step, learning rate {lr:.3g}"
+    )
 
 
 def _quieten() -> None:

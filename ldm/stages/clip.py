@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from open_clip.loss import ClipLoss
 from torch import Tensor
 
 from ldm.diffusion.noise import SampleNoise
 from ldm.nets.clip import CLIPModel
 from ldm.stages.optimization import AdamW, Optimization
-from ldm.stages.stage import Stage
+from ldm.stages.stage import Stage, samples_per_step
 from ldm.types import Batch
 
 MAX_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, sec. 2.5
@@ -20,6 +21,9 @@ MAX_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, sec. 2.5
 
 class CLIP(Stage):
     """Trains the symmetric contrastive loss over all processes' pairs (Radford et al. 2021, Fig. 3).
+
+    Accumulated batches are contrasted each on its own: they make a step of more pairs, but not more to tell
+    a pair from.
 
     Args:
         net: The two towers.
@@ -42,6 +46,16 @@ class CLIP(Stage):
             loss = self._contrast()(image, text, scale)
             right = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
         return {"loss": loss, "accuracy": right.float().mean(), "logit_scale": scale}
+
+    def on_train_start(self) -> None:
+        """Say how many pairs are contrasted, where that is not what a step counts."""
+        super().on_train_start()
+        if (batches := self.trainer.accumulate_grad_batches) > 1:
+            pairs = samples_per_step(self.trainer, self.trainer.datamodule) // batches  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"trainer.accumulate_grad_batches is {batches}: CLIP contrasts {pairs} pairs at once, not "
+                f"{pairs * batches}; only more processes or a larger data.batch_size contrast more"
+            )
 
     def _contrast(self) -> ClipLoss:
         # validation contrasts within a process's batch: the last batch may differ between processes

@@ -12,6 +12,63 @@ from torch import nn
 from ldm.muon import Muon as MuonOptimizer
 
 
+class Scaling(ABC):
+    """How the learning rate follows the samples of an optimizer step, over all processes and batches.
+
+    Args:
+        batch: Samples of a step for which ``lr`` is meant.
+
+    Raises:
+        ValueError: If ``batch`` is less than 1.
+    """
+
+    def __init__(self, batch: int) -> None:
+        if batch < 1:
+            raise ValueError(f"optimizer.scaling.batch: got {batch}, expected at least 1")
+        self.batch = batch
+
+    @abstractmethod
+    def factor(self, num_samples: int) -> float:
+        """Return the factor of the learning rate at ``num_samples`` per step."""
+
+
+class Unscaled(Scaling):
+    """The learning rate is what it says, whatever the batch."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def factor(self, num_samples: int) -> float:
+        """Return 1."""
+        return 1.0
+
+
+class Linear(Scaling):
+    """k times the samples, k times the rate, for SGD: Goyal et al. 2017 (arXiv:1706.02677), Section 2.1.
+
+    Args:
+        batch: Samples of a step for which ``lr`` is meant.
+    """
+
+    def factor(self, num_samples: int) -> float:
+        """Return k = num_samples / batch."""
+        return num_samples / self.batch
+
+
+class SquareRoot(Scaling):
+    """k times the samples, sqrt(k) times the rate, for Adam: Malladi et al. 2022 (arXiv:2205.10287).
+
+    Their rule also brings 1 - beta of both moments to k times as much; here the betas stay.
+
+    Args:
+        batch: Samples of a step for which ``lr`` is meant.
+    """
+
+    def factor(self, num_samples: int) -> float:
+        """Return sqrt(k), k = num_samples / batch."""
+        return math.sqrt(num_samples / self.batch)
+
+
 class Optimization(ABC):
     """An optimizer with a linear warm-up and a decay over the whole run.
 
@@ -20,6 +77,7 @@ class Optimization(ABC):
         warmup: Optimizer steps of the linear warm-up from 0.
         decay: How the rate falls from its peak to 0 at ``trainer.max_steps``.
         weight_decay: Decoupled weight decay of matrices and kernels; vectors do not decay.
+        scaling: How the rates follow the samples of a step; none do unless it is given.
     """
 
     def __init__(
@@ -28,11 +86,13 @@ class Optimization(ABC):
         warmup: int = 500,
         decay: Literal["cosine", "linear", "none"] = "cosine",
         weight_decay: float = 0.01,
+        scaling: Scaling | None = None,
     ) -> None:
         self.lr = lr
         self.warmup = warmup
         self.decay = decay
         self.weight_decay = weight_decay
+        self.scaling = scaling or Unscaled()
 
     @abstractmethod
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
@@ -60,6 +120,7 @@ class AdamW(Optimization):
         decay: How the rate falls from its peak to 0 at ``trainer.max_steps``.
         weight_decay: Decoupled weight decay of matrices and kernels; vectors do not decay.
         betas: Decay rates of the first and second moment.
+        scaling: How the rates follow the samples of a step; none do unless it is given.
     """
 
     def __init__(
@@ -69,8 +130,9 @@ class AdamW(Optimization):
         decay: Literal["cosine", "linear", "none"] = "cosine",
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
+        scaling: Scaling | None = None,
     ) -> None:
-        super().__init__(lr, warmup, decay, weight_decay)
+        super().__init__(lr, warmup, decay, weight_decay, scaling)
         self.betas = betas
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
@@ -94,6 +156,7 @@ class Muon(Optimization):
         decay: How the rate falls from its peak to 0 at ``trainer.max_steps``.
         weight_decay: Decoupled weight decay of matrices and kernels.
         adam_lr: Peak learning rate of embeddings and vectors; ``lr`` unless given.
+        scaling: How the rates follow the samples of a step; none do unless it is given.
     """
 
     def __init__(
@@ -103,8 +166,9 @@ class Muon(Optimization):
         decay: Literal["cosine", "linear", "none"] = "cosine",
         weight_decay: float = 0.01,
         adam_lr: float | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
-        super().__init__(lr, warmup, decay, weight_decay)
+        super().__init__(lr, warmup, decay, weight_decay, scaling)
         self.adam_lr = lr if adam_lr is None else adam_lr
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:

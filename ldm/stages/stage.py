@@ -36,6 +36,7 @@ class Stage(L.LightningModule, ABC):
         super().__init__()
         self.optimizer = optimizer
         self._samples_before, self._batches_before, self._samples_per_batch = 0, 0, 0
+        self._step_began = 0
 
     @property
     def samples_seen(self) -> int:
@@ -67,9 +68,12 @@ class Stage(L.LightningModule, ABC):
         """Return the loss of a training batch and log its parts."""
         size = len(batch["key"])
         self._samples_per_batch = size * self.trainer.world_size
-        noise = SampleNoise(f"{_global_seed()}/train/{self.samples_seen}", batch["key"])
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._step_began = self.samples_seen  # a step in several batches draws what it draws in one
+        noise = SampleNoise(f"{_global_seed()}/train/{self._step_began}", batch["key"])
         losses = self.losses(batch, noise)
         self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=size, prog_bar=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return losses["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -89,17 +93,24 @@ class Stage(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and its schedule over the trainer's number of steps."""
-        optimizer = self.optimizer.build(self)
+        optimizer = self._build_optimizer()
         num_steps = self.trainer.max_steps
         schedule = LambdaLR(optimizer, lambda step: self.optimizer.factor(step, num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizer.build(self)
+        factor = self.optimizer.scaling.factor(samples_per_step(self.trainer, self.trainer.datamodule))  # type: ignore[attr-defined]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        return optimizer
 
     def on_train_start(self) -> None:
         """Train as the configuration says, and not as the checkpoint that is resumed said."""
         for config in self.trainer.lr_scheduler_configs:
             schedule = config.scheduler
             assert isinstance(schedule, LambdaLR)
-            fresh = self.optimizer.build(self).param_groups
+            fresh = self._build_optimizer().param_groups
             schedule.base_lrs = [group["lr"] for group in fresh]
             for group, new, factor in zip(
                 schedule.optimizer.param_groups, fresh, schedule.lr_lambdas, strict=True
@@ -166,6 +177,16 @@ class Stage(L.LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Take the size of the pictures from the data."""
         self.image_size = getattr(self.trainer.datamodule, "image_size", self.image_size)  # type: ignore[attr-defined]
+
+
+def samples_per_step(trainer: L.Trainer, data: Any) -> int:
+    """Count the samples of an optimizer step, over all processes and accumulated batches.
+
+    Args:
+        trainer: Of any number of processes.
+        data: What has a ``batch_size``, that of one process; without one, e.g. a plain loader, 1 is taken.
+    """
+    return getattr(data, "batch_size", 1) * trainer.world_size * trainer.accumulate_grad_batches
 
 
 def _global_seed() -> int:

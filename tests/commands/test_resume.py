@@ -106,3 +106,20 @@ def test_the_configuration_wins_over_the_checkpoint(fresh):
     group = saved["optimizer_states"][0]["param_groups"][0]
     assert group["initial_lr"] == 0.0625
     assert group["weight_decay"] == 0.5
+
+
+def test_a_learning_rate_follows_the_samples_of_a_step_also_when_it_is_resumed(fresh, capsys):
+    scaled = ["--model.optimizer.lr=0.01", "--model.optimizer.scaling=SquareRoot"]
+    scaled += [
+        "--model.optimizer.scaling.batch=2",
+        "--model.optimizer.decay=none",
+        "--model.optimizer.warmup=1",
+    ]
+    assert fit.main(fresh.arguments("autoencoder", *scaled)) == 0
+    assert "8 samples per step, learning rate 0.02" in capsys.readouterr().out
+    wider = ["--trainer.accumulate_grad_batches=4", "--trainer.max_steps=10"]
+    assert fit.main(fresh.arguments("autoencoder", *scaled, *wider)) == 0
+    assert "32 samples per step, learning rate 0.04" in capsys.readouterr().out
+    assert state(fresh.runs / "autoencoder")["optimizer_states"][0]["param_groups"][0]["lr"] == 0.04
+    rates = [float(row["train/lr"]) for row in metrics(fresh.runs / "autoencoder") if row["train/lr"]]
+    assert rates == pytest.approx([0.02] * 8 + [0.04] * 2)
