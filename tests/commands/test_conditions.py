@@ -68,7 +68,7 @@ def test_a_condition_trains_resumes_and_draws(conditioned, name):
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert all(any(row.get(metric) for row in rows) for metric in METRICS[name])
     assert [path.name for path in sorted((run / "pictures").glob("*.png"))] == [
-        f"diffusion-{seen:010d}.png" for seen in (12, 24)
+        f"{kind}-{seen:010d}.png" for kind in ("diffusion", "noise-levels") for seen in (12, 24)
     ]
     stage = load_stage(str(run), Diffusion)
     assert stage.samples_seen == 24
