@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from ldm.callbacks.share import replaced
 from ldm.data.decode import Sample
 from ldm.data.module import decoded
 from ldm.data.source import collate
-from ldm.metrics.metric import Says
+from ldm.metrics.metric import Metric, Says
 from ldm.metrics.record import drawn_by
 from ldm.pictures import from_bytes, to_bytes
 from ldm.stages.stage import Stage
@@ -164,7 +164,12 @@ class Candidate(ABC):
 
     Args:
         name: What tables call it.
+
+    Attributes:
+        metrics: What it is measured with beside what all are.
     """
+
+    metrics: Sequence[Metric] = ()
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -257,11 +262,12 @@ class Real(Candidate):
     Args:
         samples: The pictures.
         origin: What is measured with them.
+        metrics: How.
     """
 
-    def __init__(self, samples: Dataset[Sample], origin: Says) -> None:
+    def __init__(self, samples: Dataset[Sample], origin: Says, metrics: Sequence[Metric]) -> None:
         super().__init__(str(origin["checkpoint"]))
-        self.samples, self.origin = samples, origin
+        self.samples, self.origin, self.metrics = samples, origin, metrics
 
     def pictures(self, share: Share) -> Iterator[tuple[Batch, Tensor]]:
         """Yield the pictures as they are."""

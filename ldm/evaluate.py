@@ -119,7 +119,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         failures: list[str] = []
         results = []
         for candidate in candidates:
-            measurement = Measurement(metrics, group, where)
+            measurement = Measurement([*metrics, *candidate.metrics], group, where)
             results.append(measure(candidate, measurement, share, real, options))
             failures += measurement.failures
         if group.rank == 0:
@@ -167,11 +167,8 @@ def chosen_metrics(options: Namespace, stages: Sequence[Stage], real: RealPictur
         yield from (PSNR(), SSIM())
     if options.lpips:
         yield LPIPS(options.lpips)
-    if "clip" in kinds:
-        yield FeatureMetrics(Towers(CLIPTower(options.checkpoint[0])), [Retrieval()])
-    elif not (
-        options.inception or options.clip or options.lpips or options.metrics or "autoencoder" in kinds
-    ):
+    asked = options.inception or options.clip or options.lpips or options.metrics
+    if not asked and not kinds & {"autoencoder", "clip"}:
         raise ValueError("got no metric, expected --inception, --clip, --lpips or --metrics")
 
 
@@ -187,7 +184,7 @@ def chosen_candidates(
         wanted = Repeated(samples, options.num_pictures or len(samples))  # type: ignore[arg-type]
         origin: Says = {"checkpoint": path, "checkpoint_sha256": ckpt.sha256(path), "weights": _weights(path)}
         if not isinstance(stage, Generates):
-            yield Real(wanted, origin)
+            yield Real(wanted, origin, [FeatureMetrics(Towers(CLIPTower(path)), [Retrieval()])])
             continue
         for label, parts in settings(options, stage, samplers):
             name = f"{path} {label}".strip()

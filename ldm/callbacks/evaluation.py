@@ -161,8 +161,11 @@ class Evaluation(L.Callback):
         ]
         lines += [{"failed": failure, **drawn} for failure in failures]
         path = Path(trainer.default_root_dir) / "evaluations.jsonl"
-        append_lines(path, samples_seen(pl_module), lines)
         log_records(trainer, records)
+        try:
+            append_lines(path, samples_seen(pl_module), lines)
+        except OSError as error:  # a full disk
+            rank_zero_warn(f"records of this evaluation are not in {path}: {error}")
 
     def _stands(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Says:
         """Say which weights are measured."""

@@ -47,6 +47,7 @@ class Measurement:
         self.group = group
         self.device = device
         self.failures: list[str] = []
+        self.count = 0
         self._errors: dict[int, str] = {}
 
     def begin(self, reals: Reals) -> None:
@@ -69,13 +70,15 @@ class Measurement:
 
     def update(self, images: Tensor, batch: Batch) -> None:
         """Measure pictures (B, 3, H, W) in [-1, 1], on the levels of uint8, drawn for ``batch``."""
+        self.count += len(images)
         with full_precision(self.device), torch.no_grad():
             for i, metric in enumerate(self.metrics):
                 self._attempt(i, metric.update, images, batch)
 
     def compute(self) -> list[Value]:
         """Return all values, the same on each process."""
-        return [value for i, metric in enumerate(self.metrics) for value in self._finish(i, metric)]
+        count = int(self.group.sum(torch.tensor(self.count)))
+        return [value for i, metric in enumerate(self.metrics) for value in self._finish(i, metric, count)]
 
     def end(self) -> None:
         """Forget the pictures and leave the device."""
@@ -96,13 +99,13 @@ class Measurement:
         else:
             self._errors.setdefault(i, "it failed on another process")
 
-    def _finish(self, i: int, metric: Metric) -> list[Value]:
+    def _finish(self, i: int, metric: Metric, count: int) -> list[Value]:
         # processes agree on who failed before they add up: one that stays away would leave the others waiting
         num_failed = int(self.group.sum(torch.tensor(float(i in self._errors))))
         values: list[Value] = []
         if not num_failed:
-            metric.sync(self.group)
-            values = (self._attempt(i, self._compute, metric) or []) if self.group.rank == 0 else []
+            self._sync(i, metric)
+            values = (self._attempt(i, self._compute, metric, count) or []) if self.group.rank == 0 else []
         partly = {} if num_failed else dict(metric.failures)
         values, why, partly = self.group.tell((values, self._errors.get(i), partly))
         for name, reason in partly.items():
@@ -112,8 +115,15 @@ class Measurement:
             self.failures.append(f"metric {type(metric).__name__} is left out of this evaluation: {why}")
         return values
 
-    def _compute(self, metric: Metric) -> list[Value]:
-        return [Value(name, value, metric.says(name)) for name, value in metric.compute().items()]
+    def _sync(self, i: int, metric: Metric) -> None:
+        if self.group.world == 1:
+            self._attempt(i, metric.sync, self.group)
+        else:
+            metric.sync(self.group)  # an error must end this process: the others wait for its numbers
+
+    def _compute(self, metric: Metric, count: int) -> list[Value]:
+        found = metric.compute()
+        return [Value(name, value, {"num": count, **metric.says(name)}) for name, value in found.items()]
 
     def _attempt(self, i: int, action: Callable[..., Any], *arguments: Any) -> Any:
         """Run a step of metric i unless one has failed already, and keep its error."""

@@ -79,8 +79,12 @@ class FromBatches(Reference):
         if self.name == "unknown":
             return
         self._kept = (self.name, real.state())
-        if self._path is not None:
+        if self._path is None:
+            return
+        try:
             write_arrays(self._path, {name: value.numpy() for name, value in self._kept[1].items()})
+        except OSError as error:  # a full disk, a folder that is not ours
+            warnings.warn(f"statistics of real pictures are not kept in {self._path}: {error}", stacklevel=2)
 
     def _read(self, path: Path, real: FeatureSet) -> bool:
         try:

@@ -65,12 +65,28 @@ class Broken(Spy):
         super().__init__("broken")
         self.where = where
 
+    def begin(self, reals, group):
+        self._fail("begin")
+
+    def see(self, batch):
+        self._fail("see")
+
     def update(self, images, batch):
-        if self.where == "update":
-            raise RuntimeError("no weights")
+        self._fail("update")
+
+    def sync(self, group):
+        self._fail("sync")
 
     def compute(self):
-        raise RuntimeError("no weights")
+        self._fail("compute")
+        return {"broken": 1.0}
+
+    def says(self, name):
+        self._fail("says")
+
+    def _fail(self, where):
+        if self.where == where:
+            raise RuntimeError("no weights")
 
 
 class Draws(TinyStage):
@@ -135,7 +151,7 @@ def test_metrics_see_the_averaged_weights(tmp_path):
     assert torch.equal(spy.fed[0][0], expected)
 
 
-@pytest.mark.parametrize("where", ["update", "compute"])
+@pytest.mark.parametrize("where", ["begin", "see", "update", "sync", "compute", "says"])
 def test_a_failing_metric_is_named_and_the_others_go_on(tmp_path, where):
     with pytest.warns(
         UserWarning, match="metric Broken is left out of this evaluation: RuntimeError: no weights"
@@ -176,6 +192,13 @@ def test_statistics_of_pictures_of_another_side_are_one_line_before_any_is_measu
     with pytest.warns(UserWarning, match=r"real.npz' is of pictures of side 256, got pictures of side 4"):
         run, _ = fit(tmp_path, Evaluation([metric, PSNR()], 8), stage=stage, max_steps=4)
     assert "val/picture_psnr" in run.callback_metrics
+
+
+def test_records_that_cannot_be_written_are_a_warning(tmp_path):
+    (tmp_path / "evaluations.jsonl").mkdir()
+    with pytest.warns(UserWarning, match=r"records of this evaluation are not in .*evaluations.jsonl"):
+        run, _ = fit(tmp_path, Evaluation([PSNR()], 8))
+    assert "val/picture_psnr" in run.callback_metrics and run.global_step == 8
 
 
 def test_metrics_are_not_in_the_checkpoint(tmp_path):

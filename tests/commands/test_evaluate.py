@@ -12,7 +12,7 @@ from test_bad_input import error_of
 from tiny_runs import ROOT
 
 from ldm import checkpoint as ckpt
-from ldm import evaluate
+from ldm import evaluate, fit
 
 PIXELS = """
 - class_path: ldm.metrics.feature_metrics.FeatureMetrics
@@ -111,6 +111,19 @@ def test_an_autoencoder_and_a_clip_are_measured_on_real_pictures(chain, tmp_path
     (result,) = run(tmp_path / "b", "--checkpoint", chain.runs / "clip", shards)
     found = values(result)
     assert found["image_to_text@10/clip"] >= found["image_to_text@5/clip"] >= found["image_to_text@1/clip"]
+
+
+@pytest.mark.slow
+def test_each_clip_is_measured_with_itself(chain, fresh, tmp_path):
+    assert fit.main(fresh.arguments("clip", "--seed_everything=1", "--trainer.max_steps=4")) == 0
+    both = [chain.runs / "clip", fresh.runs / "clip"]
+    shards = f"--data={chain.shards / 'val-000000.tar'}"
+    results = run(tmp_path / "both", "--checkpoint", *both, shards)
+    for path, result in zip(both, results, strict=True):
+        (alone,) = run(tmp_path / path.parent.name, "--checkpoint", path, shards)
+        assert values(result) == values(alone)
+    hashes = [result["values"][0]["weights_sha256"] for result in results]
+    assert hashes[0] != hashes[1] and values(results[0]) != values(results[1])
 
 
 @pytest.mark.slow

@@ -78,6 +78,16 @@ def test_a_resumed_run_is_one_run_and_is_published_at_its_end(tracked):
 
 
 @pytest.mark.slow
+def test_wandb_finds_both_parts_of_the_run_to_send(tracked):
+    mine, *_ = tracked
+    folders = sorted(map(str, (mine.runs / "autoencoder" / "wandb").glob("offline-run-*")))
+    sync = [sys.executable, "-m", "wandb", "sync", "--dry-run", *folders]
+    result = subprocess.run(sync, check=True, capture_output=True, text=True)
+    said = result.stdout + result.stderr
+    assert "Would sync 2 run(s)" in said and all(folder in said for folder in folders)
+
+
+@pytest.mark.slow
 def test_all_parts_are_in_the_group_of_their_chain_each_with_its_job_type(tracked):
     _, *parts = tracked
     runs = [part[-1].of("run")[0] for part in parts]

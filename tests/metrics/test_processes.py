@@ -21,6 +21,7 @@ from ldm.metrics.neighbours import Neighbours
 from ldm.metrics.psnr import PSNR
 from ldm.metrics.retrieval import Retrieval
 from ldm.metrics.ssim import SSIM
+from ldm.metrics.zero_shot import ZeroShot
 
 COUNT = 41
 MEASURES = [
@@ -62,6 +63,18 @@ class Eye(Extractor):
         return {}
 
 
+class Names:
+    """Takes colours for their names."""
+
+    def image_features(self, image):
+        return image.double().mean((2, 3))
+
+    def encode_text(self, text):
+        return torch.stack(
+            [torch.tensor([name in t for name in ("red", "green", "blue")]) for t in text]
+        ).double()
+
+
 class WholeNumbers(PSNR):
     """Squared errors of pictures on a grid of numbers whose sums are exact in float32."""
 
@@ -73,19 +86,21 @@ def measure(positions, group):
     """Measure the samples at ``positions`` of a fixed set, in batches of 4."""
     generator = torch.Generator().manual_seed(0)
     real, made = torch.rand(2, COUNT, 3, 12, 12, generator=generator) * 2 - 1
-    metrics = [FeatureMetrics(Eye(), MEASURES), WholeNumbers("error"), SSIM()]
+    zero_shot = ZeroShot(Names(), ["red", "green", "blue"], ks=(1, 2))
+    metrics = [FeatureMetrics(Eye(), MEASURES), WholeNumbers("error"), SSIM(), zero_shot]
     run = Measurement(metrics, group, torch.device("cpu"))
     run.begin(Reals())
     for start in range(0, len(positions), 4):
         part = positions[start : start + 4]
         text = ["x" * (i % 5) for i in part]
         batch = {"image": real[part], "key": [f"{i}" for i in part], "text": text}
-        batch["place"] = torch.tensor(part)
+        batch |= {"place": torch.tensor(part), "label": torch.tensor([i % 3 for i in part])}
         run.see(batch)
         run.update(made[part], batch)
-    values = {value.name: value.value for value in run.finish()}
+    found = run.finish()
     assert run.failures == []
-    return values
+    assert all(value.says["num"] == COUNT for value in found)
+    return {value.name: value.value for value in found}
 
 
 def shares(rank, world):
@@ -108,7 +123,7 @@ def work(rank, world, store, folder):
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_measure_what_one_does(tmp_path, world):
     alone = measure(list(range(COUNT)), Alone())
-    assert len(alone) == 2 * 2 + 2 + 1 + 2 + 4 + 1 + 6 + 2
+    assert len(alone) == 2 * 2 + 2 + 1 + 2 + 4 + 1 + 6 + 2 + 2
     arguments = (world, str(tmp_path / "store"), str(tmp_path))
     mp.start_processes(work, arguments, nprocs=world, start_method="fork")
     for rank in range(world):

@@ -102,6 +102,18 @@ def test_a_damaged_cache_is_computed_anew(tmp_path):
     assert net.num_seen == 30
 
 
+def test_a_cache_that_cannot_be_written_costs_itself_only(tmp_path):
+    expected, _ = measure(metric(Means()), Reals("these"))
+    (tmp_path / "statistics").write_text("a file where a folder is to be")
+    net = Means()
+    one = metric(net)
+    with pytest.warns(UserWarning, match="statistics of real pictures are not kept in .*statistics"):
+        found, failures = measure(one, Reals("these", tmp_path / "statistics"))
+    assert numbers(found) == numbers(expected) and failures == []
+    measure(one, Reals("these", tmp_path / "statistics"))
+    assert net.num_seen == 90  # in memory they are
+
+
 def adm_file(path, **arrays):
     np.savez(path, **arrays)
     return str(path)
