@@ -35,6 +35,7 @@ from ldm.data.module import Shards
 from ldm.distributed import register, without_signals
 from ldm.latent_shards import check_source
 from ldm.lineage import publish_run, use_upstream, use_weights
+from ldm.processes import launched
 from ldm.run import Run, WandB, start_wandb
 from ldm.stages.stage import Stage, samples_per_step
 
@@ -87,6 +88,7 @@ class FitCLI(LightningCLI):
         self.start = self._resume_from(self.config.ckpt_path)
         if self.start is not None:
             self._stop_if_finished(self.start)
+        self._follow_launcher()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with the run's own loggers, unless the configuration names others."""
@@ -103,6 +105,15 @@ class FitCLI(LightningCLI):
         if ckpt_path == "last":
             return newest_whole(self.run_folder.last.parent)
         return self.run_folder.start_from(ckpt_path)
+
+    def _follow_launcher(self) -> None:
+        """Train on the processes that torchrun started: with fewer, each would train a model of its own."""
+        nodes, here = launched() or (None, None)
+        for name, default, count in (("num_nodes", 1, nodes), ("devices", "auto", here)):
+            got = self.config.trainer[name]
+            if count is not None and str(got) not in (str(default), str(count)):
+                raise ValueError(f"trainer.{name}: got {got}, but torchrun started {count}: leave it out")
+            self.config.trainer[name] = count or got
 
     def _stop_if_finished(self, start: Path) -> None:
         done, end = ckpt.read(start)["global_step"], self.config.trainer.max_steps

@@ -1,4 +1,4 @@
-"""The processes that torchrun started, for commands without a trainer."""
+"""The processes that torchrun started."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from ldm.cli import device
 from ldm.metrics.group import Alone, Distributed, Group
 
 
+def launched() -> tuple[int, int] | None:
+    """Return the number of nodes, and that of processes on each, that torchrun started; None without it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return int(os.environ["WORLD_SIZE"]) // here, here
+
+
 @contextmanager
 def processes(name: str) -> Iterator[tuple[Group, torch.device]]:
-    """Join the processes that torchrun started, if it did; each takes a GPU of its own."""
+    """Join them in a command without a trainer, if there are several; each takes a GPU of its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Alone(), device(name)
         return
