@@ -36,10 +36,14 @@ def parse(module, arguments):
 @pytest.mark.parametrize("command", commands() or [""])
 def test_a_command_of_the_readme_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = shlex.split(command, comments=True)
+    words = [word for word in shlex.split(command, comments=True) if word != "--"]  # torchrun's
     if words[:1] == ["make"]:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert set(words[1:]) <= set(targets)
+    elif scripts := [word for word in words if word.startswith("slurm/")]:
+        assert all((ROOT / script).is_file() for script in scripts)
+        if "--config" in words:
+            parse("ldm.fit", words[words.index("--config") :])
     elif "-m" in words:
         place = words.index("-m")
         parse(words[place + 1], words[place + 2 :])

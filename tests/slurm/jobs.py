@@ -33,12 +33,14 @@ class Job:
         return path.read_text() if path.exists() else ""
 
     @property
-    def restarts(self) -> int:
-        shown = dict(word.split("=", 1) for word in self.shown().split() if "=" in word)
-        return int(shown["Restarts"])
+    def fields(self) -> dict[str, str]:
+        """What SLURM says of it."""
+        shown = self.cluster.run("scontrol", "show", "job", self.number)
+        return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
-    def shown(self) -> str:
-        return self.cluster.run("scontrol", "show", "job", self.number)
+    @property
+    def restarts(self) -> int:
+        return int(self.fields["Restarts"])
 
     def rows(self) -> list[dict[str, str]]:
         """What metrics.csv has by now."""
@@ -51,14 +53,23 @@ class Job:
     def finish(self) -> dict:
         """Wait for its end, and return the last checkpoint."""
         state = self.cluster.wait(self.number, 150)
-        assert state == "COMPLETED", f"{state}\n{self.log}\n{self.shown()}"
+        assert state == "COMPLETED", f"{state}\n{self.log}\n{self.fields}"
         return torch.load(self.run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def submit(cluster: Cluster, shards: Path, run: Path, sbatch=(), fit=()) -> Job:
-    """Train the demo's autoencoder for 12 steps on two nodes."""
-    options = {
-        "run": run,
+    """Train the demo's autoencoder on two nodes."""
+    number = cluster.submit(
+        "--nodes=2", "--cpus-per-task=1", f"--chdir={ROOT}", f"--output={run}.log", *sbatch,
+        str(ROOT / "slurm" / "fit.sbatch"), "--config", "configs/demo/autoencoder.yaml",
+        f"--run={run}", *options(shards), *fit,
+    )  # fmt: skip
+    return Job(cluster, number, run)
+
+
+def options(shards: Path) -> list[str]:
+    """Of ldm.fit, for twelve quick steps."""
+    settings = {
         "wandb.mode": "disabled",
         "data.train": shards / "train-{000000..000002}.tar",
         "data.val": shards / "val-000000.tar",
@@ -71,12 +82,7 @@ def submit(cluster: Cluster, shards: Path, run: Path, sbatch=(), fit=()) -> Job:
         "preemption.every_n_steps": 1,
         "pictures.num": 2,
     }
-    number = cluster.submit(
-        "--nodes=2", "--cpus-per-task=1", f"--chdir={ROOT}", f"--output={run}.log", *sbatch,
-        str(ROOT / "slurm" / "fit.sbatch"), "--config", "configs/demo/autoencoder.yaml",
-        *(f"--{key}={value}" for key, value in options.items()), *fit,
-    )  # fmt: skip
-    return Job(cluster, number, run)
+    return [f"--{key}={value}" for key, value in settings.items()]
 
 
 def assert_like(job: Job, whole: dict) -> None:

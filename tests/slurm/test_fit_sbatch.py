@@ -17,19 +17,18 @@ def jobs(cluster, shards, tmp_path_factory):
     def start(name, sbatch=(), fit=()):
         return submit(cluster, shards, folder / name, sbatch, fit)
 
-    jobs = {"starting": start("starting")}
-    cluster.wait_for(lambda: num_processes(jobs["starting"]) == 2, 60)
-    cluster.run("scancel", "--signal=USR1", jobs["starting"].number)
-    assert jobs["starting"].log == ""
+    jobs = {"twice": start("twice", fit=[*WAITS, "--trainer.callbacks.restart=1"])}
+    cluster.wait_for(lambda: num_processes(jobs["twice"]) == 2, 60)
+    cluster.run("scancel", "--signal=USR1", jobs["twice"].number)
+    assert jobs["twice"].log == ""
     jobs["limited"] = start("limited", ["--time=1", "--signal=USR1@90"], WAITS)  # SLURM looks every 30 s
     jobs["whole"] = start("whole")
     jobs["signalled"] = start("signalled", fit=WAITS)
-    jobs["requeued"] = start("requeued", fit=WAITS)
     jobs["preempted"] = start("preempted", ["--partition=shared"], WAITS)
-    for name in ("signalled", "requeued", "preempted"):
+    for name in ("signalled", "preempted", "twice"):
         jobs[name].wait_for_steps(6)
     cluster.run("scancel", "--signal=USR1", jobs["signalled"].number)
-    cluster.run("scontrol", "requeue", jobs["requeued"].number)
+    cluster.run("scontrol", "requeue", jobs["twice"].number)
     return jobs
 
 
@@ -60,15 +59,14 @@ def test_usr1_queues_a_job_again(jobs, whole):
 
 
 def test_usr1_while_python_starts_is_not_lost(jobs, whole):
-    assert_like(jobs["starting"], whole)
-    assert jobs["starting"].restarts == 1
-    assert "stopped at step 0 by SIGUSR1" in jobs["starting"].log
+    assert_like(jobs["twice"], whole)
+    assert "stopped at step 0 by SIGUSR1" in jobs["twice"].log
 
 
 def test_an_operators_requeue_resumes(jobs, whole):
-    assert_like(jobs["requeued"], whole)
-    assert jobs["requeued"].restarts == 1
-    assert "by SIGTERM: the same command resumes" in jobs["requeued"].log
+    assert_like(jobs["twice"], whole)
+    assert jobs["twice"].restarts == 2
+    assert "by SIGTERM: the same command resumes" in jobs["twice"].log
 
 
 def test_a_job_of_a_higher_partition_drives_it_out_and_it_resumes(cluster, jobs, whole, urgent):
@@ -93,6 +91,13 @@ def test_a_finished_job_that_is_queued_again_ends_at_once(cluster, jobs, whole):
     job.finish()
     assert f"finished, {STEPS} of {STEPS} steps are done" in job.log
     assert (job.run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_a_head_node_that_does_not_resolve_is_an_error_at_once(cluster, shards, tmp_path):
+    job = submit(cluster, shards, tmp_path / "run", ["--export=ALL,MASTER_ADDR=head.invalid"])
+    assert cluster.wait(job.number, 30) == "FAILED"
+    for node in ("node1", "node2"):
+        assert f"error: {node} cannot resolve MASTER_ADDR=head.invalid, where the processes meet" in job.log
 
 
 def num_processes(job):

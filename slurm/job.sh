@@ -1,0 +1,30 @@
+# What every job does before its command: the settings of the site, threads, and where its processes meet.
+set -euo pipefail
+source slurm/site.sh
+
+# Threads of each process, for what is computed on CPUs. Resuming on a CPU is exact at an equal number only.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
+
+# Processes that cannot find the first node would wait until the time limit.
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --quiet bash -c '
+    getent ahosts "$MASTER_ADDR" >/dev/null || {
+        echo "error: $SLURMD_NODENAME cannot resolve MASTER_ADDR=$MASTER_ADDR, where the processes meet:" \
+            "set it to an address in slurm/site.sh" >&2
+        exit 2
+    }'
+
+# SIGUSR1 waits until ldm.fit listens: a process that is still importing would die of it.
+hold=(env --block-signal=USR1)
+"${hold[@]}" true 2>/dev/null || hold=(env)   # GNU coreutils before 8.31 cannot
+
+# Run a command on all tasks; when one of them fails, all end.
+on_all_tasks() {
+    srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 "$@"
+}
+
+# Train one stage; arguments are those of ldm.fit.
+fit() {
+    on_all_tasks "${hold[@]}" "$PYTHON" -u -m ldm.fit "$@" \
+        --trainer.num_nodes="$SLURM_JOB_NUM_NODES" --trainer.devices="$SLURM_NTASKS_PER_NODE"
+}

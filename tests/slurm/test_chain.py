@@ -1,0 +1,87 @@
+"""slurm/chains/demo.sh: every job after those that it needs, from packing to the evaluation's figures."""
+
+import json
+import subprocess
+
+import pytest
+from jobs import ROOT, Job
+
+pytestmark = pytest.mark.slow
+
+FIT = (
+    "--wandb.mode=disabled --data.batch_size=4 --trainer.max_steps=4 --trainer.val_check_interval=4 "
+    "--trainer.accelerator=cpu --trainer.precision=32-true --trainer.log_every_n_steps=1 --pictures.num=2"
+)
+SHAPES = "--data.train=shards/shapes/train-*.tar"
+WAITS = "--trainer.callbacks+=waiting.UntilSignalled --trainer.callbacks.step=2"
+LATENTS = "--data.train=shards/shapes-latents/train-*.tar --model.sampler.num_steps=2"
+SMALL = {
+    "pack_args": "--train=40 --val=20 --novel=12 --pairs=12 --shard-size=20 --workers=1",
+    "autoencoder_args": f"{FIT} {SHAPES} {WAITS}",
+    "clip_args": f"{FIT} {SHAPES}",
+    "encode_args": "--device=cpu",
+    "diffusion_args": f"{FIT} {LATENTS}",
+    "evaluation_sbatch": "--nodes=2",
+    "evaluation_args": "--device=cpu --num-pictures=4 --steps=2",
+}
+BEFORE = {
+    "autoencoder": ["pack"],
+    "clip": ["pack"],
+    "encode": ["autoencoder"],
+    "diffusion": ["encode", "clip"],
+    "evaluation": ["diffusion", "clip"],
+    "chain": ["evaluation"],
+}
+
+
+def submit(cluster, folder, changes):
+    """Submit the chain from a folder of its own, and return its jobs by name."""
+    for name in ("slurm", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    subprocess.run(
+        ["slurm/chains/demo.sh", "--cpus-per-task=1", "--time=10", "--output=%x.log"],
+        cwd=folder, env={**cluster.environment, **changes}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = [line.split() for line in cluster.run("squeue", "-h", "-o", "%i %j %Z").splitlines()]
+    jobs = {
+        name: Job(cluster, number, folder / name) for number, name, where in lines if where == str(folder)
+    }
+    assert set(jobs) == {"ldm-pack", *(f"ldm-{name}" for name in BEFORE)}
+    return {name.removeprefix("ldm-"): job for name, job in jobs.items()}
+
+
+def test_a_chain_runs_in_order_to_its_figures_though_a_job_is_queued_again(cluster, tmp_path):
+    jobs = submit(cluster, tmp_path, SMALL)
+    steps = tmp_path / "runs/demo/autoencoder/metrics.csv"
+    cluster.wait_for(lambda: steps.exists() and steps.read_text().count("\n") > 1, 60)
+    cluster.run("scancel", "--signal=USR1", jobs["autoencoder"].number)
+    assert cluster.wait(jobs["chain"].number, 150) == "COMPLETED", logs(tmp_path)
+    assert jobs["autoencoder"].restarts == 1
+    for name, needed in BEFORE.items():
+        for before in needed:
+            assert jobs[before].fields["EndTime"] <= jobs[name].fields["StartTime"]
+    (result,) = json.loads((tmp_path / "runs/demo/evaluation/evaluation.json").read_text())["results"]
+    assert {"fid/clip", "clip_score/clip"} <= {value["name"] for value in result["values"]}
+    said = jobs["chain"].log.splitlines()
+    assert [line.split()[-1] for line in said] == ["COMPLETED"] * 6 + ["done"]
+
+
+def test_a_stage_that_fails_ends_the_chain_and_says_so(cluster, tmp_path):
+    jobs = submit(cluster, tmp_path, {**SMALL, "pack_args": "--size=1"})
+    assert cluster.wait(jobs["chain"].number, 60) == "FAILED"
+    assert {name: cluster.state(job.number) for name, job in jobs.items()} == {
+        **dict.fromkeys(jobs, "CANCELLED"), "pack": "FAILED", "chain": "FAILED",
+    }  # fmt: skip
+    assert f"error: the chain ended at pack, see {tmp_path}/ldm-pack.log; what waited" in jobs["chain"].log
+    assert "--size" in jobs["pack"].log
+
+
+def test_half_a_chain_is_not_submitted(cluster, tmp_path):
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        submit(cluster, tmp_path, {**SMALL, "diffusion_sbatch": "--partition=nowhere"})
+    assert "sbatch refused a job of the chain" in refused.value.stderr
+    assert str(tmp_path) not in cluster.run("squeue", "-h", "-o", "%Z")
+
+
+def logs(folder):
+    return "\n".join(f"== {path.name}\n{path.read_text()}" for path in sorted(folder.glob("*.log")))
