@@ -97,23 +97,34 @@ class Measurement:
         if int(self.group.sum(torch.tensor(float(i in self._errors)))) == 0:
             self._attempt(i, metric.begin, reals, self.group)
         else:
-            self._errors.setdefault(i, "it failed on another process")
+            self._errors.setdefault(i, "")  # on another process, which knows why
 
     def _finish(self, i: int, metric: Metric, count: int) -> list[Value]:
         # processes agree on who failed before they add up: one that stays away would leave the others waiting
-        num_failed = int(self.group.sum(torch.tensor(float(i in self._errors))))
+        failed = self._failed(i)
         values: list[Value] = []
-        if not num_failed:
+        if not failed:
             self._sync(i, metric)
             values = (self._attempt(i, self._compute, metric, count) or []) if self.group.rank == 0 else []
-        partly = {} if num_failed else dict(metric.failures)
-        values, why, partly = self.group.tell((values, self._errors.get(i), partly))
+        partly = {} if failed else dict(metric.failures)
+        values, why, partly = self.group.tell((values, failed or self._errors.get(i), partly))
         for name, reason in partly.items():
             self.failures.append(f"measure {name} is left out of this evaluation: {reason}")
-        if num_failed or why:
-            why = self._errors.get(i) or why or f"it failed on {num_failed} other process(es)"
+        if why:
             self.failures.append(f"metric {type(metric).__name__} is left out of this evaluation: {why}")
         return values
+
+    def _failed(self, i: int) -> str:
+        """Return whether metric i failed anywhere; the first process learns why."""
+        num_failed = int(self.group.sum(torch.tensor(float(i in self._errors))))
+        if not num_failed:
+            return ""
+        mine = f"{self._errors[i]}\n" if self._errors.get(i) else ""
+        told_by_all = self.group.collect(torch.tensor(list(mine.encode()), dtype=torch.uint8))
+        reasons = "; ".join(dict.fromkeys(bytes(told_by_all.tolist()).decode().splitlines()))
+        return reasons + (
+            f" (on {num_failed} of {self.group.world} processes)" if self.group.world > 1 else ""
+        )
 
     def _sync(self, i: int, metric: Metric) -> None:
         if self.group.world == 1:

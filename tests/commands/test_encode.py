@@ -87,6 +87,14 @@ def test_bad_input(chain, capsys, change, says):
     assert before == {path: path.read_bytes() for path in chain.latents.iterdir() if path.is_file()}
 
 
+def test_without_a_key_it_ends_before_anything_is_encoded(chain, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    out = tmp_path / "latents"
+    command = [*chain.encode(), f"--out={out}", "--wandb.artifacts=true", "--wandb.mode=online"]
+    assert "wandb.mode: W&B cannot start" in error_of(capsys, command, encode.main)
+    assert not list(out.glob("*.tar")) and not (out / "latents.json").exists()
+
+
 def test_latents_of_another_autoencoder_are_not_mixed(chain, fresh, capsys):
     assert error_of(capsys, [*chain.encode(), f"--autoencoder={chain.runs / 'clip'}"], encode.main)
     assert fit.main(fresh.arguments("autoencoder", "--trainer.max_steps=4")) == 0

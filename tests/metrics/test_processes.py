@@ -112,10 +112,45 @@ def shares(rank, world):
     }
 
 
+class FailsOnOne(WholeNumbers):
+    """Fails on the last process alone, while it moves, begins, or looks at pictures."""
+
+    def __init__(self, where):
+        super().__init__("fails")
+        self.where = where
+
+    def to(self, device):
+        self._fail("to")
+
+    def begin(self, reals, group):
+        self._fail("begin")
+
+    def measure(self, images, batch):
+        self._fail("measure")
+        return super().measure(images, batch)
+
+    def _fail(self, where):
+        if self.where == where and dist.get_rank() == dist.get_world_size() - 1:
+            raise RuntimeError(f"no memory: {where}")
+
+
+def failing(rank, world):
+    """Measure on all processes, of which the last cannot; return the failures and the others' values."""
+    generator = torch.Generator().manual_seed(rank)
+    real, made = torch.rand(2, 4, 3, 4, 4, generator=generator)
+    metrics = [FailsOnOne("to"), FailsOnOne("begin"), FailsOnOne("measure"), WholeNumbers("error")]
+    run = Measurement(metrics, Distributed("cpu"), torch.device("cpu"))
+    run.begin(Reals())
+    places = torch.arange(4) * world + rank
+    run.update(made, {"image": real, "key": [str(i) for i in places], "place": places})
+    values = [(value.name, value.says["num"]) for value in run.compute()]
+    return values, run.failures
+
+
 def work(rank, world, store, folder):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     found = {name: measure(mine, Distributed("cpu")) for name, mine in shares(rank, world).items()}
-    torch.save(found, os.path.join(folder, f"{rank}.pt"))
+    torch.save((found, failing(rank, world)), os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
@@ -127,7 +162,15 @@ def test_processes_measure_what_one_does(tmp_path, world):
     arguments = (world, str(tmp_path / "store"), str(tmp_path))
     mp.start_processes(work, arguments, nprocs=world, start_method="fork")
     for rank in range(world):
-        for name, values in torch.load(tmp_path / f"{rank}.pt").items():
+        found, (others, failures) = torch.load(tmp_path / f"{rank}.pt")
+        assert others == [("error", 4 * world)]
+        where = f"(on {{}} of {world} processes)"
+        assert failures == [
+            f"metric FailsOnOne is left out of this evaluation: RuntimeError: no memory: {part} "
+            + where.format(number)
+            for part, number in (("to", world), ("begin", 1), ("measure", 1))
+        ]
+        for name, values in found.items():
             ssim = values.pop("ssim")
             assert ssim == pytest.approx(alone["ssim"], rel=1e-6)  # float32, by torchmetrics
             assert values == pytest.approx({k: alone[k] for k in values}, rel=1e-10), (rank, name)
