@@ -6,17 +6,18 @@ source slurm/site.sh
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 
+# SIGUSR1 waits until ldm.fit listens: a process that is still importing would die of it.
+hold=(env --block-signal=USR1)
+"${hold[@]}" true 2>/dev/null || hold=(env)   # GNU coreutils before 8.31 cannot
+
 # Processes that cannot find the first node would wait until the time limit.
-srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --quiet bash -c '
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --quiet \
+    "${hold[@]}" bash -c '
     getent ahosts "$MASTER_ADDR" >/dev/null || {
         echo "error: $SLURMD_NODENAME cannot resolve MASTER_ADDR=$MASTER_ADDR, where the processes meet:" \
             "set it to an address in slurm/site.sh" >&2
         exit 2
     }'
-
-# SIGUSR1 waits until ldm.fit listens: a process that is still importing would die of it.
-hold=(env --block-signal=USR1)
-"${hold[@]}" true 2>/dev/null || hold=(env)   # GNU coreutils before 8.31 cannot
 
 # Run a command on all tasks; when one of them fails, all end.
 on_all_tasks() {

@@ -1,10 +1,14 @@
 """slurm/chains/demo.sh: every job after those that it needs, from packing to the evaluation's figures."""
 
+import importlib.util
 import json
+import os
 import subprocess
 
 import pytest
 from jobs import ROOT, Job
+
+from ldm import fit
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +85,35 @@ def test_half_a_chain_is_not_submitted(cluster, tmp_path):
         submit(cluster, tmp_path, {**SMALL, "diffusion_sbatch": "--partition=nowhere"})
     assert "sbatch refused a job of the chain" in refused.value.stderr
     assert str(tmp_path) not in cluster.run("squeue", "-h", "-o", "%Z")
+
+
+@pytest.mark.parametrize("name", ["demo", "images"])
+def test_every_stage_gets_its_options_and_a_command_that_exists(name, tmp_path):
+    """With a stand-in for sbatch that numbers jobs from 1 and writes down what it was asked."""
+    asked = tmp_path / "asked"
+    program = tmp_path / "sbatch"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\t" "$@" >> {asked}\necho >> {asked}\nwc -l < {asked}\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "clip_sbatch": "--nodes=3"}
+    command = [ROOT / "slurm" / "chains" / f"{name}.sh", "--nodes=2"]
+    subprocess.run(command, env={**environment, "clip_args": "--seed_everything=7"}, check=True)
+    jobs = [line.rstrip("\t").split("\t") for line in asked.read_text().splitlines()]
+    *stages, report = [[word for word in job if not word.startswith("--output")] for job in jobs]
+    begin = ["--parsable", "--job-name=ldm-clip", "--nodes=2"]
+    after = ["--dependency=afterok:1", "--kill-on-invalid-dep=yes", "--nodes=3"]
+    assert stages[2][:6] == [*begin, *after]  # of two, sbatch takes the last
+    assert stages[2][-1] == "--seed_everything=7"
+    assert "--dependency=afterok:4:3" in stages[4]
+    assert "--dependency=afterany:1:2:3:4:5:6" in report
+    for words in stages:
+        (script,) = (word for word in words if word.startswith("slurm/"))
+        command = words[words.index(script) + 1 :]
+        if script == "slurm/fit.sbatch":
+            with pytest.raises(SystemExit) as end:
+                fit.main([*command, "--print_config"])
+            assert end.value.code in (0, None)
+        else:
+            assert importlib.util.find_spec(command[1]), command
 
 
 def logs(folder):

@@ -21,7 +21,7 @@ def jobs(cluster, shards, tmp_path_factory):
     cluster.wait_for(lambda: num_processes(jobs["twice"]) == 2, 60)
     cluster.run("scancel", "--signal=USR1", jobs["twice"].number)
     assert jobs["twice"].log == ""
-    jobs["limited"] = start("limited", ["--time=1", "--signal=USR1@90"], WAITS)  # SLURM looks every 30 s
+    jobs["limited"] = start("limited", ["--time=2", "--signal=USR1@60"], WAITS)  # sent 30 s early
     jobs["whole"] = start("whole")
     jobs["signalled"] = start("signalled", fit=WAITS)
     jobs["preempted"] = start("preempted", ["--partition=shared"], WAITS)
