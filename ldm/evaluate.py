@@ -42,6 +42,7 @@ from ldm.metrics.psnr import PSNR
 from ldm.metrics.retrieval import Retrieval
 from ldm.metrics.ssim import SSIM
 from ldm.metrics.towers import Towers
+from ldm.metrics.zero_shot import TEMPLATES, ZeroShot
 from ldm.processes import processes
 from ldm.real_pictures import RealPictures, open_shards, real_pictures
 from ldm.report import Result, plot, slug, table, write_json, write_npz
@@ -58,7 +59,8 @@ HELP = """Measure what checkpoints draw, or pictures of a folder, against real p
 
 Several checkpoints or folders, --sampler, --steps and --guidance give a row each. Writes evaluation.json,
 each number with its record, and curve.png, distance against CLIP score, into --out. Pictures do not depend on
-the number of processes. A checkpoint may also be of an autoencoder (PSNR, SSIM, rFID) or CLIP (retrieval)."""
+the number of processes. A checkpoint may also be of an autoencoder (PSNR, SSIM, rFID) or CLIP (retrieval,
+and with --classes zero-shot accuracy)."""
 
 
 def parser() -> ArgumentParser:
@@ -69,14 +71,12 @@ def parser() -> ArgumentParser:
     add("--pictures", type=str, nargs="+", default=[], help="Folders, or .npz files with arr_0.")
     add("--data", type=str | None, help="Shards with real pictures, and with what is drawn for.")
     add("--reference", type=str | None, help="Folder or .npz (ADM) to compare with instead of --data.")
-    add(
-        "--num-pictures",
-        type=int | None,
-        help="Pictures per candidate; default: one for each sample.",
-    )
+    add("--num-pictures", type=int | None, help="Pictures per candidate; default: one for each sample.")
     add("--inception", type=str | None, help="Inception weights of torch-fidelity: FID, sFID, IS, KID ...")
     add("--clip", type=str | None, help="Run folder of a CLIP: CLIP score, CMMD, distance of its features.")
     add("--lpips", type=str | None, help="AlexNet weights of torchvision: LPIPS of an autoencoder.")
+    add("--classes", type=str | None, help="File of class names, in the order of the labels of --data.")
+    add("--templates", type=str | None, help="File of captions with {} for them; default: " + TEMPLATES[0])
     add("--metrics", type=list[Metric], default=[], sub_configs=True, help="YAML file of further metrics.")
     add(
         "--sampler",
@@ -184,13 +184,22 @@ def chosen_candidates(
         wanted = Repeated(samples, options.num_pictures or len(samples))  # type: ignore[arg-type]
         origin: Says = {"checkpoint": path, "checkpoint_sha256": ckpt.sha256(path), "weights": _weights(path)}
         if not isinstance(stage, Generates):
-            yield Real(wanted, origin, [FeatureMetrics(Towers(CLIPTower(path)), [Retrieval()])])
+            yield Real(wanted, origin, list(clip_metrics(options, path, samples)))
             continue
         for label, parts in settings(options, stage, samplers):
             name = f"{path} {label}".strip()
             yield Drawn(name, stage, parts, wanted, options.seed, options.precision, origin)
     for path in options.pictures:
         yield Read(path, options.num_pictures)
+
+
+def clip_metrics(options: Namespace, path: str, samples: Dataset[Sample]) -> Iterator[Metric]:
+    """Yield what a CLIP is measured with: captions if there are any, classes if they are named."""
+    clip = CLIPTower(path)
+    if "text" in samples[0] or not options.classes:
+        yield FeatureMetrics(Towers(clip), [Retrieval()])
+    if options.classes:
+        yield ZeroShot(clip, options.classes, options.templates or TEMPLATES)
 
 
 def settings(

@@ -13,7 +13,7 @@ from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.metric import Metric, Says
 from ldm.metrics.retrieval import Retrieval
 from ldm.metrics.towers import ImageText, Towers
-from ldm.metrics.zero_shot import ZeroShot
+from ldm.metrics.zero_shot import TEMPLATES, ZeroShot
 from ldm.types import Batch
 
 
@@ -41,7 +41,7 @@ class Matching(Evaluation):
         num_samples: int,
         retrieval_at: Sequence[int] = (1, 5, 10),
         classes: Sequence[str] | str | None = None,
-        templates: Sequence[str] | str = ("a photo of a {}.",),
+        templates: Sequence[str] | str = TEMPLATES,
         zero_shot_at: Sequence[int] = (1, 5),
         every_n_samples: int | None = None,
     ) -> None:

@@ -16,6 +16,8 @@ from ldm.metrics.metric import Mean, Metric, Says
 from ldm.metrics.towers import ImageText, tower_says
 from ldm.types import Batch
 
+TEMPLATES = ("a photo of a {}.",)
+
 
 class ZeroShot(Metric):
     """Share of pictures whose class ``batch["label"]`` is among the k nearest (Radford et al. 2021).
@@ -38,7 +40,7 @@ class ZeroShot(Metric):
         self,
         clip: ImageText,
         classes: Sequence[str] | str,
-        templates: Sequence[str] | str = ("a photo of a {}.",),
+        templates: Sequence[str] | str = TEMPLATES,
         ks: Sequence[int] = (1, 5),
         name: str = "zero_shot",
     ) -> None:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
+from wandb.apis import public
 from wandb_records import Records
 
 from ldm.callbacks.wandb_logger import SamplesWandb
@@ -106,6 +109,21 @@ def test_the_client_refuses_to_draw_lineage_offline(stored):
     """Once it no longer does, ``use`` should ask it offline too."""
     folder, _, _ = stored
     assert (folder / "refusal.txt").read_text() == "Cannot use artifact when in offline mode."
+
+
+def test_what_the_documentation_draws_edges_with_is_in_the_client(monkeypatch):
+    """Against the real client's signatures: there is no server to ask."""
+    page = (Path(__file__).parents[2] / "docs" / "comparing-runs.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    api, trained = create_autospec(public.Api, instance=True), create_autospec(public.Run, instance=True)
+    trained.config = {"built_on": {"demo-clip": "sha-1", "gone": "sha-2"}, "started_with": {"old": "sha-3"}}
+    api.runs.return_value = [trained]
+    api.artifact_exists.side_effect = lambda name: "gone" not in name
+    api.artifact.side_effect = lambda name: name
+    monkeypatch.setattr("wandb.Api", lambda: api)
+    exec(snippet, {})
+    used = [call.args[0] for call in trained.use_artifact.call_args_list]
+    assert used == ["ENTITY/ldm/demo-clip:sha-1", "ENTITY/ldm/old:sha-3"]
 
 
 class Config(dict):

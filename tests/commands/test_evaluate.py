@@ -11,6 +11,7 @@ from PIL import Image
 from test_bad_input import error_of
 from tiny_runs import ROOT
 
+from data.digits import WORDS, pack_digits
 from ldm import checkpoint as ckpt
 from ldm import evaluate, fit
 
@@ -124,6 +125,32 @@ def test_each_clip_is_measured_with_itself(chain, fresh, tmp_path):
         assert values(result) == values(alone)
     hashes = [result["values"][0]["weights_sha256"] for result in results]
     assert hashes[0] != hashes[1] and values(results[0]) != values(results[1])
+
+
+@pytest.mark.slow
+def test_a_clip_knows_classes_in_training_as_it_does_afterwards(fresh, tmp_path):
+    pack_digits(tmp_path / "digits", num_val=40, size=32)
+    classes = tmp_path / "classes.txt"
+    classes.write_text("\n".join(WORDS))
+    shards = [f"--data.{part}={tmp_path / 'digits'}/{part}-*.tar" for part in ("train", "val")]
+    matching = f"--trainer.callbacks.classes={classes}"
+    assert fit.main(fresh.arguments("clip", *shards, matching)) == 0
+    lines = (fresh.runs / "clip" / "evaluations.jsonl").read_text().splitlines()
+    during = {line["name"]: line for line in map(json.loads, lines) if line["samples"] == 64}
+    (after,) = run(
+        tmp_path / "out",
+        "--checkpoint",
+        fresh.runs / "clip",
+        f"--data={tmp_path}/digits/val-*.tar",
+        f"--classes={classes}",
+    )
+    assert {"zero_shot@1", "zero_shot@5", "image_to_text@1/clip"} <= values(after).keys()
+    assert {f"val/{name}": value for name, value in values(after).items()} == {
+        name: line["value"] for name, line in during.items()
+    }
+    (says,) = (value for value in after["values"] if value["name"] == "zero_shot@1")
+    assert says["classes_sha256"] == during["val/zero_shot@1"]["classes_sha256"]
+    assert (says["num"], says["num_classes"], len(says["weights_sha256"])) == (40, 10, 64)
 
 
 @pytest.mark.slow
