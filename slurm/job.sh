@@ -10,22 +10,20 @@ export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIS
 hold=(env --block-signal=USR1)
 "${hold[@]}" true 2>/dev/null || hold=(env)   # GNU coreutils before 8.31 cannot
 
-# Processes that cannot find the first node would wait until the time limit.
-srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --quiet \
-    "${hold[@]}" bash -c '
-    getent ahosts "$MASTER_ADDR" >/dev/null || {
-        echo "error: $SLURMD_NODENAME cannot resolve MASTER_ADDR=$MASTER_ADDR, where the processes meet:" \
-            "set it to an address in slurm/site.sh" >&2
-        exit 2
-    }'
-
-# Run a command on all tasks; when one of them fails, all end.
+# Run a command on all tasks; when one of them fails, all end. A task that could not find the first node would
+# wait for it until the time limit.
 on_all_tasks() {
-    srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 "$@"
+    srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 "${hold[@]}" bash -c '
+        if ! getent ahosts "$MASTER_ADDR" >/dev/null; then
+            echo "error: $SLURMD_NODENAME cannot resolve MASTER_ADDR=$MASTER_ADDR, where the processes meet:" \
+                "set it to an address in slurm/site.sh" >&2
+            exit 2
+        fi
+        exec "$@"' task "$@"
 }
 
 # Train one stage; arguments are those of ldm.fit.
 fit() {
-    on_all_tasks "${hold[@]}" "$PYTHON" -u -m ldm.fit "$@" \
+    on_all_tasks "$PYTHON" -u -m ldm.fit "$@" \
         --trainer.num_nodes="$SLURM_JOB_NUM_NODES" --trainer.devices="$SLURM_NTASKS_PER_NODE"
 }
