@@ -136,5 +136,4 @@ class FeatureMetrics(Metric):
 
     def _device(self) -> torch.device:
         """Return where measures compute: a GPU if the network is on one; others lack float64."""
-        found = next(iter(self.extractor.parameters()), torch.empty(0)).device
-        return found if found.type == "cuda" else torch.device("cpu")
+        return self.extractor.device if self.extractor.device.type == "cuda" else torch.device("cpu")

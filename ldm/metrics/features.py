@@ -33,6 +33,13 @@ class Extractor(nn.Module, ABC):
         super().__init__()
         self.name = name
         self.views = frozenset(views)
+        self._here: Tensor
+        self.register_buffer("_here", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where pictures must be: it may hold frozen networks only, whose parameters are not its own."""
+        return self._here.device
 
     @abstractmethod
     def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:

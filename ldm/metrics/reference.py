@@ -208,10 +208,9 @@ def _look(pictures: NDArray[Any], real: FeatureSet, extractor: Extractor) -> Non
         raise ValueError(
             f"reference: arr_0 is {pictures.dtype} {pictures.shape}, expected uint8 pictures (N, H, W, 3)"
         )
-    device = next(iter(extractor.parameters()), torch.empty(0)).device
     views = real.needs.views
     for start in range(0, len(pictures), BATCH_SIZE):
-        part = torch.from_numpy(pictures[start : start + BATCH_SIZE]).permute(0, 3, 1, 2).to(device)
+        part = torch.from_numpy(pictures[start : start + BATCH_SIZE]).permute(0, 3, 1, 2).to(extractor.device)
         batch: Batch = {"key": [str(start + i) for i in range(len(part))]}
         with torch.no_grad():
             seen = extractor(from_bytes(part), batch, views)

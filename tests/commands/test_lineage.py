@@ -96,6 +96,15 @@ def test_all_parts_are_in_the_group_of_their_chain_each_with_its_job_type(tracke
 
 
 @pytest.mark.slow
+def test_pictures_and_noise_levels_are_logged_over_samples(tracked):
+    *_, (diffusion,) = tracked
+    for panel in ("pictures", "noise-levels"):
+        shown = [row for row in diffusion.history() if f"{panel}.filenames" in row]
+        assert [row["samples"] for row in shown] == [32, 64]
+    assert {"val/fid/clip", "val/clip_score/clip"} <= diffusion.merged("config")["records"].keys()
+
+
+@pytest.mark.slow
 def test_checkpoints_are_copied_and_shards_are_named(tracked):
     mine, (_, autoencoder), (latents,), _ = tracked
     (artifact,) = autoencoder.of("artifact")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ldm.metrics.feature_metrics import FeatureMetrics
+from ldm.metrics.features import Extractor
 from ldm.metrics.frechet import Frechet
 from ldm.metrics.group import Alone
 from ldm.metrics.kernel import KID
@@ -210,6 +211,28 @@ def test_what_failed_before_is_not_reported_again(tmp_path):
     one.extractor.forward = None
     _, failures = measure(one, Reals())
     assert len(failures) == 1 and "metric FeatureMetrics is left out" in failures[0]
+
+
+class Elsewhere(Extractor):
+    """Holds no parameters, as one with a frozen network, and says where pictures come to it."""
+
+    def __init__(self):
+        super().__init__("mean", ("features",))
+
+    def forward(self, images, batch, views):
+        raise RuntimeError(f"pictures are on {images.device.type}")
+
+    def says(self):
+        return {}
+
+
+def test_pictures_of_a_file_go_where_the_network_is(tmp_path):
+    path = adm_file(tmp_path / "real.npz", arr_0=hwc(REAL))
+    one = FeatureMetrics(Elsewhere(), [Frechet()], path)
+    one.to("meta")  # stands for a GPU
+    assert one.extractor.device.type == "meta" and not one.extractor.state_dict()
+    with pytest.raises(ValueError, match="pictures are on meta"):
+        one.begin(Reals(), Alone())
 
 
 def test_a_missing_or_damaged_file_is_one_clear_line(tmp_path):
