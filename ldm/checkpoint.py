@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+
+_WHOLE: set[tuple[int, ...]] = set()
+"""Files that were found undamaged, by device, inode, size and time."""
 
 
 def find(path: str | Path) -> Path:
@@ -46,16 +51,61 @@ def read(path: str | Path, stage: str | None = None) -> dict[str, Any]:
         ValueError: If it is damaged, not one of ours, or of another stage.
     """
     file = find(path)
+    check_whole(file)
+    return _checked(_load(file), file, stage)
+
+
+def peek(path: str | Path) -> dict[str, Any]:
+    """Read what a checkpoint says of itself; its tensors are mapped, and read only where they are looked at.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it cannot be read or is not one of ours.
+    """
+    file = find(path)
+    return _checked(_load(file, mmap=True), file, None)
+
+
+def _load(file: Path, mmap: bool = False) -> Any:
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise ValueError(f"checkpoint '{file}' cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _checked(checkpoint: Any, file: Path, stage: str | None) -> dict[str, Any]:
     found = checkpoint.get("stage") if isinstance(checkpoint, dict) else None
     if found is None or checkpoint.get("config") is None:
         raise ValueError(f"checkpoint '{file}' was not written by a stage of ldm.fit: it names no stage")
     if stage is not None and found != stage:
         raise ValueError(f"checkpoint '{file}' is of stage '{found}', expected stage '{stage}'")
-    return checkpoint
+    whole: dict[str, Any] = checkpoint
+    return whole
+
+
+def check_whole(path: str | os.PathLike[str]) -> None:
+    """Compare every part of a checkpoint with its checksum: torch writes them, but reads without a look.
+
+    A file is checked once per process.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a part is missing or altered; the message names the file and the part.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint '{path}' does not exist")
+    now = os.stat(path)
+    identity = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns)
+    if identity in _WHOLE:
+        return
+    try:
+        with zipfile.ZipFile(path) as parts:
+            altered = parts.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise ValueError(f"checkpoint '{path}' cannot be read: {error}, expected a whole file") from error
+    if altered is not None:
+        raise ValueError(f"checkpoint '{path}' cannot be read: the checksum of its part '{altered}' is wrong")
+    _WHOLE.add(identity)
 
 
 def sha256(path: str | Path) -> str:

@@ -275,8 +275,7 @@ def finish(out: Path, results: list[Result]) -> None:
 
 
 def _weights(path: str) -> str:
-    state = torch.load(ckpt.find(path), map_location="cpu", weights_only=True, mmap=True)
-    return str(state.get("weights", "raw"))
+    return str(ckpt.peek(path).get("weights", "raw"))
 
 
 def _save(path: Path, kept: list[tuple[torch.Tensor, torch.Tensor]], run: Measurement) -> None:

@@ -116,7 +116,7 @@ class FitCLI(LightningCLI):
             self.config.trainer[name] = count or got
 
     def _stop_if_finished(self, start: Path) -> None:
-        done, end = ckpt.read(start)["global_step"], self.config.trainer.max_steps
+        done, end = ckpt.peek(start)["global_step"], self.config.trainer.max_steps
         if 0 < end <= done:
             raise Finished(
                 f"{self.config.run}: finished, {done} of {end} steps are done; the weights are in {start} "

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from ldm.checkpoint import check_whole
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The newest checkpoint of a run, and the one before it."""
@@ -26,14 +27,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Callable[[], object] | None = None,
     ) -> None:
         """Write ``checkpoint`` to ``path``; on an error the earlier files stay as they were.
+
+        Args:
+            checkpoint: Tensors and primitives.
+            path: The file.
+            storage_options: Called once the file is there, e.g. to give it another name.
 
         Raises:
             OSError: If it cannot be written, e.g. because the disk is full.
         """
-        target = Path(path)
+        self._write(checkpoint, Path(path))
+        if storage_options is not None:
+            storage_options()
+
+    def finish(self) -> None:
+        """Wait for what is still being written: nothing.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+
+    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         for stale in target.parent.glob("*.ckpt.tmp-*"):
             stale.unlink()  # of a process killed while it wrote
@@ -66,24 +86,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except Exception as error:
             raise ValueError(f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}") from error
         return loaded
-
-
-def check_whole(path: str | os.PathLike[str]) -> None:
-    """Compare every part of a checkpoint with its checksum: torch writes them, but reads without a look.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a part is missing or altered; the message names the file and the part.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint '{path}' does not exist")
-    try:
-        with zipfile.ZipFile(path) as parts:
-            altered = parts.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise ValueError(f"checkpoint '{path}' cannot be read: {error}, expected a whole file") from error
-    if altered is not None:
-        raise ValueError(f"checkpoint '{path}' cannot be read: the checksum of its part '{altered}' is wrong")
 
 
 def newest_whole(folder: Path) -> Path | None:

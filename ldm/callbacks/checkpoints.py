@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from ldm.callbacks.checkpoint_io import LAST, link
+from ldm.callbacks.checkpoint_io import LAST, AtomicCheckpointIO, link
 from ldm.types import Batch
 
 
@@ -52,6 +53,8 @@ class Checkpoints(Checkpoint):
         self.best: float | None = None
         self._next_kept = keep_every_n_steps or 0
         self._step = self._saved = -1
+        self._batches = 0
+        self._before: tuple[float | None, int] = self.best, self._next_kept
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best value so far, and when a checkpoint is next kept."""
@@ -62,38 +65,50 @@ class Checkpoints(Checkpoint):
         self.best = state_dict["best"] if state_dict.get("monitor") == self.monitor else None
         self._next_kept = state_dict["next_kept"]
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check who writes.
+
+        Raises:
+            ValueError: If it is not ours: another would write in place.
+        """
+        if not isinstance(io := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            raise ValueError(
+                f"trainer.plugins: checkpoints are written by {type(io).__name__}, expected "
+                "ldm.callbacks.checkpoint_io.AtomicCheckpointIO or a subclass"
+            )
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the step that training starts from: there is nothing to save yet."""
         self._step = self._saved = trainer.global_step
+        self._batches = _progress(trainer).total.completed
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Remember the last whole step."""
-        self._step = trainer.global_step
+        """Remember the last whole step, and how many batches there were until then."""
+        if trainer.global_step != self._step:
+            self._step = trainer.global_step
+            self._batches = _progress(trainer).total.completed + 1  # Lightning counts this one after the hook
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save, and keep what is to be kept."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        before = self.best, self._next_kept
+        self._settle(trainer)
+        self._before = self.best, self._next_kept
         names = [name for name, keep in (("best", self._is_best(trainer)), *self._due(trainer)) if keep]
-        if not self.save(trainer):
-            self.best, self._next_kept = before
-        elif trainer.is_global_zero:
-            try:
-                self._keep(_path(trainer), names)
-            except OSError as error:
-                _warn(f"step {self._step}: {', '.join(names)} cannot be kept: {error}")
+        self.save(trainer, names)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the end of a run that did not end with a validation.
+        """Save the end of a run that did not end with a validation, and wait until it is written.
 
         Raises:
             OSError: If it cannot be written: the end of the run would be lost.
         """
-        if self._step != self._saved and not self.save(trainer) and trainer.is_global_zero:
-            raise OSError(f"the end of training cannot be written to '{_path(trainer)}': make room there")
+        if not (self._settle(trainer) and self._step == self._saved):
+            whole = self.save(trainer) and self._settle(trainer)
+            if not whole and trainer.is_global_zero:
+                raise OSError(f"the end of training cannot be written to '{_path(trainer)}': make room there")
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -101,10 +116,16 @@ class Checkpoints(Checkpoint):
         """Save what was trained since the last checkpoint, unless a step or a validation was cut in two."""
         whole = trainer.global_step == self._step and not trainer.validating
         if whole and self._step != self._saved and trainer.is_global_zero:
+            self._go_back(trainer)
             # by the first process alone: trainer.save_checkpoint would wait for others that met no error
             checkpoint = trainer._checkpoint_connector.dump_checkpoint()
             try:
+                _finish(trainer)
+            except OSError as error:
+                _warn(str(error))
+            try:
                 trainer.strategy.save_checkpoint(checkpoint, _path(trainer))
+                _finish(trainer)
             except OSError as error:
                 _warn(f"stopped at step {self._step}: {error}")
             else:
@@ -119,32 +140,66 @@ class Checkpoints(Checkpoint):
         for count in (progress["total"], progress["current"]):
             count.update(ready=count["completed"], started=count["completed"])
 
-    def save(self, trainer: L.Trainer) -> bool:
-        """Write last.ckpt, on all processes together; return whether this process met no error.
+    def _go_back(self, trainer: L.Trainer) -> None:
+        """Forget the batches of a step that was not finished: their part of its gradient is lost."""
+        progress = _progress(trainer)
+        undone = progress.total.completed - self._batches
+        for count in (progress.total, progress.current):
+            done = count.completed - undone
+            count.ready = count.started = count.processed = count.completed = done
+
+    def save(self, trainer: L.Trainer, names: Sequence[str] = ()) -> bool:
+        """Write last.ckpt, or begin to, on all processes together; return whether there was no error.
 
         Between two steps, or after a validation.
+
+        Args:
+            trainer: What is saved.
+            names: Under which it is kept too.
         """
-        self._step = trainer.global_step
+        self._step, path = trainer.global_step, _path(trainer)
+        error = None
         try:
-            trainer.save_checkpoint(_path(trainer))
-        except OSError as error:
+            trainer.save_checkpoint(path, storage_options=lambda: self._keep(path, names))
+        except OSError as reason:
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait
-            _warn(f"step {self._step}: {error}; training goes on, the earlier checkpoint is as it was")
-            return False
+            error = reason
         self._saved = self._step
-        return True
+        return self._agree(trainer, error)
 
     def save_new(self, trainer: L.Trainer) -> None:
         """Write last.ckpt if there are steps that it does not hold; before a step, on all processes."""
-        if trainer.global_step != self._saved:
+        if not (self._settle(trainer) and trainer.global_step == self._saved):
             self.save(trainer)
+            self._settle(trainer)
 
-    def _keep(self, last: Path, names: list[str]) -> None:
-        for name in names:
-            link(last, last.with_name(f"{name}.ckpt"))
-        if self.keep_newest is not None:
-            for old in sorted(last.parent.glob("step=*.ckpt"))[: -self.keep_newest]:
-                old.unlink()
+    def _settle(self, trainer: L.Trainer) -> bool:
+        """Wait for what is being written, on all processes together; return whether there was no error."""
+        try:
+            _finish(trainer)
+        except OSError as error:
+            return self._agree(trainer, error)
+        return self._agree(trainer, None)
+
+    def _agree(self, trainer: L.Trainer, error: OSError | None) -> bool:
+        """Let all processes know whether the first one met an error, and take back what was not written."""
+        if trainer.strategy.reduce_boolean_decision(error is None, all=True):
+            return True
+        if error is not None:
+            _warn(f"step {self._saved}: {error}; training goes on, the earlier checkpoint is as it was")
+        self._saved = -1
+        self.best, self._next_kept = self._before
+        return False
+
+    def _keep(self, last: Path, names: Sequence[str]) -> None:
+        try:
+            for name in names:
+                link(last, last.with_name(f"{name}.ckpt"))
+            if self.keep_newest is not None:
+                for old in sorted(last.parent.glob("step=*.ckpt"))[: -self.keep_newest]:
+                    old.unlink()
+        except OSError as error:
+            _warn(f"{', '.join(names)} cannot be kept: {error}")
 
     def _is_best(self, trainer: L.Trainer) -> bool:
         if self.monitor is None:
@@ -166,6 +221,15 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         self._next_kept = (step // self.keep_every_n_steps + 1) * self.keep_every_n_steps
         return [(f"step={step:08d}", True)]
+
+
+def _progress(trainer: L.Trainer) -> Any:
+    return trainer.fit_loop.epoch_loop.batch_progress
+
+
+def _finish(trainer: L.Trainer) -> None:
+    if isinstance(io := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+        io.finish()
 
 
 def _path(trainer: L.Trainer) -> Path:

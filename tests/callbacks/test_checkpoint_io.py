@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from ldm.callbacks.checkpoint_io import AtomicCheckpointIO, check_whole, link, newest_whole
+from ldm.callbacks.checkpoint_io import AtomicCheckpointIO, link, newest_whole
+from ldm.checkpoint import check_whole, peek, read
 
 
 def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path):
@@ -50,6 +51,17 @@ def test_the_target_is_untouched_until_the_new_file_is_whole(tmp_path):
     io.save_checkpoint({"step": 2, "x": Looks()}, path)
     assert seen == [(earlier, {"step": 1})]
     assert path.stat().st_ino != earlier
+
+
+def test_whoever_reads_a_checkpoint_checks_it(tmp_path):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"stage": "x", "config": {}, "w": torch.rand(1000)}, path)
+    assert read(path)["stage"] == peek(path)["stage"] == "x"
+    altered = bytearray(path.read_bytes())
+    altered[len(altered) // 2] ^= 1
+    path.write_bytes(altered)
+    with pytest.raises(ValueError, match=r"a.ckpt' cannot be read: the checksum of its part '.*' is wrong"):
+        read(path)
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):

@@ -6,24 +6,37 @@ import pytest
 import torch
 from tiny_stage import TinyStage, loader, trainer
 
+from ldm.callbacks.async_checkpoint_io import AsyncCheckpointIO
 from ldm.callbacks.checkpoint_io import AtomicCheckpointIO
 from ldm.callbacks.checkpoints import Checkpoints
 
 
-class FullDisk(AtomicCheckpointIO):
-    """No file grows beyond its first bytes while certain steps are saved."""
+class Full:
+    """No file grows beyond its first bytes while certain steps are written."""
 
     def __init__(self, *steps):
+        super().__init__()
         self.steps = steps
 
-    def save_checkpoint(self, checkpoint, path, storage_options=None):
+    def _write(self, checkpoint, target):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         if checkpoint["global_step"] in self.steps:
             resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
         try:
-            super().save_checkpoint(checkpoint, path)
+            super()._write(checkpoint, target)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class FullDisk(Full, AtomicCheckpointIO):
+    pass
+
+
+class FullDiskBeside(Full, AsyncCheckpointIO):
+    pass
+
+
+both = pytest.mark.parametrize("disk", [FullDisk, FullDiskBeside])
 
 
 def fit(folder, disk, **changes):
@@ -39,8 +52,9 @@ def steps(folder):
     return {f.name: torch.load(f, weights_only=True)["global_step"] for f in files}
 
 
-def test_training_outlives_a_full_disk(tmp_path, capsys):
-    run = fit(tmp_path, FullDisk(8, 12))
+@both
+def test_training_outlives_a_full_disk(tmp_path, disk, capsys):
+    run = fit(tmp_path, disk(8, 12))
     assert run.global_step == 16
     kept = {f"step={n:08d}.ckpt": n for n in (4, 16)}
     assert steps(tmp_path) == {"last.ckpt": 16, "previous.ckpt": 4, "best.ckpt": 16, **kept}
@@ -49,30 +63,32 @@ def test_training_outlives_a_full_disk(tmp_path, capsys):
         assert f"warning: step {step}: checkpoint '{tmp_path}/checkpoints/last.ckpt' cannot be writ" in errors
 
 
-def test_a_best_that_was_not_written_is_not_the_one_to_beat(tmp_path):
+@both
+def test_a_best_that_was_not_written_is_not_the_one_to_beat(tmp_path, disk):
     checkpoints = Checkpoints(monitor="val/loss", keep_every_n_steps=4)
     with pytest.raises(OSError, match="the end of training"):
-        fit(tmp_path, FullDisk(8, 12), max_steps=12, callbacks=[checkpoints])
+        fit(tmp_path, disk(8, 12), max_steps=12, callbacks=[checkpoints])
     best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["global_step"] == 4
     assert checkpoints.best == best["callbacks"]["Checkpoints"]["best"]
 
 
-def test_an_end_that_cannot_be_written_is_an_error(tmp_path):
+@both
+def test_an_end_that_cannot_be_written_is_an_error(tmp_path, disk):
     with pytest.raises(OSError, match="the end of training cannot be written"):
-        fit(tmp_path, FullDisk(18), max_steps=18)
+        fit(tmp_path, disk(18), max_steps=18)
     assert steps(tmp_path)["last.ckpt"] == 16
 
 
-def test_a_full_disk_does_not_hide_another_error(tmp_path, capsys):
+@both
+def test_a_full_disk_does_not_hide_another_error(tmp_path, disk, capsys):
     class Broken(TinyStage):
         def training_step(self, batch, batch_idx):
             if self.trainer.global_step == 6:
                 raise RuntimeError("the machine went away")
             return super().training_step(batch, batch_idx)
 
-    disk = FullDisk(6)
-    run = trainer(tmp_path, enable_checkpointing=True, callbacks=[Checkpoints()], plugins=[disk])
+    run = trainer(tmp_path, enable_checkpointing=True, callbacks=[Checkpoints()], plugins=[disk(6)])
     with pytest.raises(RuntimeError, match="the machine went away"):
         run.fit(Broken(), loader(), loader(8))
     assert "warning: stopped at step 6: checkpoint" in capsys.readouterr().err
@@ -82,3 +98,10 @@ def test_a_full_disk_does_not_hide_another_error(tmp_path, capsys):
 def test_keeping_none_of_the_kept_is_refused():
     with pytest.raises(ValueError, match="keep_newest: got 0, expected at least 1"):
         Checkpoints(keep_newest=0)
+
+
+def test_only_a_writer_that_leaves_whole_files_is_taken(tmp_path):
+    from lightning.fabric.plugins.io import TorchCheckpointIO
+
+    with pytest.raises(ValueError, match=r"trainer.plugins: .* written by TorchCheckpointIO, expected ldm"):
+        fit(tmp_path, TorchCheckpointIO())

@@ -12,7 +12,7 @@ class Stop(L.Callback):
 
     Args:
         step: Optimizer steps done by then.
-        where: "start" or "backward" of the next step, "end" of this one, or "validation".
+        where: "start", "second" batch or "backward" of the next step, "end" of this one, or "validation".
     """
 
     def __init__(self, step: int, where: str) -> None:
@@ -21,6 +21,8 @@ class Stop(L.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self._fail(trainer, "start")
+        if batch_idx % trainer.accumulate_grad_batches == 1:
+            self._fail(trainer, "second")
 
     def on_before_zero_grad(self, trainer, pl_module, optimizer):
         self._fail(trainer, "backward")

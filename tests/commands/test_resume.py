@@ -68,6 +68,24 @@ def test_resumed_run_equals_uninterrupted(chain, fresh, name, step, where, resum
     assert_same_run(fresh.runs / name, chain.runs / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "where"), [("autoencoder", "second"), ("clip", "second"), ("diffusion", "end")]
+)
+def test_a_run_that_ends_between_accumulated_batches_begins_their_step_again(
+    chain, fresh, tmp_path, name, where
+):
+    accumulated = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8"]
+    whole = Chain(tmp_path / "whole", chain.shards, chain.latents)
+    assert fit.main(whole.arguments(name, *accumulated)) == 0
+    stop = ["--trainer.callbacks+=interruptions.Stop", "--trainer.callbacks.step=6"]
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        fit.main(fresh.arguments(name, *accumulated, *stop, f"--trainer.callbacks.where={where}"))
+    assert state(fresh.runs / name)["global_step"] == (6 if where == "second" else 4)
+    assert state(fresh.runs / name)["samples_seen"] == 16 * (6 if where == "second" else 4)
+    assert fit.main(fresh.arguments(name, *accumulated)) == 0
+    assert_same_run(fresh.runs / name, whole.runs / name)
+
+
 def test_a_damaged_last_checkpoint_costs_the_steps_since_the_one_before(chain, fresh, capsys):
     assert fit.main(fresh.arguments("autoencoder")) == 0
     last = fresh.runs / "autoencoder" / "checkpoints" / "last.ckpt"

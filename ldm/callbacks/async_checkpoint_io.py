@@ -1,0 +1,91 @@
+"""Write checkpoints beside training: it waits for a copy of the tensors, not for the disk."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldm.callbacks.checkpoint_io import AtomicCheckpointIO
+
+
+class AsyncCheckpointIO(AtomicCheckpointIO):
+    """Copies a checkpoint into the memory of the host, and writes it in a thread, whole or not at all.
+
+    One is written at a time: the next one waits for it. Takes the memory of one checkpoint more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Callable[[], object] | None = None,
+    ) -> None:
+        """Begin to write ``checkpoint`` to ``path``, see ``AtomicCheckpointIO``.
+
+        Raises:
+            OSError: If the one before it could not be written.
+        """
+        self.finish()
+        kept = snapshot(checkpoint)
+        self._writing = self._thread.submit(self._save, kept, Path(path), storage_options)
+
+    def _save(self, kept: dict[str, Any], path: Path, then: Callable[[], object] | None) -> None:
+        try:
+            super().save_checkpoint(kept, path, then)
+        except OSError as error:  # said at once: whoever comes next may come in an hour
+            print(f"warning: {error}", file=sys.stderr, flush=True)
+            raise
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is being written."""
+        return self._writing is None or self._writing.done()
+
+    def finish(self) -> None:
+        """Wait until what is being written is there.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def teardown(self) -> None:
+        """Wait for the last one."""
+        self.finish()
+
+
+def snapshot(state: Any, copies: dict[tuple[Any, ...], Tensor] | None = None) -> Any:
+    """Copy a checkpoint to the host: what training changes afterwards does not change the copy.
+
+    Tensors that are one and the same stay so, and are written once.
+
+    Args:
+        state: Dictionaries, lists and tuples of tensors and primitives.
+        copies: Of tensors that were met before.
+    """
+    copies = {} if copies is None else copies
+    if isinstance(state, Tensor):
+        key = (state.data_ptr(), state.device, state.dtype, state.shape, state.stride())
+        if key not in copies:
+            copies[key] = state.detach().to("cpu", copy=True)
+        return copies[key]
+    if isinstance(state, dict):
+        return type(state)((k, snapshot(v, copies)) for k, v in state.items())
+    if isinstance(state, list):
+        return [snapshot(v, copies) for v in state]
+    if type(state) is tuple:
+        return tuple(snapshot(v, copies) for v in state)
+    return state
