@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from ldm.callbacks.checkpoint_io import LAST, AtomicCheckpointIO, link
+from ldm.callbacks.evaluation import Evaluation
 from ldm.types import Batch
 
 
@@ -34,7 +35,8 @@ class Checkpoints(Checkpoint):
         keep_newest: How many of the step=....ckpt are kept, older ones are removed; None keeps all.
 
     Raises:
-        ValueError: If ``keep_newest`` is less than 1.
+        ValueError: If ``keep_newest`` is less than 1; after a validation, if ``monitor`` was not logged. With
+            an ``Evaluation`` that is a warning: what it measures may fail, or not be due.
     """
 
     def __init__(
@@ -205,15 +207,22 @@ class Checkpoints(Checkpoint):
         if self.monitor is None:
             return False
         if self.monitor not in trainer.callback_metrics:
-            raise ValueError(
-                f"Checkpoints: monitor '{self.monitor}' was not logged, expected one of "
-                f"{', '.join(sorted(trainer.callback_metrics))}"
-            )
+            self._miss(trainer)
+            return False
         value = float(trainer.callback_metrics[self.monitor])
         sign = 1.0 if self.mode == "min" else -1.0
         is_best = not math.isnan(value) and (self.best is None or sign * value < sign * self.best)
         self.best = value if is_best else self.best
         return is_best
+
+    def _miss(self, trainer: L.Trainer) -> None:
+        """Say that the monitored value is missing, which is an error where every validation logs the same."""
+        logged = ", ".join(sorted(trainer.callback_metrics))
+        missing = f"checkpoints.monitor: '{self.monitor}' was not logged, expected one of {logged}"
+        if not any(isinstance(callback, Evaluation) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError(missing)
+        if trainer.is_global_zero:  # a metric has failed, or is not due yet in a run that was resumed
+            _warn(f"step {trainer.global_step}: {missing}; best.ckpt stays as it is")
 
     def _due(self, trainer: L.Trainer) -> list[tuple[str, bool]]:
         if self.keep_every_n_steps is None or trainer.global_step < self._next_kept:

@@ -33,8 +33,8 @@ class Evaluation(L.Callback):
     own, so that they can be monitored, and each is written with its record to ``evaluations.jsonl`` in the
     run folder. Training goes on as if nothing had been measured: random numbers, modes and weights are as
     before.
-    A metric or measure that fails is reported and left out of this evaluation; the others and the run go on.
-    Stages that make no pictures are left alone.
+    A metric or measure that fails is reported and left out of this evaluation; the others and the run go on,
+    also if pictures cannot be drawn. Stages that make no pictures are left alone.
 
     Args:
         metrics: What to measure.
@@ -130,11 +130,18 @@ class Evaluation(L.Callback):
         batch = first(batch, missing)
         mine = torch.arange(self._taken, self._taken + len(batch["key"]))
         batch["place"] = trainer.global_rank + mine * trainer.world_size
+        self._taken += len(mine)
         with without_trace(pl_module):
-            images = self.show(trainer, pl_module, batch)
+            try:
+                images = self.show(trainer, pl_module, batch)
+            except (
+                Exception
+            ) as error:  # training matters more; processes do not talk to each other in drawing
+                self._measurement.fail(error)
+                self._taken = self.num_samples
+                return
             self._measurement.see(batch)
             self._measurement.update(from_bytes(to_bytes(images)), batch)
-        self._taken += len(mine)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add up over processes, compute, log and record."""

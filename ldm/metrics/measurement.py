@@ -75,6 +75,11 @@ class Measurement:
             for i, metric in enumerate(self.metrics):
                 self._attempt(i, metric.update, images, batch)
 
+    def fail(self, error: Exception) -> None:
+        """Leave all metrics out of this evaluation: there is a picture that they cannot get."""
+        for i in range(len(self.metrics)):
+            self._errors.setdefault(i, f"a picture could not be drawn: {told(error)}")
+
     def compute(self) -> list[Value]:
         """Return all values, the same on each process."""
         count = int(self.group.sum(torch.tensor(self.count)))

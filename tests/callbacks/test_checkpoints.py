@@ -9,6 +9,8 @@ from tiny_stage import TinyStage, loader, trainer
 from ldm.callbacks.async_checkpoint_io import AsyncCheckpointIO
 from ldm.callbacks.checkpoint_io import AtomicCheckpointIO
 from ldm.callbacks.checkpoints import Checkpoints
+from ldm.callbacks.evaluation import Evaluation
+from ldm.metrics.psnr import PSNR
 
 
 class Full:
@@ -105,3 +107,68 @@ def test_only_a_writer_that_leaves_whole_files_is_taken(tmp_path):
 
     with pytest.raises(ValueError, match=r"trainer.plugins: .* written by TorchCheckpointIO, expected ldm"):
         fit(tmp_path, TorchCheckpointIO())
+
+
+class Fails(PSNR):
+    """Measures at the first evaluation alone."""
+
+    def compute(self):
+        if self.num_computed > 0:
+            raise RuntimeError("no weights")
+        self.num_computed += 1
+        return super().compute()
+
+    num_computed = 0
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_run_outlives_a_monitored_metric_that_fails(tmp_path, capsys, first):
+    metric = Fails()
+    metric.num_computed = first
+    checkpoints = Checkpoints(monitor="val/picture_psnr", mode="max")
+    run = trainer(
+        tmp_path,
+        callbacks=[checkpoints, Evaluation([metric], 8)],
+        enable_checkpointing=True,
+        plugins=[AtomicCheckpointIO()],
+    )
+    with pytest.warns(UserWarning, match="metric Fails is left out"):
+        run.fit(TinyStage(), loader(256), loader(8))
+    assert run.global_step == 8
+    assert (tmp_path / "checkpoints" / "best.ckpt").exists() == (first == 0)
+    said = "step 8: checkpoints.monitor: 'val/picture_psnr' was not logged, expected one of "
+    assert (said in capsys.readouterr().err) == (first == 1)
+
+
+def test_a_resumed_run_need_not_measure_at_once(tmp_path, capsys):
+    def fit(steps, resume):
+        evaluation = Evaluation([PSNR()], 8, every_n_samples=100)
+        callbacks = [checkpoints, evaluation]
+        run = trainer(
+            tmp_path,
+            callbacks=callbacks,
+            max_steps=steps,
+            enable_checkpointing=True,
+            plugins=[AtomicCheckpointIO()],
+        )
+        run.fit(TinyStage(), loader(256), loader(8), ckpt_path=resume)
+
+    checkpoints = Checkpoints(monitor="val/picture_psnr", mode="max")
+    fit(8, None)
+    best = checkpoints.best
+    checkpoints = Checkpoints(monitor="val/picture_psnr", mode="max")
+    fit(16, tmp_path / "checkpoints" / "last.ckpt")  # not due at step 12, due at the end
+    assert checkpoints.best is not None and checkpoints.best >= best
+    assert "step 12: checkpoints.monitor: 'val/picture_psnr' was not logged" in capsys.readouterr().err
+    assert steps(tmp_path)["last.ckpt"] == 16
+
+
+def test_a_misspelt_monitor_is_an_error(tmp_path):
+    run = trainer(
+        tmp_path,
+        callbacks=[Checkpoints(monitor="val/lost")],
+        enable_checkpointing=True,
+        plugins=[AtomicCheckpointIO()],
+    )
+    with pytest.raises(ValueError, match=r"checkpoints.monitor: 'val/lost' was not logged, .*val/loss"):
+        run.fit(TinyStage(), loader(256), loader(8))

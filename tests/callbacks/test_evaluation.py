@@ -161,6 +161,25 @@ def test_a_failing_metric_is_named_and_the_others_go_on(tmp_path, where):
     assert run.global_step == 8
 
 
+def test_pictures_that_cannot_be_drawn_cost_one_evaluation(tmp_path):
+    class Fails(Draws):
+        def generate(self, batch, seed):
+            images = super().generate(batch, seed)
+            if self.samples_seen == 16 and self.num_generated > 4:
+                raise RuntimeError("out of memory")
+            return images
+
+    torch.manual_seed(0)
+    with pytest.warns(
+        UserWarning, match="PSNR is left out of this evaluation: a picture could not be drawn: R"
+    ):
+        run, stage = fit(tmp_path, Evaluation([Spy(), PSNR()], 12), stage=Fails())
+    lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert [line.get("name", "failed") for line in lines] == ["failed"] * 2 + ["val/spy", "val/picture_psnr"]
+    assert lines[-1]["num"] == 12 and stage.num_generated == 8 + 12  # none was drawn after the failure
+    assert run.global_step == 8
+
+
 def test_a_failing_measure_is_named_and_the_others_of_its_network_go_on(tmp_path):
     class Fails(Frechet):
         def compute(self, generated, real):
