@@ -8,9 +8,11 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch.nn.parallel import DistributedDataParallel
 
+from ldm.fsdp import FSDP2
+
 
 def register() -> None:
-    """Let ``ddp``, which is what ``auto`` takes for several devices too, stand for ours.
+    """Let ``ddp``, which is what ``auto`` takes for several devices too, stand for ours, and ``fsdp2``.
 
     Gradients lie in the buffers that they are sent from, which saves a copy of all of them. Buffers are not
     sent from the first process before every step: all processes compute the same, since none depends on the
@@ -25,6 +27,7 @@ def register() -> None:
         gradient_as_bucket_view=True,
         **{_buffers(): False},
     )
+    StrategyRegistry.register("fsdp2", FSDP2, "data parallelism with split weights", override=True)
 
 
 def without_signals(trainer: L.Trainer) -> None:

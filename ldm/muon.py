@@ -13,6 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from ldm.sharding import split_like, whole
+
 QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of p(s) = a s + b s^3 + c s^5, steepest at 0
 
 
@@ -98,12 +100,12 @@ class Muon(torch.optim.Optimizer):
         for i, p in enumerate(parameters):
             alike[p.shape[0], p[0].numel()].append(i)
         for shape, members in alike.items():
-            stack = torch.stack([directions[i].reshape(shape) for i in members])
+            stack = torch.stack([whole(directions[i]).reshape(shape) for i in members])
             update = orthogonalize(stack) * (0.2 * max(shape) ** 0.5)
             for i, matrix in zip(members, update, strict=True):
                 p = parameters[i]
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(matrix.to(p.dtype).reshape(p.shape), alpha=-group["lr"])
+                p.add_(split_like(matrix.to(p.dtype).reshape(p.shape), p), alpha=-group["lr"])
 
     def _step_adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [cast(Tensor, p.grad) for p in parameters]

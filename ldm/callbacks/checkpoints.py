@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from ldm.callbacks.checkpoint_io import LAST, AtomicCheckpointIO, link
 from ldm.callbacks.evaluation import Evaluation
+from ldm.sharding import is_split
 from ldm.types import Batch
 
 
@@ -21,7 +22,8 @@ class Checkpoints(Checkpoint):
 
     After a validation, because its figures and measured latents belong to the checkpoint, and because a
     checkpoint from before would skip that validation when it is resumed. At an error or Ctrl-C only if it
-    came between two steps or while the next one was computed: training then continues from there.
+    came between two steps or while the next one was computed: training then continues from there. Not if
+    weights are split over processes: a process cannot know whether the others would come to gather them.
 
     ``best.ckpt`` and ``step=....ckpt`` are hard links to what was the last one: they cost no time.
     A checkpoint that cannot be written, e.g. on a full disk, is said aloud, and training goes on: the one
@@ -117,7 +119,11 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Save what was trained since the last checkpoint, unless a step or a validation was cut in two."""
         whole = trainer.global_step == self._step and not trainer.validating
-        if whole and self._step != self._saved and trainer.is_global_zero:
+        if not whole or self._step == self._saved or not trainer.is_global_zero:
+            return
+        if is_split(pl_module):
+            _warn(f"stopped at step {self._step}: not saved, for this process has but a part of the weights")
+        else:
             self._go_back(trainer)
             # by the first process alone: trainer.save_checkpoint would wait for others that met no error
             checkpoint = trainer._checkpoint_connector.dump_checkpoint()

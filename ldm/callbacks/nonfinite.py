@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ldm.sharding import whole
 from ldm.types import Batch
 
 NUM_KEYS = 4
@@ -76,7 +77,7 @@ class NonFinite(L.Callback):
             ValueError: After ``max_in_a_row`` skipped steps in a row; names losses and samples.
         """
         weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if torch.nn.utils.get_total_norm([w.grad for w in weights]).isfinite():
+        if whole(torch.nn.utils.get_total_norm([w.grad for w in weights])).isfinite():
             self._in_a_row = 0
             return
         for weight in weights:

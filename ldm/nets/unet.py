@@ -89,6 +89,11 @@ class UNet(nn.Module):
             hidden = block.up(hidden, time, cond, skips)
         return self.conv_out(F.silu(self.conv_norm_out(hidden)))
 
+    def units(self) -> list[nn.Module]:
+        """Return the parts that hold nearly all parameters, in no order: what is split over processes."""
+        kinds = (ResnetBlock, Transformer2D, Downsample, Upsample)
+        return [module for module in self.modules() if isinstance(module, kinds)]
+
     def _with_map(self, x: Tensor, spatial: Tensor | None) -> Tensor:
         found = (0, *x.shape[2:]) if spatial is None else (spatial.shape[1], *spatial.shape[2:])
         if found != (self.widths.spatial, *x.shape[2:]):

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from tiny_stage import TinyStage, loader, trainer
 
+from ldm.callbacks.checkpoints import Checkpoints
 from ldm.callbacks.nonfinite import NonFinite
+from ldm.fsdp import FSDP2
 
 
 class IllOnSecond(TinyStage):
@@ -25,9 +27,11 @@ class IllOnSecond(TinyStage):
         return loss
 
 
-def main(folder):
+def main(folder, strategy):
     stage = IllOnSecond()
-    run = trainer(folder, devices=2, strategy="ddp", callbacks=[NonFinite(2)], limit_val_batches=0)
+    callbacks = [NonFinite(2), Checkpoints()]
+    settings = {"enable_checkpointing": True, "limit_val_batches": 0}
+    run = trainer(folder, devices=2, strategy=strategy, callbacks=callbacks, **settings)
     error = ""
     try:
         run.fit(stage)
@@ -37,4 +41,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], {"ddp": "ddp", "fsdp2": FSDP2()}[sys.argv[2]])

@@ -1,0 +1,126 @@
+"""FSDP2 on two processes (gloo) is DDP but for rounding, and its checkpoints are nobody's but the run's."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import ROOT
+from torchvision.transforms.functional import pil_to_tensor
+
+SETTINGS = [
+    "--model.optimizer.class_path=ldm.stages.optimization.AdamW",
+    "--model.optimizer.lr=1e-4",
+    "--model.optimizer.warmup=1",
+    "--model.optimizer.decay=none",
+    "--trainer.gradient_clip_val=0.05",
+    "--trainer.devices=2",
+    "--trainer.max_steps=10",
+    "--trainer.val_check_interval=5",
+    "--checkpoints.keep_every_n_steps=5",
+    "--model.denoiser.block_out_channels=[32,64]",
+    "--trainer.limit_val_batches=2",
+    "--data.batch_size=4",
+    "--ema.decay=0.5",
+    "--watchdog.timeout=120",
+    "--pictures.num=9",  # the first process draws twice, the second once: they do not keep step
+]
+
+
+def run(plan, home):
+    command = [sys.executable, str(Path(__file__).with_name("fits_on_two.py")), str(plan)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def runs(chain, home, tmp_path_factory):
+    """Folders of runs of ten steps: through, or begun with one strategy and continued with another."""
+    folder = tmp_path_factory.mktemp("fsdp")
+
+    def step(name, strategy, half_of=None):
+        to = folder / name
+        arguments = chain.arguments("diffusion", *SETTINGS, f"--trainer.strategy={strategy}", f"--run={to}")
+        start = half_of and str(folder / half_of / "checkpoints" / "step=00000005.ckpt")
+        return {"start": start, "run": str(to), "arguments": arguments}
+
+    plan = [
+        step("ddp", "ddp"),
+        step("fsdp", "fsdp2"),
+        step("fsdp fsdp", "fsdp2", "fsdp"),
+        step("fsdp ddp", "ddp", "fsdp"),
+        step("ddp fsdp", "fsdp2", "ddp"),
+    ]
+    path = folder / "plan.json"
+    path.write_text(json.dumps(plan))
+    result = run(path, home)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def flat(tree, path=""):
+    """Tensors and other leaves of a checkpoint by their path."""
+    if isinstance(tree, dict):
+        tree = tree.items()
+    elif isinstance(tree, list | tuple):
+        tree = enumerate(tree)
+    else:
+        return {path: tree}
+    return {key: leaf for name, value in tree for key, leaf in flat(value, f"{path}/{name}").items()}
+
+
+def saved(run):
+    return flat(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True))
+
+
+def distance(one, two, part):
+    """Norm of the difference of all tensors whose path has ``part``, relative to the norm of all."""
+    pairs = [(one[k].double(), two[k].double()) for k in one if part in k and torch.is_tensor(one[k])]
+    assert len(pairs) > 10
+    return (sum((a - b).square().sum() for a, b in pairs) / sum(a.square().sum() for a, _ in pairs)) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["fsdp", "fsdp ddp", "ddp fsdp"])
+def test_ten_steps_are_the_same_however_weights_are_split(runs, other):
+    one, two = saved(runs / "ddp"), saved(runs / other)
+    assert one.keys() == two.keys()
+    for key, ours in one.items():
+        if torch.is_tensor(ours):
+            assert (ours.shape, ours.dtype) == (two[key].shape, two[key].dtype), key
+        else:
+            assert ours == two[key], key
+    assert distance(one, two, "/state_dict/") < 1e-6  # 0.1e-6 measured
+    assert distance(one, two, "/raw/") < 1e-6
+    assert distance(one, two, "/exp_avg") < 2e-5  # of all gradients so far; 3e-6 measured
+    assert distance(one, two, "/exp_avg_sq") < 2e-5
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_one_that_was_never_stopped(runs):
+    one, two = saved(runs / "fsdp"), saved(runs / "fsdp fsdp")
+    assert one.keys() == two.keys()
+    for key, ours in one.items():
+        assert torch.equal(ours, two[key]) if torch.is_tensor(ours) else ours == two[key], key
+
+
+@pytest.mark.slow
+def test_pictures_are_drawn_from_split_weights_as_from_whole_ones(runs):
+    ddp, fsdp = (sorted((runs / name / "pictures").glob("*.png")) for name in ("ddp", "fsdp"))
+    assert [path.name for path in ddp] == [path.name for path in fsdp] and len(ddp) >= 4
+    for ours, theirs in zip(ddp, fsdp, strict=True):
+        ours, theirs = (pil_to_tensor(Image.open(path)).int() for path in (ours, theirs))
+        assert (ours - theirs).abs().max() <= 1  # of 255
+
+
+def test_what_cannot_be_split_is_named(chain, fresh):
+    plan = [{"start": None, "run": "", "arguments": fresh.arguments("clip", "--trainer.strategy=fsdp2")}]
+    (fresh.runs.parent / "plan.json").write_text(json.dumps(plan))
+    result = run(fresh.runs.parent / "plan.json", chain.runs.parents[1])
+    assert result.returncode == 2
+    assert "FSDP2 cannot split net.model.logit_scale, a single number" in result.stderr
+    assert "train this stage with ddp" in result.stderr

@@ -1,0 +1,103 @@
+"""Split tensors: their whole, and what an optimizer makes of them (two processes, gloo)."""
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from ldm.muon import Muon
+from ldm.sharding import gathered, is_split, part, split_like, unite, whole
+
+SHAPES = [(7, 3), (1, 5), (4,), (6, 2, 3, 3), (0, 2)]
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(5, 7), nn.Linear(7, 5)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def splits_and_gathers(rank, mesh):
+    for tensor in tensors():
+        there = distribute_tensor(torch.zeros_like(tensor), mesh, [Shard(0)])
+        mine = split_like(tensor, there)
+        assert isinstance(mine, DTensor) and mine.to_local().shape == there.to_local().shape
+        assert torch.equal(whole(mine), tensor)
+        tree = {"a": [mine, {"b": 3}], "c": tensor}
+        found = gathered(tree, keep=rank == 0)
+        assert found["a"][1] == {"b": 3} and torch.equal(found["c"], tensor)
+        assert torch.equal(found["a"][0], tensor) if rank == 0 else found["a"][0] is None
+
+
+def muon_steps_alike(rank, mesh):
+    plain, split = Pair(), Pair()
+    fully_shard(split, mesh=mesh)
+    one, two = Muon(plain.parameters()), Muon(split.parameters())
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for ours, theirs in zip(plain.parameters(), split.parameters(), strict=True):
+            ours.grad = torch.randn(ours.shape)
+            theirs.grad = split_like(ours.grad, theirs)
+        one.step()
+        two.step()
+    for ours, theirs in zip(plain.parameters(), split.parameters(), strict=True):
+        assert torch.equal(ours, whole(theirs))
+
+
+def united_processes_need_not_keep_step(rank, mesh):
+    plain, split = Pair(), Pair()
+    fully_shard(split.first, mesh=mesh)
+    fully_shard(split, mesh=mesh, reshard_after_forward=False)
+    x = torch.randn(2, 5)
+    split(x).sum().backward()
+    assert is_split(split) and not is_split(plain)
+    with torch.inference_mode():
+        unite(split)
+        for _ in range(rank):
+            assert torch.equal(split(x), plain(x))
+        part(split)
+    assert all(isinstance(p, DTensor) for p in split.parameters())
+    split.zero_grad()
+    split(x).sum().backward()  # no memory of inference mode is left
+    plain(x).sum().backward()
+    for ours, theirs in zip(plain.parameters(), split.parameters(), strict=True):
+        mean = ours.grad.clone()
+        torch.distributed.all_reduce(mean)
+        torch.testing.assert_close(mean / 2, whole(theirs.grad))
+
+
+def process(rank, meeting, checks):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for check in checks:
+        check(rank, mesh)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_split_over_two_processes(tmp_path):
+    checks = (splits_and_gathers, muon_steps_alike, united_processes_need_not_keep_step)
+    mp.spawn(process, (tmp_path / "meeting", checks), nprocs=2)
+
+
+def test_nothing_happens_to_what_is_not_split():
+    tensor, net = torch.arange(3.0), Pair()
+    assert whole(tensor) is tensor and split_like(tensor, torch.zeros(3)) is tensor
+    tree = {"a": [tensor]}
+    assert gathered(tree, keep=False)["a"][0] is tensor
+    part(net)
+    unite(net)
+    assert not is_split(net) and all(p.requires_grad for p in net.parameters())
