@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.callbacks.checkpoint_io import AtomicCheckpointIO
+
 
 class Points(Dataset):
     """Sample i is a picture and a caption that depend on i alone."""
@@ -88,5 +90,6 @@ def trainer(folder, **changes):
         "check_val_every_n_epoch": None,
         "use_distributed_sampler": False,
         "default_root_dir": folder,
+        "plugins": [AtomicCheckpointIO()],
     }
     return L.Trainer(**{**settings, **changes})
