@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 import lightning as L
-from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
 from torch.nn.parallel import DistributedDataParallel
 
 from ldm.fsdp import FSDP2
@@ -28,6 +28,17 @@ def register() -> None:
         **{_buffers(): False},
     )
     StrategyRegistry.register("fsdp2", FSDP2, "data parallelism with split weights", override=True)
+
+
+def check_strategy(trainer: L.Trainer) -> None:
+    """Check that checkpoints, averages and metrics know what a strategy does with the weights.
+
+    Raises:
+        ValueError: If they do not, as with ``fsdp``, torch's first version.
+    """
+    if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+        found = type(trainer.strategy).__name__
+        raise ValueError(f"trainer.strategy: got {found}, expected auto, ddp, or fsdp2 to split weights")
 
 
 def without_signals(trainer: L.Trainer) -> None:

@@ -32,7 +32,7 @@ from ldm.callbacks.wandb_logger import SamplesWandb
 from ldm.callbacks.watchdog import Watchdog
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
-from ldm.distributed import register, without_signals
+from ldm.distributed import check_strategy, register, without_signals
 from ldm.latent_shards import check_source
 from ldm.lineage import publish_run, use_upstream, use_weights
 from ldm.processes import launched
@@ -184,6 +184,7 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Preemption):
             callback.notice = notice or callback.notice
+    check_strategy(cli.trainer)
     without_signals(cli.trainer)
     check_source(cli.datamodule, cli.model)
     is_first = cli.trainer.is_global_zero

@@ -12,6 +12,8 @@ from PIL import Image
 from tiny_runs import ROOT
 from torchvision.transforms.functional import pil_to_tensor
 
+from ldm import fit
+
 SETTINGS = [
     "--model.optimizer.class_path=ldm.stages.optimization.AdamW",
     "--model.optimizer.lr=1e-4",
@@ -124,3 +126,11 @@ def test_what_cannot_be_split_is_named(chain, fresh):
     assert result.returncode == 2
     assert "FSDP2 cannot split net.model.logit_scale, a single number" in result.stderr
     assert "train this stage with ddp" in result.stderr
+
+
+def test_a_strategy_that_splits_weights_another_way_is_refused(fresh, capsys):
+    other = "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy"
+    assert fit.main(fresh.arguments("autoencoder", other, "--trainer.devices=1")) == 2
+    assert (
+        "trainer.strategy: got ModelParallelStrategy, expected auto, ddp, or fsdp2" in capsys.readouterr().err
+    )
