@@ -20,10 +20,11 @@ import webdataset
 from PIL import Image
 from torch.nn import functional as F
 
-from ldm.data.decode import Field
-from ldm.data.index import scan, summarize_all
+from ldm.data.decode import EXTENSIONS, Field
+from ldm.data.index import Summary, scan, summarize_all
 from ldm.data.module import Shards
 from ldm.data.order import Order
+from ldm.data.table import read, write
 
 SIDE, FACTOR, CHANNELS = 256, 8, 4
 
@@ -118,7 +119,16 @@ def files(folder: Path, samples: int, batches: int) -> dict[str, str]:
 def orders() -> dict[str, str]:
     """Measure the order of a billion samples."""
     planned, sought, located = ordering(100_000, 10_000, 8)
+    summaries = [
+        Summary(f"{i:06d}.tar", 1, 1, 10_000, dict.fromkeys(EXTENSIONS, 10_000)) for i in range(100_000)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "table.npz", summaries)
+        started = time.perf_counter()
+        read(Path(folder) / "table.npz", [summary.path for summary in summaries])
+        table = time.perf_counter() - started
     return {
+        "table of 100,000 shards: read": f"{table * 1e3:.0f} ms",
         "order of a billion samples in 100,000 shards: first sample": f"{planned * 1e3:.0f} ms",
         "any other sample; samples per second from there": f"{sought * 1e3:.0f} ms; {located:,.0f}",
     }

@@ -61,6 +61,7 @@ class Shards(L.LightningDataModule):
         fields: Sequence[Field] = ("image", "text"),
     ) -> None:
         super().__init__()
+        self.prepare_data_per_node = False
         _check_at_least("image_size", image_size, 1)
         _check_at_least("batch_size", batch_size, 1)
         _check_at_least("num_workers", num_workers, 0)
@@ -119,7 +120,7 @@ class Shards(L.LightningDataModule):
         return self._evaluation
 
     def prepare_data(self) -> None:
-        """Index the shards once per machine, before other processes ask for them."""
+        """Index the shards, on the first process alone, before others ask for them."""
         self.reader.prepare(self.train_shards, self.val_shards)
 
     def setup(self, stage: str) -> None:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldm.data.decode import FIELDS, BadSample, Sample
 from ldm.data.files import ShardFiles
-from ldm.data.index import fingerprint, summarize_all
+from ldm.data.index import fingerprint
 from ldm.data.order import Order
 from ldm.data.source import (
     MAX_BAD,
@@ -23,6 +23,7 @@ from ldm.data.source import (
     forever,
     make_loader,
 )
+from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
 
 
@@ -46,12 +47,12 @@ class Reader(ABC):
         """
 
     def prepare(self, train: str | Sequence[str], val: str | Sequence[str]) -> None:
-        """Do once per machine what is costly: here, index the validation shards."""
+        """Do once what is costly: here, index the validation shards."""
         self.files(val, "data.val")
 
     def files(self, patterns: str | Sequence[str], name: str) -> ShardFiles:
         """Index the shards of the config key ``name`` and give random access to them."""
-        return ShardFiles(summarize_all(expand(patterns, name), self.index_dir), self.index_dir)
+        return ShardFiles(summarize_shared(expand(patterns, name), self.index_dir), self.index_dir)
 
     def evaluation(self, patterns: str | Sequence[str], spec: Spec) -> Evaluation:
         """Open validation shards: they give the picture and everything else that all of them have.

@@ -1,0 +1,77 @@
+"""One file that says of all shards what each index says of one: then one process alone looks at every index.
+
+Five hundred processes that open a hundred thousand indices each would keep a file system's metadata server
+busy for longer than the first epoch takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import distributed
+
+from ldm.data.decode import EXTENSIONS
+from ldm.data.index import Summary, summarize_all
+
+
+def summarize_shared(paths: Sequence[str], index_dir: str | None) -> list[Summary]:
+    """Summarize shards: the first process from their indices, the others from what it wrote down.
+
+    The first one must have been called before, as the data module's ``prepare_data`` is. Where the table
+    cannot be written or read, everyone looks at every index. A shard that changed meanwhile is noticed when
+    it is opened.
+
+    Args:
+        paths: The shards.
+        index_dir: Folder of their indices; None: beside each shard.
+    """
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return summarize_all(paths, index_dir)
+    table = table_of(paths, index_dir)
+    if distributed.get_rank() > 0 and (found := read(table, paths)) is not None:
+        return found
+    summaries = summarize_all(paths, index_dir)
+    if distributed.get_rank() == 0:
+        write(table, summaries)
+    return summaries
+
+
+def table_of(paths: Sequence[str], index_dir: str | None) -> Path:
+    """Return where the table of these shards lies: with their indices, by a name of its own per list."""
+    names = "\n".join(os.path.abspath(path) for path in paths)
+    folder = Path(paths[0]).parent if index_dir is None else Path(index_dir)
+    return folder / f".shards-{hashlib.sha256(names.encode()).hexdigest()[:16]}.npz"
+
+
+def write(table: Path, summaries: Sequence[Summary]) -> None:
+    """Write the table, by rename; where that is forbidden there is none."""
+    temporary = table.with_name(f"{table.name}.{os.uname().nodename}-{os.getpid()}.tmp")
+    rows = [[s.size, s.mtime_ns, s.count, *(s.present[e] for e in EXTENSIONS)] for s in summaries]
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, extensions=np.array(EXTENSIONS), rows=np.array(rows, dtype=np.int64))
+        os.replace(temporary, table)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def read(table: Path, paths: Sequence[str]) -> list[Summary] | None:
+    """Return the summaries of ``paths``, or None if there is no table of them, or none of this version."""
+    try:
+        with np.load(table, allow_pickle=False) as arrays:
+            extensions, rows = arrays["extensions"].tolist(), arrays["rows"].tolist()
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if extensions != list(EXTENSIONS) or len(rows) != len(paths):
+        return None
+    return [
+        Summary(path, size, mtime, count, dict(zip(EXTENSIONS, present, strict=True)))
+        for path, (size, mtime, count, *present) in zip(paths, rows, strict=True)
+    ]
