@@ -70,15 +70,22 @@ class Checkpoints(Checkpoint):
         self._next_kept = state_dict["next_kept"]
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check who writes.
+        """Check who writes, and that validations come between two steps.
 
         Raises:
-            ValueError: If it is not ours: another would write in place.
+            ValueError: If the writer is not ours: another would write in place. If a validation would come
+                between the batches of a step: its checkpoint would lack their gradient.
         """
         if not isinstance(io := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
             raise ValueError(
                 f"trainer.plugins: checkpoints are written by {type(io).__name__}, expected "
                 "ldm.callbacks.checkpoint_io.AtomicCheckpointIO or a subclass"
+            )
+        every, batches = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if isinstance(every, int) and every % batches:
+            raise ValueError(
+                f"trainer.val_check_interval: got {every} batches, expected a multiple of the {batches} of a "
+                "step, see trainer.accumulate_grad_batches"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

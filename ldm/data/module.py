@@ -173,6 +173,7 @@ class Shards(L.LightningDataModule):
             "seed": self._seed,
             "samples": self.samples,
             "batches": self._batches(),
+            "batches_per_step": self._batches_per_step(),
             "source": self.source.state_dict(),
         }
 
@@ -184,19 +185,22 @@ class Shards(L.LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
-        now = self.source.identity()
+        found = self.source.identity()
         for name, then in state["data"].items():
-            if now.get(name) != then:
+            if found.get(name) != then:
                 raise ValueError(
                     f"data.train: the checkpoint was trained on data with {name} {then!r:.120}, found "
-                    f"{now.get(name)!r:.120}: restore the data, or start a new run"
+                    f"{found.get(name)!r:.120}: restore the data, or start a new run"
                 )
         if state["seed"] != self._seed:
             raise ValueError(
                 f"seed_everything: the checkpoint was trained with seed {state['seed']}, found {self._seed}: "
                 "restore the seed, or start a new run"
             )
-        self._base = {"samples": int(state["samples"]), "batches": int(state["batches"])}
+        batches, now = int(state["batches"]), self._batches_per_step()
+        if (then := state.get("batches_per_step", now)) != now:
+            batches = batches // then * now  # as the stage counts them from now on
+        self._base = {"samples": int(state["samples"]), "batches": batches}
         self.source.load_state_dict(state["source"])
 
     def teardown(self, stage: str) -> None:
@@ -211,6 +215,9 @@ class Shards(L.LightningDataModule):
         if self.trainer is None:
             return Place(0, 1)
         return Place(self.trainer.global_rank, self.trainer.world_size)
+
+    def _batches_per_step(self) -> int:
+        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
     def _batches(self) -> int:
         """Count the batches this process has trained on, by the only counter of Lightning that is exact.

@@ -15,6 +15,9 @@ from ldm.diffusion.noise import SampleNoise
 from ldm.stages.optimization import Optimization
 from ldm.types import Batch
 
+_COUNTS = ("ready", "started", "processed", "completed")
+"""Of batches, as Lightning names them."""
+
 
 class Stage(L.LightningModule, ABC):
     """A LightningModule whose subclass gives ``losses(batch, noise)``.
@@ -124,6 +127,8 @@ class Stage(L.LightningModule, ABC):
         checkpoint["config"] = self.config
         checkpoint["upstream"] = self.upstream()
         checkpoint["samples_seen"] = self.samples_seen
+        if self._trainer is not None:
+            checkpoint["batches_per_step"] = self._trainer.accumulate_grad_batches
         checkpoint["image_size"] = self.image_size
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -133,9 +138,10 @@ class Stage(L.LightningModule, ABC):
             raise ValueError(f"checkpoint is of stage '{found}', but the config's stage is '{self.name}'")
         self.check_upstream(checkpoint)
         self._samples_before = checkpoint["samples_seen"]
-        self._batches_before = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"][
-            "processed"
-        ]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if self._trainer is not None:
+            _recount(progress, checkpoint.get("batches_per_step"), self._trainer.accumulate_grad_batches)
+        self._batches_before = progress["total"]["processed"]
         self.image_size = checkpoint["image_size"]
 
     def check_upstream(self, checkpoint: dict[str, Any]) -> None:
@@ -187,6 +193,17 @@ def samples_per_step(trainer: L.Trainer, data: Any) -> int:
         data: What has a ``batch_size``, that of one process; without one, e.g. a plain loader, 1 is taken.
     """
     return getattr(data, "batch_size", 1) * trainer.world_size * trainer.accumulate_grad_batches
+
+
+def _recount(progress: dict[str, Any], then: int | None, now: int) -> None:
+    """Count batches as if every step so far had had as many as from now on.
+
+    Lightning steps, and validates, after so many batches since the beginning of the run: after 5 steps of one
+    batch the sixth would end with the first of its two.
+    """
+    if then not in (None, now):
+        for count in (progress["total"], progress["current"]):
+            count.update({name: count[name] // then * now for name in _COUNTS})
 
 
 def _global_seed() -> int:

@@ -86,6 +86,45 @@ def test_a_run_that_ends_between_accumulated_batches_begins_their_step_again(
     assert_same_run(fresh.runs / name, whole.runs / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("autoencoder", (16, 1), (8, 2)), ("diffusion", (6, 2), (4, 3))]
+)
+def test_a_run_goes_on_with_the_same_samples_in_more_batches(fresh, name, before, after):
+    plain = ["--model.optimizer.class_path=exact.SGD", "--model.optimizer.lr=0.1", "--ema.decay=0"]
+    plain += ["--model.optimizer.warmup=1", "--model.optimizer.decay=none"]
+
+    def train(folder, steps, batches):
+        settings = {
+            "run": fresh.runs / folder,
+            "data.batch_size": batches[0],
+            "trainer.accumulate_grad_batches": batches[1],
+            "trainer.val_check_interval": 5 * batches[1],
+            "trainer.max_steps": steps,
+        }
+        assert fit.main(fresh.arguments(name, *plain, *(f"--{k}={v}" for k, v in settings.items()))) == 0
+
+    train("whole", 10, before)
+    train("parts", 5, before)
+    train("parts", 10, after)
+    whole, parts = state(fresh.runs / "whole"), state(fresh.runs / "parts")
+    assert whole["samples_seen"] == parts["samples_seen"] == 10 * before[0] * before[1]
+    assert whole["Shards"]["samples"] == parts["Shards"]["samples"] == 10 * before[0] * before[1]
+    assert whole["global_step"] == parts["global_step"] == 10
+    for key, weight in whole["state_dict"].items():
+        assert torch.allclose(weight, parts["state_dict"][key], rtol=1e-5, atol=1e-6), key
+    one, two = metrics(fresh.runs / "whole"), metrics(fresh.runs / "parts")
+    assert [row["samples"] for row in one] == [row["samples"] for row in two]
+    losses = [[float(row["val/loss"]) for row in rows if row["val/loss"]] for rows in (one, two)]
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_validation_between_the_batches_of_a_step_is_refused(fresh):
+    apart = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=5"]
+    with pytest.raises(ValueError, match=r"val_check_interval: got 5 .* a multiple of the 2 of a step"):
+        fit.fit(fresh.arguments("autoencoder", *apart))
+
+
 def test_a_damaged_last_checkpoint_costs_the_steps_since_the_one_before(chain, fresh, capsys):
     assert fit.main(fresh.arguments("autoencoder")) == 0
     last = fresh.runs / "autoencoder" / "checkpoints" / "last.ckpt"
