@@ -84,6 +84,32 @@ def test_one_process_equals_two(fresh, name, share):
     assert_same_curves(fresh, name)
 
 
+TWICE = [*TWO, "--data.batch_size=8"]
+ALONE = ["--data.batch_size=16"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [("autoencoder", TWICE, ALONE), ("clip", TWICE, ALONE), ("diffusion", ALONE, TWICE)],
+)
+def test_a_run_goes_on_with_another_number_of_processes(fresh, name, before, after):
+    fresh.runs.mkdir()
+    same = ["--model.optimizer.decay=none", "--trainer.val_check_interval=5"]
+    assert fit.main(arguments(fresh, name, "one", *same, *ALONE)) == 0
+    run(arguments(fresh, name, "two", *same, *before, "--trainer.max_steps=5"))
+    run(arguments(fresh, name, "two", *same, *after))
+    one, two = checkpoint(fresh, "one"), checkpoint(fresh, "two")
+    assert one["samples_seen"] == two["samples_seen"] == 160
+    assert one["Shards"] == two["Shards"]
+    assert distance(one["state_dict"], two["state_dict"]) < 1e-6
+    assert rows(fresh.runs / "one", "samples") == rows(fresh.runs / "two", "samples")
+    assert_same_curves(fresh, name)
+    if after == ALONE:  # several processes log the first one's share
+        losses = [rows(fresh.runs / folder, "train/loss")[5:] for folder in ("one", "two")]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def assert_same_curves(fresh, name):
     """Validation, but of CLIP, which contrasts within a process's batch there."""
     quarters = [f"val/loss_quarter_{i}" for i in (1, 2, 3, 4)] if name == "diffusion" else []
