@@ -37,6 +37,7 @@ JobRequeue=1
 ReturnToService=2
 KillWait=20
 MinJobAge=3600
+FirstJobId={first_job}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU=100
@@ -97,7 +98,8 @@ class Cluster:
             NODE.format(node=node, host=host, port=port) for node, port in zip(NODES, ports, strict=True)
         ]
         names = {"dir": self.folder, "host": host, "user": getpass.getuser(), "nodes": "\n".join(nodes)}
-        (self.folder / "slurm.conf").write_text(CONF.format(**names, port=first))
+        conf = CONF.format(**names, first_job=os.getpid() % 9000 + 1, port=first)
+        (self.folder / "slurm.conf").write_text(conf)
 
     def _start_munge(self) -> None:
         folder = self.folder / "munge"

@@ -48,11 +48,14 @@ class Job:
         return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
     def wait_for_steps(self, count: int) -> None:
-        self.cluster.wait_for(lambda: len(self.rows()) >= count, 90)
+        try:
+            self.cluster.wait_for(lambda: len(self.rows()) >= count, 240)  # ten processes import at once
+        except AssertionError:
+            raise AssertionError(f"{len(self.rows())} steps\n{self.log}\n{self.fields}") from None
 
     def finish(self) -> dict:
         """Wait for its end, and return the last checkpoint."""
-        state = self.cluster.wait(self.number, 150)
+        state = self.cluster.wait(self.number, 300)
         assert state == "COMPLETED", f"{state}\n{self.log}\n{self.fields}"
         return torch.load(self.run / "checkpoints" / "last.ckpt", weights_only=True)
 

@@ -10,7 +10,7 @@ from jobs import ROOT, Job
 
 from ldm import fit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # six jobs one after another, on two cores
 
 FIT = (
     "--wandb.mode=disabled --data.batch_size=4 --trainer.max_steps=4 --trainer.val_check_interval=4 "
@@ -59,7 +59,7 @@ def test_a_chain_runs_in_order_to_its_figures_though_a_job_is_queued_again(clust
     steps = tmp_path / "runs/demo/autoencoder/metrics.csv"
     cluster.wait_for(lambda: steps.exists() and steps.read_text().count("\n") > 1, 60)
     cluster.run("scancel", "--signal=USR1", jobs["autoencoder"].number)
-    assert cluster.wait(jobs["chain"].number, 150) == "COMPLETED", logs(tmp_path)
+    assert cluster.wait(jobs["chain"].number, 400) == "COMPLETED", logs(tmp_path)
     assert jobs["autoencoder"].restarts == 1
     for name, needed in BEFORE.items():
         for before in needed:
@@ -72,7 +72,7 @@ def test_a_chain_runs_in_order_to_its_figures_though_a_job_is_queued_again(clust
 
 def test_a_stage_that_fails_ends_the_chain_and_says_so(cluster, tmp_path):
     jobs = submit(cluster, tmp_path, {**SMALL, "pack_args": "--size=1"})
-    assert cluster.wait(jobs["chain"].number, 60) == "FAILED"
+    assert cluster.wait(jobs["chain"].number, 120) == "FAILED"
     assert {name: cluster.state(job.number) for name, job in jobs.items()} == {
         **dict.fromkeys(jobs, "CANCELLED"), "pack": "FAILED", "chain": "FAILED",
     }  # fmt: skip

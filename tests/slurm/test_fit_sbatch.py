@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from jobs import STEPS, WAITS, assert_like, submit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # one fixture starts all jobs, on two cores
 
 
 @pytest.fixture(scope="session")
