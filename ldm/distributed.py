@@ -6,27 +6,41 @@ import inspect
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ldm.fsdp import FSDP2
 
 
-def register() -> None:
-    """Let ``ddp``, which is what ``auto`` takes for several devices too, stand for ours, and ``fsdp2``.
+class DDP(DDPStrategy):
+    """Sends the gradients and, without need, nothing else.
 
-    Gradients lie in the buffers that they are sent from, which saves a copy of all of them. Buffers are not
-    sent from the first process before every step: all processes compute the same, since none depends on the
-    batch. No parameter may be unused, and no static graph is promised: torch has no way to check that
-    promise, breaks where gradients are accumulated, and wins no time by it here (benchmarks/RESULTS.md).
+    Gradients lie in the buffers that they are sent from, which saves a copy of all of them. Buffers are sent
+    from the first process before every step only where they depend on the batch, as batch norm's do. No
+    parameter may be unused, and no static graph is promised: torch has no way to check that promise, and
+    breaks where gradients are accumulated (``benchmarks.ddp`` compares the speed).
     """
-    StrategyRegistry.register(
-        "ddp",
-        DDPStrategy,
-        "data parallelism",
-        override=True,
-        gradient_as_bucket_view=True,
-        **{_buffers(): False},
-    )
+
+    def __init__(self) -> None:
+        super().__init__(gradient_as_bucket_view=True)
+
+    def configure_ddp(self) -> None:
+        """Wrap the stage."""
+        assert self.lightning_module is not None
+        self._ddp_kwargs[_buffers()] = has_running_statistics(self.lightning_module)
+        super().configure_ddp()
+
+
+def has_running_statistics(module: nn.Module) -> bool:
+    """Tell whether buffers of a module follow the batches that it sees."""
+    norms = (m for m in module.modules() if isinstance(m, _NormBase))
+    return any(norm.track_running_stats for norm in norms)
+
+
+def register() -> None:
+    """Let ``ddp``, which is what ``auto`` takes for several devices too, stand for ours, and ``fsdp2``."""
+    StrategyRegistry.register("ddp", DDP, "data parallelism", override=True)
     StrategyRegistry.register("fsdp2", FSDP2, "data parallelism with split weights", override=True)
 
 
