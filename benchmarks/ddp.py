@@ -1,7 +1,7 @@
 """What data parallelism costs a step, ours and Lightning's: ``python -m benchmarks.ddp``.
 
 Two processes (gloo, one core each) train the demo's autoencoder, one picture each, with Lightning's
-defaults, with ours, and with a static graph besides, in turn.
+defaults, with ours, and with a static graph, in turn.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import lightning as L
 from data.shapes_packer import Settings, pack
 
 ROOT = Path(__file__).resolve().parents[1]
-CLASS = "lightning.pytorch.strategies.DDPStrategy"
+LIGHTNINGS = (
+    '--trainer.strategy={"class_path": "lightning.pytorch.strategies.DDPStrategy", "dict_kwargs": %s}'
+)
 WAYS = {
-    "Lightning's ddp": [f"--trainer.strategy={CLASS}", "--trainer.callbacks+=benchmarks.ddp.AsksForSignals"],
+    "Lightning's ddp": [LIGHTNINGS % "{}", "--trainer.callbacks+=benchmarks.ddp.AsksForSignals"],
     "ours": ["--trainer.strategy=ddp"],
-    "ours, static graph": [
-        f"--trainer.strategy={CLASS}",
-        "--trainer.strategy.dict_kwargs={gradient_as_bucket_view: true, static_graph: true}",
-    ],
+    "Lightning's, static graph, unasked": [LIGHTNINGS % '{"static_graph": true}'],
 }
 
 
