@@ -1,10 +1,12 @@
 # What every job does before its command: the settings of the site, threads, and where its processes meet.
 set -euo pipefail
+unset MASTER_PORT   # of the shell that submitted: all its jobs would meet at one port, also two on the same node
 source slurm/site.sh
 
 # Threads of each process, for what is computed on CPUs. Resuming on a CPU is exact at an equal number only.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
+export MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 10000))}"
 
 # SIGUSR1 waits until ldm.fit listens: a process that is still importing would die of it.
 hold=(env --block-signal=USR1)

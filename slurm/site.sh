@@ -11,6 +11,8 @@ export PYTHON="${PYTHON:-.venv/bin/python}"
 
 # Where the processes meet is the first node, by its name. If that does not resolve on the others, its address:
 # export MASTER_ADDR=10.1.0.17
+# The port is 20000 and the job's last four digits; where a firewall leaves others open, one of those:
+# export MASTER_PORT=$((50000 + ${SLURM_JOB_ID:-0} % 1000))
 
 # The network between nodes. NCCL finds InfiniBand itself, and else takes the first interface that is up, which
 # may be the slow one, or one that leads nowhere. The Watchdog names a node that is cut off.

@@ -15,6 +15,15 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 """Where programs are looked for; those of the system's administrator too."""
 
 
+@pytest.fixture(autouse=True)
+def _restore_environment():
+    """What a test's Trainer leaves in the environment (where its processes met) is not for those after it."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def programs():
     """Finds programs of the system; without one a test is skipped, but in CI, which installs it, fails."""

@@ -74,6 +74,7 @@ class Cluster:
             "PATH": PATH,
             "SLURM_CONF": str(folder / "slurm.conf"),
             "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29500",  # left over in the shell that submits: several jobs cannot all take it
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",
         }
