@@ -55,14 +55,6 @@ def check_strategy(trainer: L.Trainer) -> None:
         raise ValueError(f"trainer.strategy: got {found}, expected auto, ddp, or fsdp2 to split weights")
 
 
-def without_signals(trainer: L.Trainer) -> None:
-    """Keep Lightning from asking all processes before every step whether one got SIGTERM.
-
-    That costs a broadcast, and a wait for the device, per step; ``Preemption`` asks every few steps.
-    """
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-
-
 def _buffers() -> str:
     """Name the option of torch that sends buffers before each step: it has another name from 2.15 on."""
     options = inspect.signature(DistributedDataParallel.__init__).parameters

@@ -23,7 +23,6 @@ import ldm.stages.autoencoder
 import ldm.stages.clip
 import ldm.stages.diffusion  # noqa: F401  (imported, a class can be named without its module)
 from ldm import checkpoint as ckpt
-from ldm.callbacks.checkpoint_io import newest_whole
 from ldm.callbacks.checkpoints import Checkpoints
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.pictures import Pictures
@@ -32,7 +31,7 @@ from ldm.callbacks.wandb_logger import SamplesWandb
 from ldm.callbacks.watchdog import Watchdog
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
-from ldm.distributed import check_strategy, register, without_signals
+from ldm.distributed import check_strategy, register
 from ldm.latent_shards import check_source
 from ldm.lineage import publish_run, use_upstream, use_weights
 from ldm.processes import launched
@@ -85,7 +84,7 @@ class FitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find out where to start before anything expensive is built."""
         self.run_folder = Run(self.config.run)
-        self.start = self._resume_from(self.config.ckpt_path)
+        self.start = self.run_folder.start_from(self.config.ckpt_path)
         if self.start is not None:
             self._stop_if_finished(self.start)
         self._follow_launcher()
@@ -100,11 +99,6 @@ class FitCLI(LightningCLI):
         if self.start is None and self.config.weights is not None:
             self.model.start_with(ckpt.read(self.config.weights, self.model.name))
         return super().instantiate_trainer(logger=logger, **kwargs)
-
-    def _resume_from(self, ckpt_path: str | None) -> Path | None:
-        if ckpt_path == "last":
-            return newest_whole(self.run_folder.last.parent)
-        return self.run_folder.start_from(ckpt_path)
 
     def _follow_launcher(self) -> None:
         """Train on the processes that torchrun started: with fewer, each would train a model of its own."""
@@ -185,7 +179,6 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
         if isinstance(callback, Preemption):
             callback.notice = notice or callback.notice
     check_strategy(cli.trainer)
-    without_signals(cli.trainer)
     check_source(cli.datamodule, cli.model)
     is_first = cli.trainer.is_global_zero
     for logger in cli.trainer.loggers:

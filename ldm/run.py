@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ldm import checkpoint as ckpt
+from ldm.callbacks.checkpoint_io import newest_whole
 from ldm.callbacks.csv_logger import MetricsCSV
 from ldm.callbacks.wandb_logger import End, SamplesWandb
 from ldm.environment import environment, uncommitted
@@ -68,10 +69,10 @@ class Run:
 
         Raises:
             FileNotFoundError: If a path is given and there is no checkpoint.
-            ValueError: If None is given and the folder already has checkpoints.
+            ValueError: If None is given and the folder already has checkpoints, or if all are damaged.
         """
         if ckpt_path == "last":
-            return self.last if self.last.exists() else None
+            return newest_whole(self.last.parent)
         if ckpt_path is not None:
             return ckpt.find(ckpt_path)
         found = sorted((self.folder / "checkpoints").glob("*.ckpt"))

@@ -84,16 +84,7 @@ def parser() -> ArgumentParser:
         help="Number of pictures without caption and label, or of samples of --shards.",
     )
     add("--num-per-prompt", type=int, default=1, help="Pictures of each prompt, label or sample.")
-    add(
-        "--shards",
-        type=str | None,
-        help="Shards whose samples say what to draw: a path with braces or a glob.",
-    )
-    add("--image", type=str | None, help="Picture to condition on, or to redraw.")
-    add("--mask", type=str | None, help="Picture that is white where to paint.")
-    add("--low-res", type=str | None, help="Picture to enlarge.")
-    add("--label-map", type=str | None, help="Picture whose grey levels or palette are classes.")
-    add("--layout", type=str | None, help="JSON file of classes and boxes, see data/README.md.")
+    _add_conditions(parser)
     add(
         "--strength",
         type=float | None,
@@ -117,6 +108,21 @@ def parser() -> ArgumentParser:
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
     add("--out", type=str, default="samples", help="Folder for the pictures.")
     return parser
+
+
+def _add_conditions(parser: ArgumentParser) -> None:
+    """Add what a condition or a start is read from."""
+    add = parser.add_argument
+    add(
+        "--shards",
+        type=str | None,
+        help="Shards whose samples say what to draw: a path with braces or a glob.",
+    )
+    add("--image", type=str | None, help="Picture to condition on, or to redraw.")
+    add("--mask", type=str | None, help="Picture that is white where to paint.")
+    add("--low-res", type=str | None, help="Picture to enlarge.")
+    add("--label-map", type=str | None, help="Picture whose grey levels or palette are classes.")
+    add("--layout", type=str | None, help="JSON file of classes and boxes, see data/README.md.")
 
 
 def load(options: Namespace, chosen: Namespace) -> Diffusion:

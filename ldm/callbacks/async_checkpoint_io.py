@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,24 +24,14 @@ class AsyncCheckpointIO(AtomicCheckpointIO):
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
-    def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        path: str | os.PathLike[str],
-        storage_options: Callable[[], object] | None = None,
-    ) -> None:
-        """Begin to write ``checkpoint`` to ``path``, see ``AtomicCheckpointIO``.
-
-        Raises:
-            OSError: If the one before it could not be written.
-        """
+    def _save(self, checkpoint: dict[str, Any], path: Path, then: Callable[[], object]) -> None:
+        """Begin to write; an error of the one before it is raised here."""
         self.finish()
-        kept = snapshot(checkpoint)
-        self._writing = self._thread.submit(self._save, kept, Path(path), storage_options)
+        self._writing = self._thread.submit(self._save_now, snapshot(checkpoint), path, then)
 
-    def _save(self, kept: dict[str, Any], path: Path, then: Callable[[], object] | None) -> None:
+    def _save_now(self, kept: dict[str, Any], path: Path, then: Callable[[], object]) -> None:
         try:
-            super().save_checkpoint(kept, path, then)
+            super()._save(kept, path, then)
         except OSError as error:  # said at once: whoever comes next may come in an hour
             print(f"warning: {error}", file=sys.stderr, flush=True)
             raise

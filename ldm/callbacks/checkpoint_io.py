@@ -42,9 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: If it cannot be written, e.g. because the disk is full.
         """
-        self._write(checkpoint, Path(path))
-        if storage_options is not None:
-            storage_options()
+        self._save(checkpoint, Path(path), storage_options or (lambda: None))
 
     def finish(self) -> None:
         """Wait for what is still being written: nothing.
@@ -52,6 +50,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: If it cannot be written.
         """
+
+    def _save(self, checkpoint: dict[str, Any], path: Path, then: Callable[[], object]) -> None:
+        self._write(checkpoint, path)
+        then()
 
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -81,6 +81,7 @@ class Checkpoints(Checkpoint):
                 f"trainer.plugins: checkpoints are written by {type(io).__name__}, expected "
                 "ldm.callbacks.checkpoint_io.AtomicCheckpointIO or a subclass"
             )
+        self._io = io
         every, batches = trainer.val_check_interval, trainer.accumulate_grad_batches
         if isinstance(every, int) and every % batches:
             raise ValueError(
@@ -135,12 +136,12 @@ class Checkpoints(Checkpoint):
             # by the first process alone: trainer.save_checkpoint would wait for others that met no error
             checkpoint = trainer._checkpoint_connector.dump_checkpoint()
             try:
-                _finish(trainer)
+                self._io.finish()
             except OSError as error:
                 _warn(str(error))
             try:
                 trainer.strategy.save_checkpoint(checkpoint, _path(trainer))
-                _finish(trainer)
+                self._io.finish()
             except OSError as error:
                 _warn(f"stopped at step {self._step}: {error}")
             else:
@@ -191,7 +192,7 @@ class Checkpoints(Checkpoint):
     def _settle(self, trainer: L.Trainer) -> bool:
         """Wait for what is being written, on all processes together; return whether there was no error."""
         try:
-            _finish(trainer)
+            self._io.finish()
         except OSError as error:
             return self._agree(trainer, error)
         return self._agree(trainer, None)
@@ -247,11 +248,6 @@ class Checkpoints(Checkpoint):
 
 def _progress(trainer: L.Trainer) -> Any:
     return trainer.fit_loop.epoch_loop.batch_progress
-
-
-def _finish(trainer: L.Trainer) -> None:
-    if isinstance(io := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
-        io.finish()
 
 
 def _path(trainer: L.Trainer) -> Path:

@@ -89,9 +89,14 @@ class Preemption(L.Callback):
         self._asked = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals back from Lightning, whose handler talks to other processes in mid-step."""
+        """Take the signals back from Lightning.
+
+        Its handler talks to other processes in mid-step, and before every step all of them ask about it:
+        that costs a broadcast, and a wait for the device.
+        """
         self.notice.listen()
         trainer._signal_connector.received_sigterm = False
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int

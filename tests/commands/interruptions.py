@@ -38,13 +38,13 @@ class Stop(L.Callback):
             raise RuntimeError("the machine went away")
 
 
-class Dies(L.Callback):
-    """Ends one process of several, by an error or by the system.
+class Leaves(L.Callback):
+    """Takes one process of several out of the run, before a batch.
 
     Args:
         step: Optimizer steps done by then.
         rank: Which process.
-        how: "error", or "kill" as the system does when memory runs out.
+        how: In which way, see the subclass.
     """
 
     def __init__(self, step: int, rank: int, how: str) -> None:
@@ -54,30 +54,25 @@ class Dies(L.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
-            if self.how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError(f"process {self.rank} went away")
+            self.leave()
 
 
-class Hangs(L.Callback):
-    """Stops one process for ever, without ending it.
+class Dies(Leaves):
+    """By an "error", or by "kill" as the system does when memory runs out."""
 
-    Args:
-        step: Optimizer steps done by then.
-        rank: Which process.
-        how: "sleep", or "stop" as a debugger or a frozen node does.
-    """
+    def leave(self):
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError(f"process {self.rank} went away")
 
-    def __init__(self, step: int, rank: int, how: str) -> None:
-        self.step = step
-        self.rank = rank
-        self.how = how
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
-            if self.how == "stop":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            wait_for_nothing()
+class Hangs(Leaves):
+    """Without an end: by "sleep", or by "stop" as a debugger or a frozen node does."""
+
+    def leave(self):
+        if self.how == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        wait_for_nothing()
 
 
 def wait_for_nothing():
