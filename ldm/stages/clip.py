@@ -9,8 +9,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from open_clip.loss import ClipLoss
 from torch import Tensor
+from torch.nn import functional as F
 
 from ldm.diffusion.noise import SampleNoise
+from ldm.metrics.group import default_group
 from ldm.nets.clip import CLIPModel
 from ldm.stages.optimization import AdamW, Optimization
 from ldm.stages.stage import Stage, samples_per_step
@@ -37,31 +39,71 @@ class CLIP(Stage):
         self.net = net
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
-        """Contrast the batch's pictures and captions: loss, and accuracy of picking the own caption."""
-        image, text = self.net.encode_image(batch["image"]), self.net.encode_text(batch["text"])
-        with torch.autocast(
-            image.device.type, enabled=False
-        ):  # the scale reaches 100: bfloat16 is too coarse
+        """Contrast the pairs of all processes: loss, and accuracy of picking the own caption."""
+        world = 1 if self._trainer is None else self.trainer.world_size
+        return self._contrast(
+            self.net.encode_image(batch["image"]), self.net.encode_text(batch["text"]), world
+        )
+
+    def _contrast(self, image: Tensor, text: Tensor, world: int = 1) -> dict[str, Tensor]:
+        loss = ClipLoss(
+            True, gather_with_grad=True, rank=self.global_rank if world > 1 else 0, world_size=world
+        )
+        with torch.autocast(image.device.type, enabled=False):  # the scale reaches 100: too much for bfloat16
             scale = self.net.model.logit_scale.exp()
-            loss = self._contrast()(image, text, scale)
-            right = (image @ text.T).argmax(1) == torch.arange(len(image), device=image.device)
-        return {"loss": loss, "accuracy": right.float().mean(), "logit_scale": scale}
+            captions, images = loss.get_logits(image, text, scale)
+            own = loss.get_ground_truth(image.device, len(image))
+            return {
+                "loss": (F.cross_entropy(captions, own) + F.cross_entropy(images, own)) / 2.0,
+                "accuracy": (captions.argmax(1) == own).float().mean(),
+                "logit_scale": scale,
+            }
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to keep vectors."""
+        self._vectors: list[Tensor] = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the vectors of the batch: what it is contrasted with may be at other processes."""
+        vectors = (self.net.encode_image(batch["image"]), self.net.encode_text(batch["text"]))
+        self._vectors.append(torch.cat(vectors, dim=1).float().cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the losses of all validation pairs, each among as many as in a batch of training.
+
+        In the order of the shards, at the first process: the same at any number of processes whose batches
+        are together as large.
+        """
+        group, mine = default_group(self.device), torch.cat(self._vectors)
+        places = group.collect(group.rank + group.world * torch.arange(len(mine)))
+        vectors = group.collect(mine)
+        values = self._means(vectors[places.argsort()]) if group.rank == 0 else {}
+        for name, value in group.tell(values).items():
+            self.log(f"val/{name}", value)
+
+    def _means(self, vectors: Tensor) -> dict[str, float]:
+        """Average over parts of (N, 2E) that are as large as the pairs of a batch, or a little smaller."""
+        means: dict[str, float] = {}
+        for part in vectors.tensor_split(-(-len(vectors) // self._pairs)):
+            image, text = part.to(self.device).chunk(2, dim=1)
+            for name, value in self._contrast(image, text).items():
+                means[name] = means.get(name, 0.0) + float(value) * len(part) / len(vectors)
+        return means
+
+    @property
+    def _pairs(self) -> int:
+        """Pairs that are contrasted at once in training."""
+        trainer = self.trainer
+        return samples_per_step(trainer, trainer.datamodule) // trainer.accumulate_grad_batches  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         """Say how many pairs are contrasted, where that is not what a step counts."""
         super().on_train_start()
         if (batches := self.trainer.accumulate_grad_batches) > 1:
-            pairs = samples_per_step(self.trainer, self.trainer.datamodule) // batches  # type: ignore[attr-defined]
             rank_zero_warn(
-                f"trainer.accumulate_grad_batches is {batches}: CLIP contrasts {pairs} pairs at once, not "
-                f"{pairs * batches}; only more processes or a larger data.batch_size contrast more"
+                f"trainer.accumulate_grad_batches is {batches}: CLIP contrasts {self._pairs} pairs at once, "
+                f"not {self._pairs * batches}; only more processes or a larger data.batch_size contrast more"
             )
-
-    def _contrast(self) -> ClipLoss:
-        # validation contrasts within a process's batch: the last batch may differ between processes
-        world = self.trainer.world_size if self.training and self._trainer is not None else 1
-        rank = self.global_rank if world > 1 else 0
-        return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update, then keep the temperature within its bound before anyone looks at it."""

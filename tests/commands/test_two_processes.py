@@ -111,9 +111,8 @@ def test_a_run_goes_on_with_another_number_of_processes(fresh, name, before, aft
 
 
 def assert_same_curves(fresh, name):
-    """Validation, but of CLIP, which contrasts within a process's batch there."""
     quarters = [f"val/loss_quarter_{i}" for i in (1, 2, 3, 4)] if name == "diffusion" else []
-    for column in ["val/loss", *quarters] if name != "clip" else []:
+    for column in ["val/loss", *quarters, *(["val/accuracy"] if name == "clip" else [])]:
         losses = {n: rows(fresh.runs / n, column) for n in ("one", "two")}
         assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
         assert len(losses["one"]) == 2
