@@ -8,9 +8,11 @@ from typing import Any
 
 from ldm.data.module import Shards
 from ldm.data.tar import expand
+from ldm.run import write_text
 from ldm.stages.stage import Stage
 
 MANIFEST = "latents.json"
+_NOTE = ".done.json"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -30,6 +32,60 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             f"{path}: is no manifest of ldm.encode ({error!r}): encode the shards again"
         ) from error
     return dict(manifest)
+
+
+def begin(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
+    """Read the manifest of earlier calls of ``ldm.encode``, or begin one.
+
+    Args:
+        out: Folder for the shards.
+        made_by: What the manifest must say of the autoencoder.
+
+    Raises:
+        ValueError: If ``out`` holds shards made otherwise.
+    """
+    manifest = read_manifest(out) or {**made_by, "shards": {}}
+    then, now = manifest["autoencoder"]["sha256"], made_by["autoencoder"]["sha256"]
+    if then != now:
+        raise ValueError(
+            f"--out: '{out}' holds latents of another autoencoder (SHA-256 {then[:12]}..., expected "
+            f"{now[:12]}...): choose another folder, or delete this one"
+        )
+    for name in ("image_size", "keep_images"):
+        if manifest[name] != made_by[name]:
+            raise ValueError(
+                f"--out: '{out}' was encoded with {name} {manifest[name]}, expected {made_by[name]}: choose "
+                "another folder, or delete this one"
+            )
+    noted = {_noted(path) for path in _notes(out)}
+    if not manifest["shards"] and (foreign := {path.name for path in out.glob("*.tar")} - noted):
+        raise ValueError(f"--out: {out / min(foreign)} is there, expected a folder without other shards")
+    out.mkdir(parents=True, exist_ok=True)
+    return gather(out, manifest)
+
+
+def note(out: Path, name: str, entry: dict[str, Any]) -> None:
+    """Note that a shard is done, in a file of its own: processes write none together."""
+    write_text(out / f".{name}{_NOTE}", json.dumps(entry))
+
+
+def gather(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest with all notes in it, and remove them; one process alone."""
+    notes = _notes(out)
+    found = {_noted(path): json.loads(path.read_text(encoding="utf-8")) for path in notes}
+    manifest = {**manifest, "shards": dict(sorted({**manifest["shards"], **found}.items()))}
+    write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    for path in notes:
+        path.unlink()
+    return manifest
+
+
+def _notes(out: Path) -> list[Path]:
+    return sorted(out.glob(f".*{_NOTE}"))
+
+
+def _noted(note: Path) -> str:
+    return note.name.removeprefix(".").removesuffix(_NOTE)
 
 
 def check_source(data: Shards, stage: Stage) -> None:

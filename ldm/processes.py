@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from ldm.cli import device
 from ldm.metrics.group import Alone, Distributed, Group
+
+PATIENCE = timedelta(hours=1)
+"""How long one waits for the others, whose shares are equal, but may lie on a slower disk."""
 
 
 def launched() -> tuple[int, int] | None:
@@ -29,7 +33,7 @@ def processes(name: str) -> Iterator[tuple[Group, torch.device]]:
         return
     gpu = name == "cuda"
     where = device(f"cuda:{os.environ['LOCAL_RANK']}" if gpu else name)
-    dist.init_process_group("nccl" if gpu else "gloo")
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     try:
         if gpu:
             torch.cuda.set_device(where)

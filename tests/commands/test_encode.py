@@ -1,14 +1,21 @@
 """ldm.encode: latents that equal encoding in training, restartable, and true to their autoencoder."""
 
+import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 
+import numpy as np
 import pytest
 import torch
 from test_bad_input import error_of
+from tiny_runs import ROOT
 
-from ldm import encode, fit
+from ldm import encode, encoding, fit
 from ldm.data.module import Shards
+from ldm.latent_shards import note
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
 
@@ -54,6 +61,63 @@ def test_an_interrupted_call_is_repeated_where_it_stopped(chain, tmp_path, capsy
     assert (tmp_path / "train-000000.tar").stat().st_mtime_ns == first
     for name in ("train-000000.tar", "train-000002.tar"):
         assert (tmp_path / name).read_bytes() == (chain.latents / name).read_bytes()
+
+
+def test_what_a_killed_call_had_done_is_kept(chain, tmp_path, monkeypatch):
+    command = [*chain.encode()[:-1], f"--out={tmp_path}"]
+    monkeypatch.setattr(encoding, "note", stop_after(2))
+    with pytest.raises(KeyboardInterrupt):
+        encode.encode(command)
+    monkeypatch.undo()
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
+    assert len(done) == 2 and json.loads((tmp_path / "latents.json").read_text())["shards"] == {}
+    encode.encode(command)
+    assert done.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}.items()
+    assert files(tmp_path) == files(chain.latents)
+
+
+def stop_after(count):
+    """Note so many shards, then be killed."""
+
+    def noting(*arguments, noted=[]):  # noqa: B006  (counts)
+        note(*arguments)
+        noted.append(arguments)
+        if len(noted) == count:
+            raise KeyboardInterrupt
+
+    return noting
+
+
+def files(folder):
+    """What ldm.encode leaves, by name; hidden files too, but not what reading the shards leaves."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".npz"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_processes_encode_what_one_does(chain, tmp_path, workers):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    options = [*chain.encode()[:-1], f"--out={tmp_path}", "--batch-size=7", f"--num-workers={workers}"]
+    result = subprocess.run(
+        [*command, "-m", "ldm.encode", *options], capture_output=True, text=True, timeout=200,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("60 samples") == 1
+    assert files(tmp_path).keys() == files(chain.latents).keys()
+    assert files(tmp_path)["latents.json"] == files(chain.latents)["latents.json"]
+    for name in ("train-000000.tar", "train-000001.tar", "train-000002.tar"):
+        ours, theirs = members(tmp_path / name), members(chain.latents / name)
+        assert ours.keys() == theirs.keys()
+        for member, content in theirs.items():
+            if not member.endswith(".npy"):
+                assert ours[member] == content
+            else:  # in other batches, which are added up otherwise: float16's last digit
+                np.testing.assert_allclose(array(ours[member]), array(content), rtol=2e-3, atol=1e-4)
+
+
+def array(member):
+    return np.load(io.BytesIO(member))
 
 
 def test_bad_pictures_are_left_out_and_reported(chain, tmp_path, capsys):

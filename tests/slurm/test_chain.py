@@ -23,6 +23,7 @@ SMALL = {
     "pack_args": "--train=40 --val=20 --novel=12 --pairs=12 --shard-size=20 --workers=1",
     "autoencoder_args": f"{FIT} {SHAPES} {WAITS}",
     "clip_args": f"{FIT} {SHAPES}",
+    "encode_sbatch": "--nodes=2",
     "encode_args": "--device=cpu",
     "diffusion_args": f"{FIT} {LATENTS}",
     "evaluation_sbatch": "--nodes=2",
