@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from ldm.fsdp import FSDP2
+from ldm.fsdp import FSDP2, HSDP
 
 
 class DDP(DDPStrategy):
@@ -39,9 +39,10 @@ def has_running_statistics(module: nn.Module) -> bool:
 
 
 def register() -> None:
-    """Let ``ddp``, which is what ``auto`` takes for several devices too, stand for ours, and ``fsdp2``."""
+    """Let ``ddp``, which ``auto`` takes for several devices too, stand for ours; add ``fsdp2``, ``hsdp``."""
     StrategyRegistry.register("ddp", DDP, "data parallelism", override=True)
     StrategyRegistry.register("fsdp2", FSDP2, "data parallelism with split weights", override=True)
+    StrategyRegistry.register("hsdp", HSDP, "the same, split within each node", override=True)
 
 
 def check_strategy(trainer: L.Trainer) -> None:
@@ -52,7 +53,7 @@ def check_strategy(trainer: L.Trainer) -> None:
     """
     if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
         found = type(trainer.strategy).__name__
-        raise ValueError(f"trainer.strategy: got {found}, expected auto, ddp, or fsdp2 to split weights")
+        raise ValueError(f"trainer.strategy: got {found}, expected auto, ddp, fsdp2 or hsdp")
 
 
 def _buffers() -> str:

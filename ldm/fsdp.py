@@ -53,9 +53,15 @@ class FSDP2(DDPStrategy):
     def configure_ddp(self) -> None:
         """Split the weights."""
         assert self.lightning_module is not None
-        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        split(self.lightning_module, mesh)
+        shape = self.mesh_shape
+        names, counts = tuple(shape), tuple(shape.values())
+        split(self.lightning_module, init_device_mesh(self.root_device.type, counts, mesh_dim_names=names))
         super().model_to_device()  # frozen parts and buffers
+
+    @property
+    def mesh_shape(self) -> dict[str, int]:
+        """Dimensions that processes are laid out in: along the last one the weights are split."""
+        return {"processes": self.world_size}
 
     def on_validation_start(self) -> None:
         """Put the network together."""
@@ -90,8 +96,26 @@ class FSDP2(DDPStrategy):
         self.checkpoint_io.teardown()
 
 
+class HSDP(FSDP2):
+    """Splits every trained weight over the processes of a node, as FSDP2 does; the nodes have the same parts.
+
+    Weights are put together over the fast links within a node only, and between nodes go gradients alone, an
+    equal part of them from each process: for many nodes, if the model fits on one (Zhao et al. 2023, sec.
+    3.2.2).
+    """
+
+    @property
+    def mesh_shape(self) -> dict[str, int]:
+        """Nodes, and processes of each."""
+        return {"nodes": self.num_nodes, "processes": self.num_processes}
+
+
 def split(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Split the weights of a stage over the processes of ``mesh``, block by block; collective.
+    """Split the weights of a stage block by block; collective.
+
+    Args:
+        module: The stage.
+        mesh: All processes: in one line, or in rows that split the weights each for itself.
 
     Raises:
         ValueError: If a weight is a single number, which cannot be split.

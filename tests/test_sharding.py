@@ -1,4 +1,6 @@
-"""Split tensors: their whole, and what an optimizer makes of them (two processes, gloo)."""
+"""Split tensors: their whole, and what an optimizer makes of them (processes of gloo)."""
+
+import math
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from ldm.muon import Muon
 from ldm.sharding import gathered, is_split, part, split_like, unite, whole
@@ -31,7 +33,8 @@ def tensors():
 
 def splits_and_gathers(rank, mesh):
     for tensor in tensors():
-        there = distribute_tensor(torch.zeros_like(tensor), mesh, [Shard(0)])
+        rows = [Replicate()] * (mesh.ndim - 1)
+        there = distribute_tensor(torch.zeros_like(tensor), mesh, [*rows, Shard(0)])
         mine = split_like(tensor, there)
         assert isinstance(mine, DTensor) and mine.to_local().shape == there.to_local().shape
         assert torch.equal(whole(mine), tensor)
@@ -75,22 +78,24 @@ def united_processes_need_not_keep_step(rank, mesh):
     for ours, theirs in zip(plain.parameters(), split.parameters(), strict=True):
         mean = ours.grad.clone()
         torch.distributed.all_reduce(mean)
-        torch.testing.assert_close(mean / 2, whole(theirs.grad))
+        torch.testing.assert_close(mean / mesh.size(), whole(theirs.grad))
 
 
-def process(rank, meeting, checks):
+def process(rank, meeting, shape, checks):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    mesh = init_device_mesh("cpu", (2,))
+    world = math.prod(shape)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("nodes", "processes")[-len(shape) :])
     for check in checks:
         check(rank, mesh)
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_split_over_two_processes(tmp_path):
+@pytest.mark.parametrize("shape", [(2,), (2, 2)])
+def test_split_over_processes_or_over_each_row_of_them(tmp_path, shape):
     checks = (splits_and_gathers, muon_steps_alike, united_processes_need_not_keep_step)
-    mp.spawn(process, (tmp_path / "meeting", checks), nprocs=2)
+    mp.spawn(process, (tmp_path / "meeting", shape, checks), nprocs=math.prod(shape))
 
 
 def test_nothing_happens_to_what_is_not_split():

@@ -1,7 +1,8 @@
-"""FSDP2 on two processes (gloo) is DDP but for rounding, and its checkpoints are nobody's but the run's."""
+"""FSDP2 on two processes and HSDP on four (gloo) are DDP but for rounding, their checkpoints the run's."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,10 +32,11 @@ SETTINGS = [
     "--watchdog.timeout=120",
     "--pictures.num=9",  # the first process draws twice, the second once: they do not keep step
 ]
+PROGRAM = str(Path(__file__).with_name("fits_on_two.py"))
 
 
 def run(plan, home):
-    command = [sys.executable, str(Path(__file__).with_name("fits_on_two.py")), str(plan)]
+    command = [sys.executable, PROGRAM, str(plan)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=280)
 
@@ -119,6 +121,30 @@ def test_pictures_are_drawn_from_split_weights_as_from_whole_ones(runs):
         assert (ours - theirs).abs().max() <= 1  # of 255
 
 
+@pytest.mark.slow
+def test_ten_steps_are_the_same_with_weights_split_within_each_of_two_nodes(chain, runs, tmp_path):
+    folder, plan = tmp_path / "hsdp", tmp_path / "plan.json"
+    more = ["--trainer.strategy=hsdp", "--data.batch_size=2", f"--run={folder}"]
+    more += ["--trainer.val_check_interval=10", "--pictures.num=1"]
+    step = {"start": None, "run": str(folder), "arguments": chain.arguments("diffusion", *SETTINGS, *more)}
+    plan.write_text(json.dumps([step]))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    meeting = ["--nnodes=2", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *meeting, f"--node-rank={rank}", PROGRAM, plan],
+            cwd=chain.runs.parents[1], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [node.wait(250) for node in nodes] == [0, 0]
+    one, two = saved(runs / "ddp"), saved(folder)
+    assert one.keys() == two.keys()
+    assert distance(one, two, "/state_dict/") < 1e-6
+    assert distance(one, two, "/exp_avg") < 2e-5
+
+
 def test_what_cannot_be_split_is_named(chain, fresh):
     plan = [{"start": None, "run": "", "arguments": fresh.arguments("clip", "--trainer.strategy=fsdp2")}]
     (fresh.runs.parent / "plan.json").write_text(json.dumps(plan))
@@ -132,5 +158,6 @@ def test_a_strategy_that_splits_weights_another_way_is_refused(fresh, capsys):
     other = "--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy"
     assert fit.main(fresh.arguments("autoencoder", other, "--trainer.devices=1")) == 2
     assert (
-        "trainer.strategy: got ModelParallelStrategy, expected auto, ddp, or fsdp2" in capsys.readouterr().err
+        "trainer.strategy: got ModelParallelStrategy, expected auto, ddp, fsdp2 or hsdp"
+        in capsys.readouterr().err
     )
