@@ -74,7 +74,7 @@ def main() -> None:
     candidate = Drawn("demo", stage, {}, samples, 0, "32-true", {})
     measures = [Frechet(), KID(), CMMD(), Neighbours(), CLIPScore()]
     metrics = [FeatureMetrics(Towers(CLIPTower(f"{options.runs}/clip")), measures), CaptionAccuracy()]
-    share = Share(0, 1, 64, torch.device("cpu"))
+    share = Share(0, 1, 64, torch.device("cpu"), 0)
     print("| evaluation | drawing, s | measuring, s | share |\n|---|---|---|---|")
     for which in ("first", "second"):
         drawing, rest = evaluated(Measurement(metrics, Alone(), share.device), candidate, share)

@@ -143,7 +143,7 @@ class Share:
     world: int
     batch_size: int
     device: torch.device
-    num_workers: int = 0
+    num_workers: int
 
     def batches(self, samples: Dataset[Sample]) -> Iterator[Batch]:
         """Yield this process's samples, rank, rank + world, ..., with their places."""

@@ -89,6 +89,7 @@ def parser() -> ArgumentParser:
     add("--precision", type=str, default="32-true", help="Of drawing: " + ", ".join(PRECISIONS) + ".")
     add("--size", type=int | None, help="Side of the pictures in pixels; default: as trained.")
     add("--batch-size", type=int, default=64, help="Pictures drawn at once on each process.")
+    add("--num-workers", type=int, default=0, help="Further processes that read and decode, for each one.")
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
     add("--save-pictures", action="store_true", help="Write an .npz per candidate that ADM's program reads.")
     add("--out", type=str, default="evaluation", help="Folder for what is written.")
@@ -109,7 +110,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     check(options)
     objects = command.instantiate(options)
     with processes(options.device) as (group, where):
-        share = Share(group.rank, group.world, options.batch_size, where)
+        share = Share(group.rank, group.world, options.batch_size, where, options.num_workers)
         found = [load_stage(path, Stage).to(where) for path in options.checkpoint]  # type: ignore[type-abstract]
         size = options.size or next((stage.image_size for stage in found if stage.image_size), None)
         samples = open_shards(options.data, size) if options.data else None
@@ -135,6 +136,7 @@ def check(options: Namespace) -> None:
         ValueError: If they do not fit.
     """
     check_at_least("--batch-size", options.batch_size, 1)
+    check_at_least("--num-workers", options.num_workers, 0)
     if options.num_pictures is not None:
         check_at_least("--num-pictures", options.num_pictures, 2)
     for steps in options.steps:

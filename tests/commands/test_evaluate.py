@@ -170,7 +170,7 @@ def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
     paths = [str(ROOT), str(ROOT / "tests" / "commands")]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     launched = subprocess.run(
-        [*launch, "-m", "ldm.evaluate", *arguments, f"--out={tmp_path / 'two'}"],
+        [*launch, "-m", "ldm.evaluate", *arguments, "--num-workers=1", f"--out={tmp_path / 'two'}"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
