@@ -106,7 +106,7 @@ class NonFinite(L.Callback):
 
 
 def _losses(trainer: L.Trainer) -> dict[str, float]:
-    """Read the losses of this process's last batch that are not finite, by their names in the log."""
+    """Read this process's losses of the step that are not finite, by their names in the log."""
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {n: v for n, v in logged.items() if n.startswith("train/") and not -torch.inf < v < torch.inf}
 

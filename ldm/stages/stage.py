@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.diffusion.noise import SampleNoise
+from ldm.metrics.group import default_group
 from ldm.stages.optimization import Optimization
 from ldm.types import Batch
 
@@ -40,6 +41,7 @@ class Stage(L.LightningModule, ABC):
         self.optimizer = optimizer
         self._samples_before, self._batches_before, self._samples_per_batch = 0, 0, 0
         self._step_began = 0
+        self._step_losses: list[dict[str, Tensor]] = []
 
     @property
     def samples_seen(self) -> int:
@@ -73,15 +75,25 @@ class Stage(L.LightningModule, ABC):
         self._samples_per_batch = size * self.trainer.world_size
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._step_began = self.samples_seen  # a step in several batches draws what it draws in one
+            self._step_losses = []
         noise = SampleNoise(f"{_global_seed()}/train/{self._step_began}", batch["key"])
         losses = self.losses(batch, noise)
-        self.log_dict({f"train/{k}": v.detach() for k, v in losses.items()}, batch_size=size, prog_bar=True)
+        self._step_losses.append({f"train/{name}": value.detach() for name, value in losses.items()})
+        mine = _mean(self._step_losses)  # those of all processes are logged once the step is done
+        self.log_dict(mine, batch_size=size, prog_bar=True, logger=False)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return losses["loss"]
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the samples seen: the x axis of every curve."""
-        self.log("samples", float(self.samples_seen), batch_size=len(batch["key"]))
+        """Log the losses of the step, and the samples seen: the x axis of every curve."""
+        size = len(batch["key"])
+        self.log("samples", float(self.samples_seen), batch_size=size)
+        is_whole = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if is_whole and every and self.trainer.global_step % every == 0:  # processes wait for each other here
+            mine, group = _mean(self._step_losses), default_group(self.device)
+            means = group.sum(torch.stack(list(mine.values()))) / group.world
+            self.log_dict(dict(zip(mine, means, strict=True)), batch_size=size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses at random numbers that depend on the sample's key alone."""
@@ -193,6 +205,11 @@ def samples_per_step(trainer: L.Trainer, data: Any) -> int:
         data: What has a ``batch_size``, that of one process; without one, e.g. a plain loader, 1 is taken.
     """
     return getattr(data, "batch_size", 1) * trainer.world_size * trainer.accumulate_grad_batches
+
+
+def _mean(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Average each loss over batches of one size, in float32."""
+    return {name: torch.stack([part[name].float() for part in losses]).mean() for name in losses[0]}
 
 
 def _recount(progress: dict[str, Any], then: int | None, now: int) -> None:

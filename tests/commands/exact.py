@@ -42,11 +42,11 @@ class CountCollectives(L.Callback):
         self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == 3 and batch_idx % trainer.accumulate_grad_batches == 0:
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        if trainer.global_step == 3:
             self._profile.__enter__()
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_step == 5 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if trainer.global_step == 5:
             self._profile.__exit__(None, None, None)
             if trainer.is_global_zero:
                 names = [event.name for event in self._profile.events() if event.name.startswith("gloo:")]

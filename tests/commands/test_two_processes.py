@@ -105,9 +105,6 @@ def test_a_run_goes_on_with_another_number_of_processes(fresh, name, before, aft
     assert distance(one["state_dict"], two["state_dict"]) < 1e-6
     assert rows(fresh.runs / "one", "samples") == rows(fresh.runs / "two", "samples")
     assert_same_curves(fresh, name)
-    if after == ALONE:  # several processes log the first one's share
-        losses = [rows(fresh.runs / folder, "train/loss")[5:] for folder in ("one", "two")]
-        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def assert_same_curves(fresh, name):
@@ -116,19 +113,23 @@ def assert_same_curves(fresh, name):
         losses = {n: rows(fresh.runs / n, column) for n in ("one", "two")}
         assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
         assert len(losses["one"]) == 2
+    trained = {n: rows(fresh.runs / n, "train/loss") for n in ("one", "two")}
+    assert trained["two"] == pytest.approx(trained["one"], rel=1e-5)
+    assert len(trained["one"]) == 10
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batches", [1, 2])
-def test_a_step_tells_the_others_its_gradients_and_nothing_else(fresh, batches):
+@pytest.mark.parametrize(("batches", "every", "more"), [(1, 100, 0), (2, 100, 0), (2, 1, 1)])
+def test_a_step_tells_the_others_its_gradients_and_losses_that_are_logged(fresh, batches, every, more):
     fresh.runs.mkdir()
     counts = ["--trainer.callbacks+=exact.CountCollectives", f"--trainer.callbacks.path={fresh.runs}/said"]
     quiet = [f"--trainer.accumulate_grad_batches={batches}", "--trainer.val_check_interval=100"]
+    quiet += [f"--trainer.log_every_n_steps={every}"]
     run(arguments(fresh, "autoencoder", "two", *TWO, *quiet, *counts))
     said = torch.load(fresh.runs / "said", weights_only=True)
     assert set(said) == {"gloo:all_reduce"}
     buckets = 2  # of 681,911 gradients
-    assert len(said) == 2 * buckets
+    assert len(said) == 2 * (buckets + more)
 
 
 def test_clip_says_how_many_pairs_it_contrasts(fresh):
