@@ -98,7 +98,14 @@ class FitCLI(LightningCLI):
             logger = self.run_folder.loggers(self.config_init.wandb, self.model.name)
         if self.start is None and self.config.weights is not None:
             self.model.start_with(ckpt.read(self.config.weights, self.model.name))
-        return super().instantiate_trainer(logger=logger, **kwargs)
+        try:
+            return super().instantiate_trainer(logger=logger, **kwargs)
+        except RuntimeError as error:
+            if "more than one stateful callback" not in str(error):
+                raise
+            raise ValueError(
+                "trainer.callbacks: got two of the same kind and name: give each Evaluation a name of its own"
+            ) from error
 
     def _follow_launcher(self) -> None:
         """Train on the processes that torchrun started: with fewer, each would train a model of its own."""

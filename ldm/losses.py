@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -42,7 +43,8 @@ def psnr(output: Tensor, target: Tensor) -> Tensor:
         target: (B, 3, H, W) in [-1, 1].
 
     Returns:
-        (B,) float32.
+        (B,) float32, or float64 like ``output``.
     """
-    error = (output.float().clamp(-1.0, 1.0) - target.float()).square().flatten(1).mean(1)
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    error = (output.to(dtype).clamp(-1.0, 1.0) - target.to(dtype)).square().flatten(1).mean(1)
     return 10.0 * (4.0 / error.clamp_min(1e-12)).log10()

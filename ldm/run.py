@@ -18,10 +18,20 @@ from ldm.callbacks.csv_logger import MetricsCSV
 from ldm.callbacks.wandb_logger import End, SamplesWandb
 from ldm.environment import environment, uncommitted
 
-SMALLER_IS_BETTER = ("loss*", "fid*", "sfid*", "kid*", "cmmd*", "lpips", "reconstruction", "kl")
+SMALLER_IS_BETTER = ("loss*", "fid/*", "sfid/*", "kid/*", "cmmd/*", "lpips*", "reconstruction", "kl")
 LARGER_IS_BETTER = (
-    *("psnr", "picture_psnr", "ssim", "accuracy", "clip_score*", "caption*"),
-    *("is/*", "precision*", "recall*", "density*", "coverage*"),
+    *(
+        "psnr",
+        "picture_psnr*",
+        "ssim*",
+        "accuracy",
+        "clip_score/*",
+        "caption/*",
+        "layout/*",
+        "map/*",
+        "known/*",
+    ),
+    *("is/*", "precision/*", "recall/*", "density/*", "coverage/*"),
     *("image_to_text*", "text_to_image*", "zero_shot*"),
 )
 """Values of a validation, without val/."""

@@ -46,9 +46,11 @@ class Evaluation(L.Callback):
         guidance: How conditional and unconditional predictions are combined; None takes the stage's.
         cache: Folder for statistics of the real pictures, which other runs may share; None means
             ``statistics`` in the run folder.
+        name: What tells this evaluation from another one of the run, with other settings: its values are
+            then called ``val/<value>@<name>``.
     """
 
-    def __init__(
+    def __init__(  # one argument more than usual: that it has a twin is not a matter of its settings
         self,
         metrics: list[Metric],
         num_samples: int,
@@ -57,6 +59,7 @@ class Evaluation(L.Callback):
         sampler: Part | None = None,
         guidance: Part | None = None,
         cache: str | None = None,
+        name: str | None = None,
     ) -> None:
         self.metrics = metrics
         self.num_samples = num_samples
@@ -64,9 +67,19 @@ class Evaluation(L.Callback):
         self.seed = seed
         self.parts = {k: v for k, v in {"sampler": sampler, "guidance": guidance}.items() if v is not None}
         self.cache = cache
+        self.name = name
         self._next = 0
         self._taken = 0
         self._measurement: Measurement | None = None
+
+    @property
+    def state_key(self) -> str:
+        """What checkpoints call this: several in one run must differ."""
+        return type(self).__qualname__ + self._suffix
+
+    @property
+    def _suffix(self) -> str:
+        return f"@{self.name}" if self.name else ""
 
     def state_dict(self) -> dict[str, int]:
         """Return when the next evaluation is due."""
@@ -134,9 +147,7 @@ class Evaluation(L.Callback):
         with without_trace(pl_module):
             try:
                 images = self.show(trainer, pl_module, batch)
-            except (
-                Exception
-            ) as error:  # training matters more; processes do not talk to each other in drawing
+            except Exception as error:  # training matters more, and processes do not talk while drawing
                 self._measurement.fail(error)
                 self._taken = self.num_samples
                 return
@@ -150,7 +161,7 @@ class Evaluation(L.Callback):
         with without_trace(pl_module):
             values = self._measurement.finish()
         for value in values:
-            pl_module.log(f"val/{value.name}", value.value, batch_size=1, sync_dist=True)
+            pl_module.log(f"val/{value.name}{self._suffix}", value.value, batch_size=1, sync_dist=True)
         log_samples(pl_module)
         for failure in self._measurement.failures:
             rank_zero_warn(failure)
@@ -162,15 +173,16 @@ class Evaluation(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, values: list[Value], failures: list[str]
     ) -> None:
         drawn = self._stands(trainer, pl_module) | self.how(trainer, pl_module)
-        records = {f"val/{value.name}": {**value.says, **drawn} for value in values}
+        records = {f"val/{value.name}{self._suffix}": {**value.says, **drawn} for value in values}
         lines: list[dict[str, object]] = [
-            {"name": f"val/{value.name}", "value": value.value, **value.says, **drawn} for value in values
+            {"name": name, "value": value.value, **record}
+            for value, (name, record) in zip(values, records.items(), strict=True)
         ]
         lines += [{"failed": failure, **drawn} for failure in failures]
         path = Path(trainer.default_root_dir) / "evaluations.jsonl"
         log_records(trainer, records)
         try:
-            append_lines(path, samples_seen(pl_module), lines)
+            append_lines(path, {"samples": samples_seen(pl_module), "evaluation": self.state_key}, lines)
         except OSError as error:  # a full disk
             rank_zero_warn(f"records of this evaluation are not in {path}: {error}")
 

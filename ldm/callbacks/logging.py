@@ -46,7 +46,11 @@ def log_images(trainer: L.Trainer, key: str, images: Tensor, captions: Sequence[
 
 
 def log_records(trainer: L.Trainer, records: Mapping[str, Mapping[str, object]]) -> None:
-    """Put the records of values, by their names, into W&B's config of the run; other loggers take none."""
+    """Put the records of values, by their names, into W&B's config of the run; other loggers take none.
+
+    Those of other values stay.
+    """
     for logger in trainer.loggers if trainer.is_global_zero else []:
         if isinstance(logger, WandbLogger):
-            logger.experiment.config.update({"records": dict(records)}, allow_val_change=True)
+            config = logger.experiment.config
+            config.update({"records": {**config.get("records", {}), **records}}, allow_val_change=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,8 @@ class Sheet(L.Callback, ABC):
     """Draws the first samples of the validation set at each validation; a subclass says what and how.
 
     Writes ``pictures/<what>-<samples seen>.png`` in the run folder, captions in the file's text, and logs
-    the pictures to W&B. A stage that it cannot draw with is left alone.
+    the pictures to W&B. A stage that it cannot draw with is left alone; a sheet that cannot be drawn or
+    written is a warning.
 
     Args:
         num: Number of samples.
@@ -41,6 +43,7 @@ class Sheet(L.Callback, ABC):
         self.seed = seed
         self.folder = folder
         self._drawn: list[Drawn] = []
+        self._failed = False
 
     @abstractmethod
     def fits(self, pl_module: L.LightningModule) -> bool:
@@ -60,7 +63,7 @@ class Sheet(L.Callback, ABC):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin a new sheet."""
-        self._drawn = []
+        self._drawn, self._failed = [], False
 
     def on_validation_batch_end(
         self,
@@ -73,11 +76,15 @@ class Sheet(L.Callback, ABC):
     ) -> None:
         """Draw the samples of this batch that are among the first ``num``."""
         missing = share(trainer, self.num) - len(self._drawn)
-        if trainer.sanity_checking or missing <= 0 or not self.fits(pl_module):
+        if trainer.sanity_checking or missing <= 0 or self._failed or not self.fits(pl_module):
             return
         batch = first(batch, missing)
         with without_trace(pl_module):
-            images = self.draw(pl_module, batch).cpu()
+            try:
+                images = self.draw(pl_module, batch).cpu()
+            except Exception as error:  # training matters more, and processes do not talk while drawing
+                self._fail("drawn", error)
+                return
         for image, caption in zip(images, captions(batch), strict=True):
             position = trainer.global_rank + len(self._drawn) * trainer.world_size
             self._drawn.append((position, caption, image))
@@ -88,7 +95,15 @@ class Sheet(L.Callback, ABC):
             return
         drawn = sorted(_gather(self._drawn, trainer.world_size), key=lambda item: item[0])
         if drawn and trainer.is_global_zero:
-            self._write(trainer, pl_module, torch.stack([d[2] for d in drawn]), [d[1] for d in drawn])
+            try:
+                self._write(trainer, pl_module, torch.stack([d[2] for d in drawn]), [d[1] for d in drawn])
+            except Exception as error:  # a full disk, or a logger
+                self._fail("written", error)
+
+    def _fail(self, how: str, error: Exception) -> None:
+        self._failed = True
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"{self.panel}: this validation's sheet cannot be {how} ({reason})", stacklevel=2)
 
     def _write(
         self, trainer: L.Trainer, pl_module: L.LightningModule, images: Tensor, texts: list[str]

@@ -11,8 +11,14 @@ from pathlib import Path
 from ldm.comparison.curves import Curve, panel, stroke
 from ldm.comparison.runs import Evaluated, Run, differing
 from ldm.comparison.style import SCRIPT, STYLE
+from ldm.pictures import read_text
 from ldm.run import LARGER_IS_BETTER, SMALLER_IS_BETTER
 
+DRAWN = (
+    *("stage", "samples", "weights", "precision", "seed", "sampler", "guidance", "steps", "evaluation"),
+    *("checkpoint", "checkpoint_sha256"),
+)
+"""What a record says of what was measured. The rest says how: where that differs, so may the numbers."""
 HIDDEN = ("train/step_seconds", "train/data_wait", "train/images_per_second_per_device")
 """Curves that say nothing of a model, or nothing new."""
 
@@ -107,11 +113,20 @@ def _samples(runs: Sequence[Run], most: int) -> str:
         figures = [
             _sheets(i, run, shown[run.name, kind]) for i, run in enumerate(runs) if kind in run.pictures
         ]
-        rows.append(f'<h3>{escape(kind)}</h3><div class="samples">{"".join(figures)}</div>')
-    note = (
-        "<p class='note'>The newest sheet of each run up to as many samples seen; same prompts and seeds.</p>"
-    )
+        drawn_for = _drawn_for([shown[run.name, kind] for run in runs if kind in run.pictures])
+        rows.append(f'<h3>{escape(kind)}</h3>{drawn_for}<div class="samples">{"".join(figures)}</div>')
+    note = "<p class='note'>The newest sheet of each run up to as many samples seen.</p>"
     return f"<h2>Samples</h2>{note}{slider}{''.join(rows)}"
+
+
+def _drawn_for(sheets: Sequence[dict[int, Path]]) -> str:
+    """Say whether the newest sheets of runs show the same: by the seed and captions in their text."""
+    says = [read_text(one[max(one)]) for one in sheets]
+    if len({(text.get("seed"), text.get("captions")) for text in says}) > 1:
+        return "<p class='note'>Prompts or seeds differ between the runs.</p>"
+    lines = "".join(f"<li>{escape(line)}</li>" for line in says[0].get("captions", "").splitlines())
+    seed = escape(says[0].get("seed", "0"))
+    return f"<details><summary>Prompts, with seed {seed}</summary><ol>{lines}</ol></details>" if lines else ""
 
 
 def _thinned(sheets: dict[int, Path], most: int) -> dict[int, Path]:
@@ -137,10 +152,22 @@ def _values(runs: Sequence[Run]) -> str:
     rows = []
     for name in names:
         cells = [values.get(name) for values in last]
-        top = best(name, [None if cell is None else cell.value for cell in cells])
-        rows.append(f"<tr><th>{escape(name)}</th>{''.join(_value(cell, top) for cell in cells)}</tr>")
-    note = "<p class='note'>Last of each run; open a value for how it was obtained. Marked: the best.</p>"
+        unlike = measured_otherwise(cells)
+        top = None if unlike else best(name, [None if cell is None else cell.value for cell in cells])
+        warning = f"<p class='note'>not comparable: {escape(', '.join(unlike))}</p>" if unlike else ""
+        shown = "".join(_value(cell, top) for cell in cells)
+        rows.append(f"<tr><th>{escape(name)}{warning}</th>{shown}</tr>")
+    note = (
+        "<p class='note'>Last of each run; open a value for how it was obtained. Marked: the best, unless "
+        "they were measured in different ways.</p>"
+    )
     return f"<h2>Final values</h2>{note}{_framed(runs, rows)}"
+
+
+def measured_otherwise(cells: Sequence[Evaluated | None]) -> list[str]:
+    """Name what differs in how the same value was measured: reference, number of pictures, extractor ..."""
+    records = [cell.record for cell in cells if cell is not None]
+    return [key for key in differing(records) if key not in DRAWN]
 
 
 def _value(cell: Evaluated | None, top: float | None) -> str:

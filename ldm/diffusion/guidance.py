@@ -21,6 +21,11 @@ class Guidance(nn.Module, ABC):
     between devices with the stage, and any takes the place of any other.
     """
 
+    @property
+    def upstream(self) -> dict[str, str]:
+        """Checkpoints of networks of its own, with their SHA-256."""
+        return {}
+
     @abstractmethod
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
         """Combine.
@@ -116,6 +121,11 @@ class Interval(Guidance):
         self.guidance = guidance
         self.low = low
         self.high = high
+
+    @property
+    def upstream(self) -> dict[str, str]:
+        """Those of the guidance inside."""
+        return self.guidance.upstream
 
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
         """Choose by timestep; samples of one call may be inside and outside."""

@@ -23,4 +23,4 @@ class PSNR(MeanMetric):
 
     def measure(self, images: Tensor, batch: Batch) -> Tensor:
         """Compare pictures with their originals, in dB."""
-        return psnr(images, batch["image"])
+        return psnr(images.double(), batch["image"])  # does not depend on the batch that a picture is in

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypedDict
 
 from torch import nn
 
@@ -19,7 +20,7 @@ def describe(thing: object) -> str:
     """
     inside = {**vars(thing), **getattr(thing, "_modules", {})}
     public = {k: v for k, v in inside.items() if not k.startswith("_") and k != "training"}
-    shown = [f"{k}={_brief(v, thing)}" for k, v in public.items() if _is_setting(v)]
+    shown = [f"{k}={_brief(v)}" for k, v in public.items() if _is_setting(v)]
     return f"{type(thing).__name__}({', '.join(shown)})"
 
 
@@ -28,11 +29,11 @@ def _is_setting(value: object) -> bool:
     return plain or type(value).__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
-def _brief(value: object, holder: object) -> str:
+def _brief(value: object) -> str:
     if isinstance(value, str | int | float | bool | type(None)):
         return str(value)
-    network = isinstance(value, nn.Module) and type(value).__module__ != type(holder).__module__
-    return type(value).__name__ if network else describe(value)
+    is_network = isinstance(value, nn.Module) and any(True for _ in value.parameters())
+    return type(value).__name__ if is_network else describe(value)
 
 
 def drawn_by(stage: object) -> Says:
@@ -45,17 +46,38 @@ def drawn_by(stage: object) -> Says:
     return says | ({"steps": steps} if isinstance(steps, int) else {})
 
 
-def append_lines(path: Path, samples: int, lines: Iterable[Mapping[str, object]]) -> None:
-    """Append records of an evaluation after ``samples`` training samples, one line each.
+class When(TypedDict):
+    """When something was measured.
+
+    Args:
+        samples: Training samples seen.
+        evaluation: By which evaluation of the run.
+    """
+
+    samples: int
+    evaluation: str
+
+
+def append_lines(path: Path, when: When, lines: Iterable[Mapping[str, object]]) -> None:
+    """Append records of an evaluation, one line each.
 
     Those of the same time or later, of a run that was interrupted and went back to a checkpoint, are dropped.
+    A line that cannot be read stays as it is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [line for line in _lines(path) if json.loads(line)["samples"] < samples]
-    text = "".join(f"{line}\n" for line in [*kept, *map(_line, lines)])
+    kept = [line for line in _lines(path) if not _is_undone(line, when)]
+    text = "".join(f"{line}\n" for line in [*kept, *(_line({**line, **when}) for line in lines)])
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _is_undone(line: str, now: When) -> bool:
+    try:
+        then = json.loads(line)
+        return bool(then["evaluation"] == now["evaluation"] and then["samples"] >= now["samples"])
+    except (ValueError, KeyError, TypeError):  # damaged, or written by hand
+        return False
 
 
 def _lines(path: Path) -> list[str]:

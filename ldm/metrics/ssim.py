@@ -24,7 +24,7 @@ class SSIM(MeanMetric):
     def measure(self, images: Tensor, batch: Batch) -> Tensor:
         """Compare pictures with their originals; 1 is equal."""
         # not in [-1, 1]: the luminance term takes means for positive
-        one, other = (x.float() / 2.0 + 0.5 for x in (images, batch["image"]))
+        one, other = (x.double() / 2.0 + 0.5 for x in (images, batch["image"]))
         value = structural_similarity_index_measure(one, other, reduction="none", data_range=1.0)
         assert isinstance(value, Tensor)
         return value

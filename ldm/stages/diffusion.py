@@ -176,5 +176,5 @@ class Diffusion(Stage):
         return self.sampler.steps(self.objective.schedule)
 
     def upstream(self) -> dict[str, str]:
-        """Checkpoints of the latent space and the conditioner, with their SHA-256."""
-        return {**self.latents.upstream, **self.conditioner.upstream}
+        """Checkpoints of the latent space, the conditioner and the guidance, with their SHA-256."""
+        return {**self.latents.upstream, **self.conditioner.upstream, **self.guidance.upstream}

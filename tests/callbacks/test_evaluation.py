@@ -324,6 +324,7 @@ def test_every_number_is_written_with_its_record(tmp_path):
         "stage": "tiny",
         "samples": 16,
         "weights": "ema",
+        "evaluation": "Evaluation",
         "precision": "32-true",
         "seed": 3,
         "sampler": "Doubled(num_steps=7)",
@@ -423,3 +424,17 @@ def test_real_pictures_are_looked_at_once_in_a_run_and_never_in_the_next(tmp_pat
     second = looked(tmp_path / "b", tmp_path / "statistics")
     assert first == (2 * 10 + 10, second[1])
     assert second[0] == 2 * 10
+
+
+def test_two_evaluations_of_a_run_keep_out_of_each_others_way(tmp_path):
+    often = Evaluation([Spy()], num_samples=2, name="often")
+    run = trainer(tmp_path, callbacks=[often, Evaluation([Spy()], num_samples=4, every_n_samples=32)])
+    run.fit(TinyStage(), loader(1000), loader(12))
+    assert {"val/spy", "val/spy@often"} <= run.callback_metrics.keys()
+    lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert sorted((line["samples"], line["name"], line["evaluation"]) for line in lines) == [
+        (16, "val/spy", "Evaluation"),
+        (16, "val/spy@often", "Evaluation@often"),
+        (32, "val/spy", "Evaluation"),
+        (32, "val/spy@often", "Evaluation@often"),
+    ]

@@ -99,3 +99,16 @@ def test_wandb_has_the_pictures_offline(tmp_path):
     leet = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
     records = subprocess.run(leet, check=True, env=os.environ | quiet, capture_output=True, text=True).stdout
     assert "pictures" in records and "caption 2" in records
+
+
+def test_a_sheet_that_cannot_be_drawn_or_written_is_no_reason_to_stop(tmp_path):
+    class Fails(TinyStage):
+        def generate(self, batch, seed):
+            raise RuntimeError("out of memory")
+
+    with pytest.warns(UserWarning, match=r"pictures: .* cannot be drawn \(RuntimeError: out of memory\)"):
+        fit(tmp_path / "one", Pictures(num=6), stage=Fails())
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "pictures").write_text("no folder")
+    with pytest.warns(UserWarning, match=r"pictures: .* cannot be written \(FileExistsError"):
+        fit(tmp_path / "two", Pictures(num=6))

@@ -34,7 +34,8 @@ class Folders:
             shade = torch.full((3, 4, 4), count % 256, dtype=torch.uint8)
             write_png(folder / "pictures" / f"diffusion-{count:010d}.png", shade, {})
         if record is not None:
-            append_lines(folder / "evaluations.jsonl", 64 * len(losses), [record])
+            when = {"samples": 64 * len(losses), "evaluation": "Evaluation"}
+            append_lines(folder / "evaluations.jsonl", when, [record])
         return folder
 
 

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from ldm import compare
-from ldm.comparison.page import best, thinned
+from ldm.comparison.page import best, measured_otherwise, thinned
+from ldm.comparison.runs import Evaluated
 
 
 class Seen(HTMLParser):
@@ -126,3 +127,19 @@ def test_a_browser_shows_the_newest_samples_of_each_run(tmp_path, two, programs)
     assert shown == ["a at 128", "b at 192"]
     assert '<b id="seen-now">192</b>' in dom
     assert dom.count('class="tip"') == dom.count("<svg class=")
+
+
+def test_values_that_were_measured_in_different_ways_are_not_ranked():
+    few, many = (Evaluated(1.0, {"num": num, "guidance": num, "reference": "a"}) for num in ("10", "5000"))
+    same = Evaluated(1.0, {**few.record, "guidance": "none"})
+    assert measured_otherwise([few, many, None]) == ["num"]
+    assert measured_otherwise([few, same]) == measured_otherwise([None, few]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [("fid/x", [1.0, 2.0], 1.0), ("fid/x@often", [1.0, 2.0], 1.0), ("fid_floor/x", [1.0, 2.0], None),
+     ("kid_std/x", [1.0, 2.0], None), ("kid/x", [1.0, 2.0], 1.0), ("map/objects", [1.0, 2.0], 2.0)],
+)  # fmt: skip
+def test_a_good_end_is_that_of_the_measure_and_not_of_what_goes_with_it(name, values, expected):
+    assert best(f"val/{name}", values) == expected

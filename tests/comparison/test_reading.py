@@ -17,7 +17,12 @@ def test_a_run_is_its_settings_curves_pictures_and_records(folders):
     assert {kind: sorted(sheets) for kind, sheets in run.pictures.items()} == {"diffusion": [64, 128]}
     assert run.last["val/loss"].value == 0.25 and run.last["val/loss"].record == {}
     assert run.last["val/fid/x"].value == 3.5
-    assert run.last["val/fid/x"].record == {"samples": "128", "num": "500", "weights": "ema"}
+    assert run.last["val/fid/x"].record == {
+        "samples": "128",
+        "num": "500",
+        "weights": "ema",
+        "evaluation": "Evaluation",
+    }
 
 
 def test_sheets_of_one_moment_are_told_apart_by_what_they_show(folders):

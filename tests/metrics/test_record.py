@@ -35,6 +35,16 @@ def test_a_network_within_is_named_and_not_spelled_out():
 def test_lines_of_the_same_time_or_later_are_replaced(tmp_path):
     path = tmp_path / "run" / "evaluations.jsonl"
     for samples, name in [(8, "a"), (16, "b"), (16, "c"), (24, "d"), (16, "e")]:
-        append_lines(path, samples, [{"name": name, "samples": samples}])
-    lines = [json.loads(line)["name"] for line in path.read_text().splitlines()]
-    assert lines == ["a", "e"]
+        append_lines(path, {"samples": samples, "evaluation": "all"}, [{"name": name}])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["name"], line["samples"]) for line in lines] == [("a", 8), ("e", 16)]
+
+
+def test_lines_of_another_evaluation_and_those_that_cannot_be_read_stay(tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    path.write_text('{"cut sh\n[]\n')
+    for name in ("often", "seldom", "often"):
+        append_lines(path, {"samples": 8, "evaluation": name}, [{"name": name}])
+    *damaged, one, two = path.read_text().splitlines()
+    assert damaged == ['{"cut sh', "[]"]
+    assert [json.loads(line)["name"] for line in (one, two)] == ["seldom", "often"]

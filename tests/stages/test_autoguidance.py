@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+from ldm.checkpoint import sha256
 from ldm.diffusion.guidance import ClassifierFree, Interval, Unguided
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.schedule import Cosine
+from ldm.metrics.record import drawn_by
 from ldm.stages.autoguidance import Autoguidance
 from ldm.stages.load import build_stage
 
@@ -79,3 +83,30 @@ def test_any_guidance_may_take_the_place_of_any_other(weaker):
         stage.guidance = guidance
         assert stage.guidance is guidance
         assert stage.generate(BATCH, seed=0).isfinite().all()
+
+
+def test_a_weaker_model_of_another_schedule_or_other_latents_is_refused(weaker):
+    guidance, stage = Autoguidance(weaker, 2.0), model(2)
+    stage.objective = Objective(Cosine(num_steps=100))
+    with pytest.raises(
+        ValueError, match=r"another noise schedule, .* of 1000 steps, than .* Cosine of 100 steps"
+    ):
+        guidance(stage, BATCH)
+    stage = model(2)
+    stage.latents.channels = 4
+    with pytest.raises(ValueError, match="in the latents of another autoencoder"):
+        guidance(stage, BATCH)
+
+
+def test_the_weaker_model_is_named_where_pictures_are_and_no_other_may_take_its_place(weaker):
+    stage = model(2)
+    stage.guidance = Interval(Autoguidance(weaker, 2.0), 0, 999)
+    assert stage.upstream() == {weaker: sha256(weaker)}
+    assert sha256(weaker) in drawn_by(stage)["guidance"]
+    saved = {}
+    stage.on_save_checkpoint(saved)
+    other = torch.load(weaker, weights_only=True)
+    torch.save({**other, "samples_seen": 7}, weaker)
+    stage.guidance = Autoguidance(weaker, 2.0)
+    with pytest.raises(ValueError, match=r"upstream checkpoint '.*weaker.ckpt' changed"):
+        stage.check_upstream(saved)
