@@ -1,30 +1,33 @@
 """What does an evaluation cost beside the generation itself? ``python -m benchmarks.evaluation``.
 
-Needs the runs of ``make demo``. Draws pictures for validation samples as the callback does, and times drawing
-and measuring apart: the first evaluation, which looks at the real pictures too, and a later one.
+Needs the runs of ``make demo``. Validates the demo's diffusion twice with the callback ``Evaluation``, and
+times drawing apart from everything else that the callback does: the first evaluation looks at the real
+pictures too, the second finds their statistics on the disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import torch
+import lightning as L
+from torch import Tensor
 
 from data.shapes_reader import CaptionAccuracy
-from ldm.candidates import Drawn, Repeated, Share
+from ldm.callbacks.evaluation import Evaluation
+from ldm.data.module import Shards
 from ldm.metrics.clip_score import CLIPScore
 from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.frechet import Frechet
-from ldm.metrics.group import Alone
 from ldm.metrics.kernel import CMMD, KID
-from ldm.metrics.measurement import Measurement
-from ldm.metrics.metric import Reals
 from ldm.metrics.neighbours import Neighbours
 from ldm.metrics.towers import Towers
-from ldm.real_pictures import open_shards
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import CLIPTower, load_stage
 
@@ -43,23 +46,50 @@ class Clock:
         self.seconds += time.perf_counter() - start
 
 
-def evaluated(run: Measurement, candidate: Drawn, share: Share) -> tuple[float, float]:
-    """Evaluate once; return the seconds of drawing and of everything else."""
-    drawing, all_of_it = Clock(), Clock()
-    with all_of_it.running():
-        run.begin(Reals("validation"))
-        pictures = candidate.pictures(share)
-        while True:
-            with drawing.running():
-                found = next(pictures, None)
-            if found is None:
-                break
-            batch, images = found
-            if run.wants_real:
-                run.see(batch)
-            run.update(images, batch)
-        run.finish()
-    return drawing.seconds, all_of_it.seconds - drawing.seconds
+class Timed(Evaluation):
+    """Times all that the callback does, and drawing apart."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.all_of_it, self.drawing = Clock(), Clock()
+
+    def show(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> Tensor:
+        """Draw."""
+        with self.drawing.running():
+            return super().show(trainer, pl_module, batch)
+
+    def on_validation_start(self, *arguments: Any) -> None:
+        """Begin."""
+        with self.all_of_it.running():
+            super().on_validation_start(*arguments)
+
+    def on_validation_batch_end(self, *arguments: Any) -> None:
+        """Draw and measure."""
+        with self.all_of_it.running():
+            super().on_validation_batch_end(*arguments)
+
+    def on_validation_epoch_end(self, *arguments: Any) -> None:
+        """Compute, log and record."""
+        with self.all_of_it.running():
+            super().on_validation_epoch_end(*arguments)
+
+
+def evaluated(stage: Diffusion, clip: str, shards: str, num: int, folder: str) -> tuple[float, float]:
+    """Validate once; return the seconds of drawing and of everything else that the callback did."""
+    measures = [Frechet(), KID(), CMMD(), Neighbours(), CLIPScore()]
+    timed = Timed([FeatureMetrics(Towers(CLIPTower(clip)), measures), CaptionAccuracy()], num)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        callbacks=[timed],
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = Shards(train=shards, val=shards, image_size=int(stage.image_size or 0), batch_size=64)
+    trainer.validate(stage, data, verbose=False)
+    return timed.drawing.seconds, timed.all_of_it.seconds - timed.drawing.seconds
 
 
 def main() -> None:
@@ -69,16 +99,15 @@ def main() -> None:
     parser.add_argument("--data", default="shards/shapes/val-000000.tar", help="Validation shards.")
     parser.add_argument("--num", type=int, default=256, help="Pictures.")
     options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     stage = load_stage(f"{options.runs}/diffusion", Diffusion)
-    samples = Repeated(open_shards(options.data, stage.image_size), options.num)
-    candidate = Drawn("demo", stage, {}, samples, 0, "32-true", {})
-    measures = [Frechet(), KID(), CMMD(), Neighbours(), CLIPScore()]
-    metrics = [FeatureMetrics(Towers(CLIPTower(f"{options.runs}/clip")), measures), CaptionAccuracy()]
-    share = Share(0, 1, 64, torch.device("cpu"), 0)
-    print("| evaluation | drawing, s | measuring, s | share |\n|---|---|---|---|")
-    for which in ("first", "second"):
-        drawing, rest = evaluated(Measurement(metrics, Alone(), share.device), candidate, share)
-        print(f"| {which} | {drawing:.1f} | {rest:.1f} | {rest / drawing:.1%} |")
+    print("| evaluation | drawing, s | everything else, s | share |\n|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        for which in ("first", "second"):
+            clip = f"{options.runs}/clip"
+            drawing, rest = evaluated(stage, clip, options.data, options.num, folder)
+            print(f"| {which} | {drawing:.1f} | {rest:.1f} | {rest / drawing:.1%} |")
 
 
 if __name__ == "__main__":
