@@ -63,8 +63,11 @@ class PictureFolder(Dataset[Sample]):
 
     def __getitem__(self, i: int) -> Sample:
         """Return picture i, (3, H, W) uint8."""
-        with Image.open(self.paths[i]) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        try:
+            with Image.open(self.paths[i]) as image:
+                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        except OSError as error:
+            raise ValueError(f"pictures: '{self.paths[i]}' cannot be read: {error}") from error
         return {"key": str(self.paths[i].relative_to(self.folder)), "image": pixels}
 
     def _size(self, path: Path) -> tuple[int, int]:
@@ -94,7 +97,7 @@ class PictureArray(Dataset[Sample]):
         shape, dtype = self.pictures.shape, self.pictures.dtype
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not len(self.pictures):
             raise ValueError(f"pictures: arr_0 of '{path}' is {dtype} {shape}, expected uint8 (N, H, W, 3)")
-        self.size = int(shape[1])
+        self.size = int(shape[2])
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -164,15 +167,18 @@ class Candidate(ABC):
 
     Args:
         name: What tables call it.
+        size: Side of its pictures, in pixels.
 
     Attributes:
-        metrics: What it is measured with beside what all are.
+        series: Candidates of one series are points of one curve.
+        metrics: What it is measured with.
     """
 
     metrics: Sequence[Metric] = ()
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, size: int) -> None:
+        self.name = self.series = name
+        self.size = size
 
     @abstractmethod
     def pictures(self, share: Share) -> Iterator[tuple[Batch, Tensor]]:
@@ -192,8 +198,8 @@ class Read(Candidate):
     """
 
     def __init__(self, path: str, num: int | None = None) -> None:
-        super().__init__(path)
         self.samples = open_pictures(path)
+        super().__init__(path, self.samples.size)
         found = len(self.samples)
         if num is not None and num > found:
             raise ValueError(f"--num-pictures: got {num}, but '{path}' holds {found} pictures")
@@ -232,7 +238,7 @@ class Drawn(Candidate):
         precision: str,
         origin: Says,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, samples[0]["image"].shape[-1])
         self.stage, self.parts, self.samples = stage, parts, samples
         self.seed, self.precision, self.origin = seed, precision, origin
 
@@ -266,7 +272,7 @@ class Real(Candidate):
     """
 
     def __init__(self, samples: Dataset[Sample], origin: Says, metrics: Sequence[Metric]) -> None:
-        super().__init__(str(origin["checkpoint"]))
+        super().__init__(str(origin["checkpoint"]), samples[0]["image"].shape[-1])
         self.samples, self.origin, self.metrics = samples, origin, metrics
 
     def pictures(self, share: Share) -> Iterator[tuple[Batch, Tensor]]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from torch.utils.data import Dataset
 
 import ldm.diffusion.samplers.ddim
 import ldm.diffusion.samplers.ddpm
@@ -21,34 +17,19 @@ import ldm.diffusion.samplers.heun
 import ldm.diffusion.samplers.plms
 import ldm.diffusion.samplers.unipc
 import ldm.stages.autoguidance  # noqa: F401  (imported, they can be named without their module)
-from ldm import checkpoint as ckpt
-from ldm.candidates import PRECISIONS, Candidate, Drawn, Read, Real, Repeated, Share
+from ldm.candidates import PRECISIONS, Candidate, Share
+from ldm.chosen import check_stages, chosen_candidates, chosen_metrics
 from ldm.cli import check_at_least, command_parser, default_device, run_command
-from ldm.data.decode import Sample
-from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.metrics.clip_score import CLIPScore
-from ldm.metrics.feature_metrics import FeatureMetrics
-from ldm.metrics.frechet import Frechet
-from ldm.metrics.inception import Inception
-from ldm.metrics.inception_score import InceptionScore
-from ldm.metrics.kernel import CMMD, KID
-from ldm.metrics.lpips import LPIPS
-from ldm.metrics.measure import Measure
 from ldm.metrics.measurement import Measurement
-from ldm.metrics.metric import Metric, Reals, Says
-from ldm.metrics.neighbours import Neighbours
-from ldm.metrics.psnr import PSNR
-from ldm.metrics.retrieval import Retrieval
-from ldm.metrics.ssim import SSIM
-from ldm.metrics.towers import Towers
-from ldm.metrics.zero_shot import TEMPLATES, ZeroShot
+from ldm.metrics.metric import Metric, Reals
+from ldm.metrics.zero_shot import TEMPLATES
+from ldm.pictures import to_bytes
 from ldm.processes import processes
 from ldm.real_pictures import RealPictures, open_shards, real_pictures
 from ldm.report import Result, plot, slug, table, write_json, write_npz
-from ldm.stages.load import CLIPTower, load_stage
+from ldm.stages.load import load_stage
 from ldm.stages.stage import Stage
-from ldm.types import Generates
 
 HELP = """Measure what checkpoints draw, or pictures of a folder, against real pictures.
 
@@ -91,6 +72,7 @@ def parser() -> ArgumentParser:
     add("--batch-size", type=int, default=64, help="Pictures drawn at once on each process.")
     add("--num-workers", type=int, default=0, help="Further processes that read and decode, for each one.")
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
+    add("--cache", type=str | None, help="Folder for statistics of real pictures, which later calls find.")
     add("--save-pictures", action="store_true", help="Write an .npz per candidate that ADM's program reads.")
     add("--out", type=str, default="evaluation", help="Folder for what is written.")
     return parser
@@ -103,7 +85,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line; None takes that of the process.
 
     Raises:
-        ValueError: If a metric failed; what the others found is written all the same.
+        ValueError: If a metric failed, or a candidate could not be measured; what else was found is written.
     """
     command = parser()
     options = command.parse_args(arguments)
@@ -111,20 +93,24 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     objects = command.instantiate(options)
     with processes(options.device) as (group, where):
         share = Share(group.rank, group.world, options.batch_size, where, options.num_workers)
-        found = [load_stage(path, Stage).to(where) for path in options.checkpoint]  # type: ignore[type-abstract]
-        size = options.size or next((stage.image_size for stage in found if stage.image_size), None)
+        stages = [(path, load_stage(path, Stage).to(where)) for path in options.checkpoint]  # type: ignore[type-abstract]
+        check_stages(options, stages)
+        size = options.size or next((stage.image_size for _, stage in stages if stage.image_size), None)
         samples = open_shards(options.data, size) if options.data else None
-        real = real_pictures(options.reference, options.data, samples, size)
-        metrics = [*objects.metrics, *chosen_metrics(options, found, real)]
-        candidates = list(chosen_candidates(options, found, samples, listed(objects.sampler)))
+        real = real_pictures(options.reference, samples, size)
+        metrics = chosen_metrics(options, objects.metrics, stages, real)
+        results: list[Result] = []
         failures: list[str] = []
-        results = []
-        for candidate in candidates:
-            measurement = Measurement([*metrics, *candidate.metrics], group, where)
-            results.append(measure(candidate, measurement, share, real, options))
-            failures += measurement.failures
-        if group.rank == 0:
-            finish(Path(options.out), results)
+        try:
+            for candidate in chosen_candidates(options, stages, samples, listed(objects.sampler), metrics):
+                measurement = Measurement(candidate.metrics, group, where)
+                results.append(measure(candidate, measurement, share, real, options))
+                failures += measurement.failures
+                if group.rank == 0:
+                    write_json(Path(options.out) / "evaluation.json", results)
+        finally:
+            if group.rank == 0 and results:
+                finish(Path(options.out), results)
     if failures:
         raise ValueError("; ".join(dict.fromkeys(failures)))
 
@@ -151,133 +137,48 @@ def check(options: Namespace) -> None:
         raise ValueError("got neither --data nor --reference, expected real pictures to compare with")
 
 
-def chosen_metrics(options: Namespace, stages: Sequence[Stage], real: RealPictures) -> Iterator[Metric]:
-    """Yield the metrics that the options and the stages ask for.
-
-    Raises:
-        ValueError: If that is none.
-    """
-    kinds = {stage.name for stage in stages}
-    if options.inception:
-        measures = [Frechet(), Frechet("spatial", "sfid"), InceptionScore(), KID(), Neighbours()]
-        yield FeatureMetrics(Inception(options.inception), measures, real.statistics)
-    if options.clip:
-        of_text: list[Measure] = [CLIPScore()] if stages else []
-        against: list[Measure] = [] if real.samples is None else [Frechet(), CMMD()]
-        yield FeatureMetrics(Towers(CLIPTower(options.clip)), [*against, *of_text])
-    if "autoencoder" in kinds:
-        yield from (PSNR(), SSIM())
-    if options.lpips:
-        yield LPIPS(options.lpips)
-    asked = options.inception or options.clip or options.lpips or options.metrics
-    if not asked and not kinds & {"autoencoder", "clip"}:
-        raise ValueError("got no metric, expected --inception, --clip, --lpips or --metrics")
-
-
-def chosen_candidates(
-    options: Namespace,
-    stages: Sequence[Stage],
-    samples: Dataset[Sample] | None,
-    samplers: Sequence[Sampler],
-) -> Iterator[Candidate]:
-    """Yield what is measured: each checkpoint in each setting, then each folder."""
-    for path, stage in zip(options.checkpoint, stages, strict=True):
-        assert samples is not None
-        wanted = Repeated(samples, options.num_pictures or len(samples))  # type: ignore[arg-type]
-        origin: Says = {"checkpoint": path, "checkpoint_sha256": ckpt.sha256(path), "weights": _weights(path)}
-        if not isinstance(stage, Generates):
-            yield Real(wanted, origin, list(clip_metrics(options, path, samples)))
-            continue
-        for label, parts in settings(options, stage, samplers):
-            name = f"{path} {label}".strip()
-            yield Drawn(name, stage, parts, wanted, options.seed, options.precision, origin)
-    for path in options.pictures:
-        yield Read(path, options.num_pictures)
-
-
-def clip_metrics(options: Namespace, path: str, samples: Dataset[Sample]) -> Iterator[Metric]:
-    """Yield what a CLIP is measured with: captions if there are any, classes if they are named."""
-    clip = CLIPTower(path)
-    if "text" in samples[0] or not options.classes:
-        yield FeatureMetrics(Towers(clip), [Retrieval()])
-    if options.classes:
-        yield ZeroShot(clip, options.classes, options.templates or TEMPLATES)
-
-
-def settings(
-    options: Namespace, stage: Stage, samplers: Sequence[Sampler]
-) -> Iterator[tuple[str, dict[str, object]]]:
-    """Yield every combination of sampler, steps and guidance, with a label."""
-    if not hasattr(stage, "sampler"):
-        yield "", {}
-        return
-    chosen = samplers or [cast(Sampler, stage.sampler)]
-    for sampler, steps, scale in product(chosen, options.steps or [None], options.guidance or [None]):
-        mine = copy.copy(sampler)
-        parts: dict[str, object] = {"sampler": mine}
-        label = [f"sampler={type(mine).__name__}"] if len(samplers) > 1 else []
-        if steps is not None:
-            set_steps(mine, steps)
-            label.append(f"steps={steps}")
-        if scale is not None:
-            parts["guidance"] = ClassifierFree(scale)
-            label.append(f"guidance={scale:g}")
-        yield " ".join(label), parts
-
-
 def listed(found: Sampler | list[Sampler] | None) -> list[Sampler]:
     """Make a list of what --sampler gave."""
     return found if isinstance(found, list) else [found] if found is not None else []
 
 
-def set_steps(sampler: object, steps: int) -> None:
-    """Change a sampler's number of steps.
-
-    Raises:
-        ValueError: If it has none to change.
-    """
-    if not hasattr(sampler, "num_steps"):
-        raise ValueError(f"--steps: got {steps}, but {type(sampler).__name__} takes all that it trains")
-    sampler.num_steps = steps
-
-
 def measure(
     candidate: Candidate, run: Measurement, share: Share, real: RealPictures, options: Namespace
 ) -> Result:
-    """Measure one candidate; its pictures are written if they are asked for."""
-    run.begin(Reals(real.identity))
+    """Measure one candidate; its pictures are written if they are asked for.
+
+    Raises:
+        ValueError: If its pictures cannot be compared with the real ones.
+    """
+    size = candidate.size
+    if real.size not in (None, size):
+        raise ValueError(
+            f"{candidate.name}: its pictures have side {size}, the real ones {real.size}: "
+            "bring both to one size, for resizing changes every number"
+        )
+    cache = Path(options.cache) if options.cache else None
+    run.begin(Reals(real.identity, cache, size, real.fingerprint))
     if run.wants_real and real.samples is None:
         raise ValueError(f"--reference: '{real.statistics}' has no pictures 'arr_0', which --metrics need")
     for batch in share.batches(real.samples) if run.wants_real and real.samples is not None else ():
         run.see(batch)
     kept = []
-    for batch, images in candidate.pictures(share):
-        if real.size not in (None, images.shape[-1]):
-            raise ValueError(
-                f"{candidate.name}: its pictures have side {images.shape[-1]}, the real ones {real.size}: "
-                "bring both to one size, for resizing changes every number"
-            )
+    for batch, images in candidate.pictures(share) if run.is_alive else ():
         run.update(images, batch)
         if options.save_pictures:
-            kept.append((batch["place"], ((images + 1.0) * 127.5).round().to(torch.uint8).cpu()))
+            kept.append((batch["place"], to_bytes(images).cpu()))
     values = run.compute()
     if options.save_pictures:
         _save(Path(options.out) / f"{slug(candidate.name)}.npz", kept, run)
     run.end()
-    series = candidate.name.split(" guidance=")[0]
-    return Result(candidate.name, series, candidate.says(), values)
+    return Result(candidate.name, candidate.series, {**candidate.says(), "size": size}, values)
 
 
 def finish(out: Path, results: list[Result]) -> None:
-    """Print the table, write evaluation.json and the curve."""
-    write_json(out / "evaluation.json", results)
+    """Print the table, and draw the curve."""
     print(table(results))
     drawn = plot(out / "curve.png", results)
     print(f"{out / 'evaluation.json'}" + (f" and {out / 'curve.png'}" if drawn else ""))
-
-
-def _weights(path: str) -> str:
-    return str(ckpt.peek(path).get("weights", "raw"))
 
 
 def _save(path: Path, kept: list[tuple[torch.Tensor, torch.Tensor]], run: Measurement) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -20,6 +20,20 @@ from ldm.metrics.metric import Metric, Reals, Says
 from ldm.metrics.record import append_lines, drawn_by
 from ldm.pictures import from_bytes, to_bytes
 from ldm.types import Batch, Generates
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """Real pictures that can be told from others."""
+
+    def identity(self, num: int) -> str:
+        """Return text that changes when the first ``num`` of them do."""
+        ...
+
+    def fingerprint(self, num: int) -> str:
+        """Return what records call them."""
+        ...
+
 
 Part = Callable[..., Any]
 """A sampler or a guidance: what the stage draws with."""
@@ -198,11 +212,11 @@ class Evaluation(L.Callback):
     def _reals(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Reals:
         """Name the real pictures; part of a validation set has no name."""
         size = getattr(pl_module, "image_size", None)
-        identity = getattr(trainer.datamodule, "val_identity", None)  # type: ignore[attr-defined]
-        if identity is None or trainer.limit_val_batches != 1.0:
+        real = getattr(trainer.datamodule, "evaluation", None)  # type: ignore[attr-defined]
+        if not isinstance(real, Identified) or trainer.limit_val_batches != 1.0:
             return Reals(size=size)
-        cache = Path(self.cache or Path(trainer.default_root_dir) / "statistics")
-        return Reals(f"{identity} {self.num_samples}", cache, size)
+        cache, num = Path(self.cache or Path(trainer.default_root_dir) / "statistics"), self.num_samples
+        return Reals(real.identity(num), cache, size, real.fingerprint(num))
 
     def _is_due(self, trainer: L.Trainer, seen: int) -> bool:
         if trainer.sanity_checking:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -84,12 +82,6 @@ class Shards(L.LightningDataModule):
     def num_val(self) -> int:
         """Validation samples."""
         return len(self.evaluation)
-
-    @property
-    def val_identity(self) -> str:
-        """Text that changes when the validation pictures do, or when their shards are written anew."""
-        shards = [(Path(s.path).name, s.size, s.mtime_ns, s.count) for s in self.evaluation.files.summaries]
-        return json.dumps([shards, self.image_size])
 
     @property
     def num_skipped(self) -> int:

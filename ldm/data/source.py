@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.decode import FIELDS, MEMBERS, Sample, json_fields
 from ldm.data.files import ShardFiles
-from ldm.data.index import Summary
+from ldm.data.index import Summary, fingerprint
 from ldm.data.order import mix
 from ldm.types import Batch
 
@@ -105,6 +107,18 @@ class Evaluation(Dataset[Sample]):
     def __len__(self) -> int:
         """Return the number of samples."""
         return int(self.ends[-1])
+
+    def fingerprint(self, num: int) -> str:
+        """Hash which pictures the first ``num`` are: shards by name, size and count, and the pictures' side.
+
+        The same wherever the shards lie.
+        """
+        what = [fingerprint(self.files.summaries), self.spec.image_size, min(num, len(self))]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+    def identity(self, num: int) -> str:
+        """Return text that changes when the first ``num`` pictures do, or when shards are written anew."""
+        return f"{self.fingerprint(num)} {[summary.mtime_ns for summary in self.files.summaries]}"
 
     def __getitem__(self, position: int) -> Sample:
         """Return the sample at a position in [0, len)."""

@@ -113,7 +113,8 @@ class FeatureMetrics(Metric):
         says |= self.extractor.says()
         says |= {"num": min(self.generated.count, self.max_rows if measure.generated.rows else 2**62)}
         if measure.real.views:
-            says |= {"num_real": self.real.count or "unknown", "reference": self.reference.name}
+            num = min(self.real.count, self.max_rows if measure.real.rows else 2**62)
+            says |= {"num_real": num or "unknown", "reference": self.reference.name}
         return says
 
     def _values(self, measure: Measure) -> dict[str, float]:

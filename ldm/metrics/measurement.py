@@ -62,6 +62,11 @@ class Measurement:
         """Whether a metric does not know the real pictures yet."""
         return any(metric.wants_real for metric in self.metrics)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether a metric is left, on this process, that has not failed."""
+        return len(self._errors) < len(self.metrics)
+
     def see(self, batch: Batch) -> None:
         """Look at the real pictures of ``batch``, each of them once in an evaluation."""
         with full_precision(self.device), torch.no_grad():

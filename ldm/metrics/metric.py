@@ -25,11 +25,14 @@ class Reals:
         identity: Text that changes when they do (data, number, size, crop); None: nobody knows.
         cache: Folder for their statistics; None keeps them in memory only.
         size: Side of the pictures that are measured, in pixels; None: nobody knows yet.
+        fingerprint: What records call them: the same for the same pictures wherever they lie; None takes a
+            hash of ``identity``.
     """
 
     identity: str | None = None
     cache: Path | None = None
     size: int | None = None
+    fingerprint: str | None = None
 
 
 class Metric(ABC):

@@ -58,27 +58,29 @@ class FromBatches(Reference):
 
     def __init__(self) -> None:
         self._kept: tuple[str, dict[str, torch.Tensor]] | None = None
+        self._key = ""
         self._path: Path | None = None
 
     def find(self, real: FeatureSet, extractor: Extractor, reals: Reals) -> bool:
         """Look in memory, then in the cache, under a hash of pictures, network and what is kept of them."""
-        self.name, self._path = "unknown", None
+        self.name, self._key, self._path = "unknown", "", None
         if reals.identity is None:
             return False
+        self.name = reals.fingerprint or hashlib.sha256(reals.identity.encode()).hexdigest()
         kept = [sorted(real.needs.moments), sorted(real.needs.rows), real.max_rows]
         question = json.dumps([reals.identity, extractor.says(), kept], sort_keys=True)
-        self.name = hashlib.sha256(question.encode()).hexdigest()
-        self._path = reals.cache / f"{self.name}.npz" if reals.cache else None
-        if self._kept and self._kept[0] == self.name:
+        self._key = hashlib.sha256(question.encode()).hexdigest()
+        self._path = reals.cache / f"{self._key}.npz" if reals.cache else None
+        if self._kept and self._kept[0] == self._key:
             real.load(self._kept[1])
             return True
         return self._path is not None and self._path.is_file() and self._read(self._path, real)
 
     def keep(self, real: FeatureSet) -> None:
         """Keep what has an identity."""
-        if self.name == "unknown":
+        if not self._key:
             return
-        self._kept = (self.name, real.state())
+        self._kept = (self._key, real.state())
         if self._path is None:
             return
         try:
@@ -94,7 +96,7 @@ class FromBatches(Reference):
         except Exception as error:  # a cache may always be thrown away
             warnings.warn(f"statistics of real pictures in {path} are computed anew: {error}", stacklevel=2)
             return False
-        self._kept = (self.name, state)
+        self._kept = (self._key, state)
         return True
 
 

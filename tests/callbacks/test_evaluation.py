@@ -396,8 +396,15 @@ def test_no_source_of_random_numbers_moves(tmp_path):
     assert states() == alone
 
 
+class Twelve:
+    def identity(self, num):
+        return f"twelve points {num}"
+
+    fingerprint = identity
+
+
 class Named(L.LightningDataModule):
-    val_identity = "twelve points"
+    evaluation = Twelve()
 
     def train_dataloader(self):
         return loader(1000)

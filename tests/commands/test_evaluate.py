@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from jsonargparse import Namespace
 from PIL import Image
 from test_bad_input import error_of
 from tiny_runs import ROOT
@@ -14,6 +16,8 @@ from tiny_runs import ROOT
 from data.digits import WORDS, pack_digits
 from ldm import checkpoint as ckpt
 from ldm import evaluate, fit
+from ldm.chosen import check_stages, settings
+from ldm.diffusion.samplers.ddim import DDIM
 
 PIXELS = """
 - class_path: ldm.metrics.feature_metrics.FeatureMetrics
@@ -101,7 +105,98 @@ def test_a_folder_against_itself_a_folder_and_an_npz_file(tmp_path, metrics):
     assert values(as_file[0]) == values(folder[0])
     itself = run(tmp_path / "b", *common, f"--reference={tmp_path / 'mine'}")
     assert values(itself[0])["fid/coarse"] == pytest.approx(0.0, abs=1e-10)
-    assert folder[0]["drawn"] == {"pictures": str(tmp_path / "mine")}
+    assert folder[0]["drawn"] == {"pictures": str(tmp_path / "mine"), "size": 32}
+
+
+def test_files_beside_checkpoints_get_what_can_be_known_of_files(chain, tmp_path):
+    pictures(tmp_path / "mine", 20)
+    arguments = [f"--data={chain.shards / 'val-000000.tar'}", f"--clip={chain.runs / 'clip'}"]
+    drawn = ["--checkpoint", chain.runs / "diffusion", "--num-pictures=8", "--steps", 2]
+    of_stage, of_files = run(tmp_path / "a", *drawn, *arguments, "--pictures", tmp_path / "mine")
+    assert values(of_stage).keys() - values(of_files).keys() == {"clip_score/clip"}
+    assert "fid/clip" in values(of_files)
+    both = ["--checkpoint", chain.runs / "autoencoder", *arguments, "--pictures", tmp_path / "mine"]
+    of_stage, of_files = run(tmp_path / "b", *both)
+    assert {"picture_psnr", "ssim"} <= values(of_stage).keys()
+    assert not {"picture_psnr", "ssim"} & values(of_files).keys()
+
+
+def test_what_was_measured_before_a_failure_is_written(tmp_path, metrics, capsys):
+    pictures(tmp_path / "good", 30)
+    pictures(tmp_path / "bad", 30, seed=1)
+    broken = tmp_path / "bad" / "007.png"
+    broken.write_bytes(broken.read_bytes()[:900])
+    out = f"--out={tmp_path / 'out'}"
+    both = ["--pictures", str(tmp_path / "good"), str(tmp_path / "bad")]
+    command = [out, metrics, "--device=cpu", *both, f"--reference={tmp_path / 'good'}"]
+    assert evaluate.main(command) == 2
+    said = capsys.readouterr()
+    assert f"'{broken}' cannot be read" in said.err and f"| {tmp_path / 'good'} |" in said.out
+    (result,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]
+    assert result["candidate"] == str(tmp_path / "good")
+
+
+def test_real_pictures_are_named_by_what_they_are_and_their_statistics_found_again(chain, tmp_path):
+    clip = f"--clip={chain.runs / 'clip'}"
+    pictures(tmp_path / "mine", 20)
+    cache, moved = tmp_path / "statistics", tmp_path / "moved" / "val-000000.tar"
+    moved.parent.mkdir()
+    moved.write_bytes((chain.shards / "val-000000.tar").read_bytes())
+    found = [
+        run(
+            tmp_path / "a",
+            "--pictures",
+            tmp_path / "mine",
+            f"--data={shards}",
+            "--size=32",
+            clip,
+            f"--cache={cache}",
+        )
+        for shards in (chain.shards / "val-000000.tar", moved, moved)
+    ]
+    references = {
+        value["reference"] for (result,) in found for value in result["values"] if "reference" in value
+    }
+    assert len(references) == 1 and found[0] == found[1] == found[2]
+    assert len(list(cache.iterdir())) == 2  # the copy is younger
+
+
+def test_a_sweep_of_steps_is_one_curve():
+    options = Namespace(steps=[5, 10], guidance=[3.0])
+    found = list(settings(options, SimpleNamespace(sampler=DDIM()), []))
+    assert [setting.label for setting in found] == ["steps=5 guidance=3", "steps=10 guidance=3"]
+    assert {setting.series for setting in found} == {"guidance=3"}
+    assert [setting.parts["sampler"].num_steps for setting in found] == [5, 10]
+
+
+@pytest.mark.parametrize(
+    ("stage", "more", "says"),
+    [
+        ("autoencoder", ["--steps", "7"], "--steps: got one, but no --checkpoint is of a diffusion stage"),
+        (
+            "autoencoder",
+            ["--guidance", "3"],
+            "--guidance: got one, but no --checkpoint is of a diffusion stage",
+        ),
+        ("autoencoder", ["--classes=x"], "--classes: got one, but no --checkpoint is of a CLIP"),
+        ("diffusion", ["--lpips=x"], "--lpips: compares reconstructions, expected an autoencoder"),
+    ],
+)
+def test_an_option_without_effect_is_refused(chain, metrics, capsys, stage, more, says):
+    command = ["--checkpoint", str(chain.runs / stage), f"--data={chain.shards / 'val-000000.tar'}", metrics]
+    assert says in error_of(capsys, [*command, "--device=cpu", *more], evaluate.main)
+
+
+def test_checkpoints_of_other_sizes_are_not_drawn_at_one(capsys):
+    stages = [
+        ("a", SimpleNamespace(name="diffusion", image_size=32)),
+        ("b", SimpleNamespace(name="diffusion", image_size=64)),
+    ]
+    options = Namespace(sampler=None, steps=[], guidance=[], classes=None, templates=None, size=None)
+    with pytest.raises(ValueError, match=r"--size: got none, but .* different sizes: a 32, b 64"):
+        check_stages(options, stages)
+    options.size = 32
+    check_stages(options, stages)
 
 
 @pytest.mark.slow
