@@ -179,7 +179,7 @@ def start_wandb(logger: WandbLogger, config: dict[str, Any]) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file atomically; an earlier one that differs stays as ``<stem>-<n><suffix>``."""
-    if path.exists() and path.read_text() != text:
+    if path.exists() and path.read_text(encoding="utf-8") != text:
         number = 1
         while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
             number += 1
@@ -190,5 +190,5 @@ def replace_text(path: Path, text: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

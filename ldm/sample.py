@@ -24,8 +24,9 @@ import ldm.stages.autoguidance  # noqa: F401  (imported, they can be named witho
 from ldm import checkpoint as ckpt
 from ldm.cli import check_at_least, command_parser, default_device, device, run_command, version
 from ldm.data.module import decoded
-from ldm.diffusion.guidance import ClassifierFree, Guidance, Unguided
+from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
+from ldm.metrics.record import drawn_by
 from ldm.pictures import from_bytes, grid, to_bytes, write_png
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
@@ -46,7 +47,7 @@ A model conditioned on pictures, maps or layouts gets them from files, or from t
   python -m ldm.sample --checkpoint runs/demo/semantic --label-map map.png
   python -m ldm.sample --checkpoint runs/demo/semantic --shards shards/shapes/val-000000.tar --num 16
 
-Any model redraws a picture (--image, --strength), or only what --mask shows white:
+Any other model redraws a picture (--image, --strength), or only what --mask shows white:
 
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "..." --image old.png --strength 0.6
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "..." --image old.png --mask mask.png
@@ -172,8 +173,12 @@ def redraw(options: Namespace, reads: Sequence[str], size: int) -> Redraw | None
     Raises:
         ValueError: If --mask or --strength have no picture, or the strength is out of range.
     """
-    if options.image is None or "image" in reads:
-        for name in () if "image" in reads else ("mask", "strength"):
+    if "image" in reads:
+        if options.strength is not None:
+            raise ValueError("--strength: the model is conditioned on --image, it redraws no picture")
+        return None
+    if options.image is None:
+        for name in ("mask", "strength"):
             if getattr(options, name) is not None:
                 raise ValueError(f"--{name}: there is no picture to redraw, expected --image")
         return None
@@ -213,10 +218,8 @@ def settings(stage: Diffusion, options: Namespace, start: Redraw | None) -> dict
     """Say how pictures are drawn, for the text chunks of their files."""
     files = {field: getattr(options, field) for field in FILES}
     return {
-        "sampler": type(stage.sampler).__name__,
+        **{name: str(value) for name, value in drawn_by(stage).items()},
         "steps": str(stage.sampler.num_steps or stage.objective.schedule.num_steps),
-        "spacing": type(stage.sampler.spacing).__name__,
-        "guidance": described(stage.guidance),
         "seed": str(options.seed),
         "checkpoint": options.checkpoint,
         "checkpoint_sha256": ckpt.sha256(options.checkpoint),
@@ -224,18 +227,6 @@ def settings(stage: Diffusion, options: Namespace, start: Redraw | None) -> dict
         **({} if start is None else {"strength": str(start.strength)}),
         "software": f"ldm {version()}",
     }
-
-
-def described(guidance: Guidance) -> str:
-    """Say which guidance it is: the scale alone of classifier-free guidance, else class and settings."""
-    if isinstance(guidance, Unguided):
-        return "1.0"
-    if type(guidance) is ClassifierFree:
-        return str(guidance.scale)
-    plain = {
-        k: v for k, v in vars(guidance).items() if isinstance(v, int | float) and not isinstance(v, bool)
-    }
-    return f"{type(guidance).__name__}({', '.join(f'{k}={v}' for k, v in plain.items())})"
 
 
 def sample(arguments: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm import checkpoint as ckpt
 from ldm.interop import tokenizer
 from ldm.interop.diffusers_configs import unet_arguments, unet_config, vae_arguments, vae_config
-from ldm.interop.files import read_json, read_weights, record, write_json, write_weights
+from ldm.interop.files import new_folder, read_json, read_weights, record, write_json, write_weights
 from ldm.interop.folders import Part, read_part
 from ldm.interop.latents import fold, kept, of_factor, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
@@ -76,18 +76,16 @@ def export_pipeline(run: str | Path, out: str | Path) -> Path:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If the run has parts that Stable Diffusion has not, or ``out`` has files.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out: '{out}' is there already, expected an empty folder or none")
-    model, says = read_run(run), record(ckpt.read(run), run)
-    metadata = {"software": says["software"], "source_sha256": says["sha256"]}
-    _write_unet(model, out / "unet", metadata)
-    _write_vae(model, out / "vae", metadata)
-    _write_text(model, out)
-    write_json(out / "scheduler" / "scheduler_config.json", scheduler_config(model.process))
-    write_json(out / "ldm.json", says)
-    write_json(out / "model_index.json", _index(model.inpaints))  # last: a folder that has it is whole
-    return out
+    with new_folder(out) as folder:
+        model, says = read_run(run), record(ckpt.read(run), run)
+        metadata = {"software": says["software"], "source_sha256": says["sha256"]}
+        _write_unet(model, folder / "unet", metadata)
+        _write_vae(model, folder / "vae", metadata)
+        _write_text(model, folder)
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(model.process))
+        write_json(folder / "ldm.json", says)
+        write_json(folder / "model_index.json", _index(model.inpaints))
+    return Path(out)
 
 
 def _model(folder: Path, parts: dict[str, Part]) -> TextToImage:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -64,6 +66,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"weights '{path}' do not exist: expected a .safetensors, .ckpt, .pt or .bin")
     try:
         found = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+    except UnpicklingError as error:  # torch would have one switch its safety off
+        raise ValueError(f"weights '{path}' cannot be read: damaged, or no file of weights") from error
     except Exception as error:
         raise ValueError(f"weights '{path}' cannot be read: {str(error).splitlines()[0]}") from error
     return _tensors(found, path)
@@ -155,6 +159,25 @@ def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise ValueError(f"weights '{path}': '{name}' is a {type(value).__name__}, expected a tensor")
     return dict(found)
+
+
+@contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """Give a temporary folder to write an export to, which becomes ``out`` when it is whole.
+
+    Raises:
+        ValueError: If ``out`` has files: nothing is written over.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out: '{out}' is there already, expected an empty folder or none")
+    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

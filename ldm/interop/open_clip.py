@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm import checkpoint as ckpt
 from ldm.interop.checkpoints import write_checkpoint
-from ldm.interop.files import read_json, read_weights, record, write_json, write_weights
+from ldm.interop.files import new_folder, read_json, read_weights, record, write_json, write_weights
 from ldm.interop.keys import check
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import VOCAB_SIZE
@@ -96,24 +96,24 @@ def export_clip(run: str | Path, out: str | Path) -> Path:
 
     Args:
         run: Checkpoint or run folder of a CLIP stage.
-        out: Folder to write.
+        out: Folder to write, one that is empty or not there.
 
     Returns:
         The folder.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
-        ValueError: If it is of another stage.
+        ValueError: If it is of another stage, or ``out`` has files.
     """
-    out = Path(out)
-    net, state = ckpt.load_net(run, "clip", CLIPModel)
-    arguments = state["config"]["init_args"]["net"]["init_args"]
-    preprocess = {"mean": list(net.image_mean), "std": list(net.image_std), "interpolation": "bicubic"}
-    model = {key: arguments[key] for key in ARGUMENTS if key in arguments}
-    write_json(out / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocess})
-    write_weights(out / WEIGHTS, net.model.state_dict(), {})
-    write_json(out / "ldm.json", record(state, ckpt.find(run)))
-    return out
+    with new_folder(out) as folder:
+        net, state = ckpt.load_net(run, "clip", CLIPModel)
+        arguments = state["config"]["init_args"]["net"]["init_args"]
+        preprocess = {"mean": list(net.image_mean), "std": list(net.image_std), "interpolation": "bicubic"}
+        model = {key: arguments[key] for key in ARGUMENTS if key in arguments}
+        write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocess})
+        write_weights(folder / WEIGHTS, net.model.state_dict(), {})
+        write_json(folder / "ldm.json", record(state, ckpt.find(run)))
+    return Path(out)
 
 
 def _read_config(model: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:

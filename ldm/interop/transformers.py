@@ -13,7 +13,7 @@ from ldm import checkpoint as ckpt
 from ldm.conditioners.text import CLIPText, load_tower
 from ldm.interop import tokenizer
 from ldm.interop.checkpoints import write_checkpoint
-from ldm.interop.files import read_json, read_weights, record, write_json, write_weights
+from ldm.interop.files import new_folder, read_json, read_weights, record, write_json, write_weights
 from ldm.interop.keys import check
 from ldm.nets.text import VOCAB_SIZE, TextTower
 from ldm.stages.diffusion import Diffusion
@@ -127,20 +127,21 @@ def export_text(run: str | Path, out: str | Path) -> Path:
 
     Args:
         run: Checkpoint or run folder of a CLIP, of a text tower, or of a diffusion stage that has one.
-        out: Folder to write.
+        out: Folder to write, one that is empty or not there.
 
     Returns:
         The folder.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
-        ValueError: If it has no text tower.
+        ValueError: If it has no text tower, or ``out`` has files.
     """
-    state = ckpt.read(run)
-    tower = _tower_of_diffusion(str(run)) if state["stage"] == "diffusion" else load_tower(str(run))
-    write_text(tower, out)
-    tokenizer.write_tokenizer(out, tower.context_length, tower.pad_id)
-    write_json(Path(out) / "ldm.json", record(state, ckpt.find(run)))
+    with new_folder(out) as folder:
+        state = ckpt.read(run)
+        tower = _tower_of_diffusion(str(run)) if state["stage"] == "diffusion" else load_tower(str(run))
+        write_text(tower, folder)
+        tokenizer.write_tokenizer(folder, tower.context_length, tower.pad_id)
+        write_json(folder / "ldm.json", record(state, ckpt.find(run)))
     return Path(out)
 
 

@@ -33,7 +33,7 @@ class ZeroShot(Metric):
 
     Raises:
         FileNotFoundError: If a file is given that is not there.
-        ValueError: If a template has no place for the name.
+        ValueError: If there is no class or no template, or if one has no place for the name.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class ZeroShot(Metric):
     ) -> None:
         self.clip = clip
         self.classes, self.templates = _lines(classes, "classes"), _lines(templates, "templates")
+        if not self.classes or not self.templates:
+            raise ValueError(f"{'templates' if self.classes else 'classes'}: got none, expected one at least")
         if wrong := [template for template in self.templates if "{}" not in template]:
             raise ValueError(
                 f"templates: got {wrong[0]!r}, expected captions with {{}} for the name of a class"
@@ -70,8 +72,8 @@ class ZeroShot(Metric):
             ValueError: If the samples have no labels, or one that is no class.
         """
         label = batch.get("label")
-        if label is None or int(label.max()) >= len(self.classes):
-            what = "no label" if label is None else f"label {int(label.max())}"
+        if label is None or not 0 <= int(label.min()) <= int(label.max()) < len(self.classes):
+            what = "no label" if label is None else f"labels {int(label.min())} to {int(label.max())}"
             raise ValueError(
                 f"{self.name}: the samples have {what}, expected one of {len(self.classes)} classes"
             )
@@ -107,7 +109,7 @@ class ZeroShot(Metric):
         }
 
     def _head(self, name: str) -> Tensor:
-        vectors = self.clip.encode_text([template.format(name) for template in self.templates])
+        vectors = self.clip.encode_text([template.replace("{}", name) for template in self.templates])
         return F.normalize(vectors.mean(0), dim=0)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from PIL import Image
 from test_bad_input import error_of
 from tiny_runs import ROOT
@@ -10,6 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from ldm import checkpoint as ckpt
 from ldm import fit, sample
 from ldm.pictures import from_bytes, read_text, to_bytes
+from ldm.sample import redraw
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
 
@@ -64,10 +66,9 @@ def test_a_file_says_how_it_was_drawn(chain, tmp_path):
     assert said == {
         "prompt": "a blue square",
         "key": "a blue square/0",
-        "sampler": "DPMSolver",
-        "spacing": "Trailing",
+        "sampler": "DPMSolver(num_steps=3, spacing=Trailing())",
         "steps": "3",
-        "guidance": "2.0",
+        "guidance": "ClassifierFree(scale=2.0)",
         "seed": "5",
         "checkpoint": str(run),
         "checkpoint_sha256": ckpt.sha256(run),
@@ -136,7 +137,10 @@ def test_guidance_may_be_a_class(chain, tmp_path):
     drawn = draw(run, tmp_path / "auto", prompt, *weaker, "--guidance.scale=2")
     # guided by itself it is itself
     assert (drawn - draw(run, tmp_path / "none", prompt, "--guidance=1")).abs().max() <= 1
-    assert read_text(tmp_path / "auto" / "000000.png")["guidance"] == "Autoguidance(scale=2.0)"
+    said = read_text(tmp_path / "auto" / "000000.png")["guidance"]
+    assert f"checkpoint={run}, sha256={ckpt.sha256(run)}, scale=2.0" in said
+    said = read_text(tmp_path / "interval" / "000000.png")["guidance"]
+    assert said == "Interval(low=0.0, high=999.0, guidance=ClassifierFree(scale=3.0))"
 
 
 @pytest.mark.parametrize(
@@ -179,3 +183,11 @@ def test_a_checkpoint_of_another_stage_and_an_unknown_class(chain, digits, tmp_p
     assert "is of stage 'clip', expected stage 'diffusion'" in line
     line = error_of(capsys, [f"--checkpoint={digits}", "--labels", "10"], sample.main)
     assert "label 10 is no class of the model, expected 0 to 9" in line
+
+
+def test_a_model_conditioned_on_the_picture_redraws_none():
+    options = Namespace(image="old.png", mask="mask.png", strength=0.3)
+    with pytest.raises(ValueError, match="--strength: the model is conditioned on --image"):
+        redraw(options, ["image", "mask"], 32)
+    options.strength = None
+    assert redraw(options, ["image", "mask"], 32) is None

@@ -49,7 +49,12 @@ def test_a_sampler_and_its_spacing(name, spacing):
         f"spacing: {{class_path: ldm.diffusion.samplers.timesteps.{spacing}}}}}}}",
     )
     assert f"{type(sampler).__module__}.{type(sampler).__name__}" == f"ldm.diffusion.samplers.{name}"
-    assert type(sampler.spacing).__name__ == spacing and len(sampler.steps(ScaledLinear())) == 7
+    assert type(sampler.spacing).__name__ == spacing
+    if (name, spacing) == ("plms.PLMS", "Karras"):  # its weights are those of equal steps
+        with pytest.raises(ValueError, match=r"PLMS got steps of 17.* to 281.* timesteps by spacing Karras"):
+            sampler.steps(ScaledLinear())
+    else:
+        assert len(sampler.steps(ScaledLinear())) == 7
 
 
 def test_guidance_within_guidance():

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from ldm.interop.files import read_json, read_weights, record, write_json, write_weights
+from ldm.interop.files import new_folder, read_json, read_weights, record, write_json, write_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2]), "c": torch.ones(2).half()}
 
@@ -94,8 +94,24 @@ def damaged(tmp_path, name):
 
 def test_what_is_no_file_of_weights_is_said_by_name(tmp_path):
     for name in ("x.safetensors", "x.ckpt"):
-        with pytest.raises(ValueError, match=rf"weights '.*{name}' cannot be read: ."):
+        with pytest.raises(ValueError, match=rf"weights '.*{name}' cannot be read: .") as error:
             read_weights(damaged(tmp_path, name))
+        assert "weights_only" not in str(error.value)  # torch's advice to switch its safety off
+
+
+def test_an_export_is_whole_or_not_there_and_writes_over_nothing(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), new_folder(out) as folder:
+        (folder / "config.json").write_text("{}")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    out.mkdir()
+    with new_folder(out) as folder:
+        (folder / "config.json").write_text("{}")
+        assert not list(out.iterdir())
+    assert [path.name for path in out.iterdir()] == ["config.json"] and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(ValueError, match=r"out' is there already"), new_folder(out):
+        pass
     with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt' do not exist"):
         read_weights("nowhere.ckpt")
     torch.save([1, 2], tmp_path / "list.pt")

@@ -122,7 +122,15 @@ def test_zero_shot_accuracy_counts_the_nearest_class_names():
 
 def test_zero_shot_refuses_labels_that_are_no_class():
     metric = ZeroShot(Colours(), COLOURS)
-    with pytest.raises(ValueError, match="the samples have label 3, expected one of 3 classes"):
-        metric.update(pictures([1.0] * 3), {"label": torch.tensor([3])})
+    for label in (-1, 3):
+        with pytest.raises(ValueError, match=r"the samples have labels .*, expected one of 3 classes"):
+            metric.update(pictures([1.0] * 3), {"label": torch.tensor([0, label])})
     with pytest.raises(ValueError, match="the samples have no label"):
         metric.update(pictures([1.0] * 3), {})
+
+
+def test_zero_shot_takes_templates_as_they_are_but_not_none():
+    assert ZeroShot(Colours(), COLOURS, ["{x} {}"])._head("red").isfinite().all()
+    for given in ({"classes": [], "templates": ["{}"]}, {"classes": COLOURS, "templates": []}):
+        with pytest.raises(ValueError, match="got none, expected one at least"):
+            ZeroShot(Colours(), **given)

@@ -11,6 +11,7 @@ from ldm.diffusion.noise import Noise
 from ldm.diffusion.prediction import noise_of
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.timesteps import Spacing, Step
+from ldm.diffusion.schedule import Schedule
 from ldm.types import Denoise
 
 WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -31,6 +32,21 @@ class PLMS(Sampler):
 
     def __init__(self, num_steps: int = 50, spacing: Spacing | None = None) -> None:
         super().__init__(num_steps, spacing)
+
+    def steps(self, schedule: Schedule) -> list[Step]:
+        """List the steps of the walk.
+
+        Raises:
+            ValueError: If they are not equally long, but for rounding to a timestep.
+        """
+        steps = super().steps(schedule)
+        lengths = [step.t - step.next_t for step in steps[:-1]]
+        if lengths and max(lengths) - min(lengths) > 1 + 1e-6:
+            raise ValueError(
+                f"sampler: PLMS got steps of {min(lengths):.4g} to {max(lengths):.4g} timesteps by spacing "
+                f"{type(self.spacing).__name__}, expected equal ones: Leading, Trailing or Linspace"
+            )
+        return steps
 
     def __call__(
         self, denoise: Denoise, steps: Sequence[Step], x: Tensor, noise: Noise = torch.randn_like
