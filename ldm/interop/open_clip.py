@@ -24,6 +24,8 @@ CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 """Files of a folder that open_clip opens as ``local-dir:<folder>``."""
 ARGUMENTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
 """What open_clip's configuration of a plain CLIP says."""
+APART, TEXT = "custom_text", "text."
+"""Key of models whose text tower is a module of its own, and how the names of its weights then begin."""
 FOREIGN = ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
 """Keys of ``text_cfg`` that ask for another text tower, or for other tokens."""
 NO_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
@@ -73,7 +75,7 @@ def clip_arguments(model: str | Path) -> dict[str, Any]:
     """
     config, preprocess = _read_config(model)
     text = {f"text_cfg.{key}": config["text_cfg"].get(key) for key in FOREIGN}
-    beside = {key: value for key, value in config.items() if key not in ARGUMENTS}
+    beside = {key: value for key, value in config.items() if key not in (*ARGUMENTS, APART)}
     for key, value in (text | beside).items():
         if value:
             raise ValueError(f"{model}: {key} is {value}, expected a CLIP of open_clip's own, without it")
@@ -141,7 +143,7 @@ def _known(name: str) -> str:
 
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
-    """Read a model's state dict, without what training in parallel or compiled put before the names."""
+    """Read a model's state dict, without what parallel or compiled training puts before the names."""
     if path.is_file() and _is_program(path):
         raise ValueError(
             f"weights '{path}' are a TorchScript archive, a program, as OpenAI publishes them; expected a "
@@ -157,7 +159,8 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
 
 
 def _bare(name: str) -> str:
-    return name.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod.")
+    name = name.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod.")
+    return name.removeprefix(TEXT)
 
 
 def _is_program(path: Path) -> bool:

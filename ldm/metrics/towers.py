@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -97,11 +98,14 @@ class Embedding(Extractor):
 
 
 class OpenCLIP(nn.Module):
-    """Any model of open_clip, from a local file of its weights, with the preprocessing that belongs to it.
+    """A model of open_clip, from a local file of its weights, with the preprocessing that belongs to it.
+
+    One whose text tower or tokens are another program's (SigLIP, RoBERTa ...) needs them as local folders, by
+    ``hf_tokenizer_name`` and ``hf_model_name`` in its open_clip_config.json: nothing is downloaded.
 
     Args:
         model: One of ``open_clip.list_models()``, e.g. ViT-L-14-336, or a folder with open_clip_config.json.
-        weights: File of weights, .pt or .safetensors. Nothing is downloaded.
+        weights: File of weights, .pt or .safetensors.
         quick_gelu: Use the sigmoid approximation of GELU, as OpenAI's weights need.
     """
 
@@ -112,6 +116,7 @@ class OpenCLIP(nn.Module):
         name = f"local-dir:{model}" if Path(model).is_dir() else model
         if name == model and model not in open_clip.list_models():
             raise ValueError(f"model: open_clip knows no '{model}', expected one of open_clip.list_models()")
+        _check_local(model)
         net = open_clip.create_model(
             name, pretrained=None, force_quick_gelu=quick_gelu, load_weights=False, output_dict=False
         )
@@ -169,3 +174,20 @@ def tower_says(network: Features) -> Says:
 def _numbers(captions: list[str]) -> Tensor:
     hashes = (hashlib.blake2b(caption.encode(), digest_size=7).digest() for caption in captions)
     return torch.tensor([int.from_bytes(digest) for digest in hashes])
+
+
+def _check_local(model: str) -> None:
+    """Check that open_clip would look for nothing on the network."""
+    folder = Path(model)
+    if folder.is_dir():
+        found = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        config = found.get("model_cfg", found)
+    else:
+        config = open_clip.get_model_config(model) or {}
+    for key in ("hf_tokenizer_name", "hf_model_name"):
+        name = config.get("text_cfg", {}).get(key)
+        if name and not Path(name).is_dir():
+            raise ValueError(
+                f"model: {model} needs {key} '{name}' from the network, expected a model with CLIP's own tokens, "
+                "or a folder whose open_clip_config.json names a local one"
+            )

@@ -30,7 +30,9 @@ PREPROCESS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 
 def open_clip_model(config):
     torch.manual_seed(0)
-    model = open_clip.CLIP(**config).eval()
+    apart = config.get("custom_text", False)
+    kind = open_clip.CustomTextCLIP if apart else open_clip.CLIP
+    model = kind(**{key: value for key, value in config.items() if key != "custom_text"}).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -48,7 +50,13 @@ def picture(size):
     return Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
 
 
-@pytest.mark.parametrize("config", MODELS)
+APART = [
+    {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT, "custom_text": True},
+    {"embed_dim": 12, "vision_cfg": VIT, "text_cfg": {**TEXT, "proj_bias": True}, "custom_text": True},
+]
+
+
+@pytest.mark.parametrize("config", [*MODELS, *APART])
 def test_we_compute_the_embeddings_of_their_model(config, tmp_path):
     theirs = open_clip_model(config)
     torch.save(theirs.state_dict(), tmp_path / "weights.pt")
@@ -165,7 +173,6 @@ def test_a_bare_configuration_is_read_too(tmp_path):
             "ViT-B-16-SigLIP",
             r"ViT-B-16-SigLIP: text_cfg\.hf_tokenizer_name is timm/ViT-B-16-SigLIP, expected a",
         ),
-        ("EVA02-B-16", "EVA02-B-16: custom_text is True, expected a CLIP"),
         ("roberta-ViT-B-32", r"text_cfg\.hf_model_name is roberta-base, expected a CLIP"),
         ("ViT-L-14-CLIPA", r"text_cfg\.hf_tokenizer_name is bert-base-uncased"),
         ("coca_ViT-B-32", "multimodal_cfg is"),
@@ -206,3 +213,19 @@ def test_another_stage_is_not_exported(tmp_path):
     torch.save({"stage": "diffusion", "config": {}}, tmp_path / "diffusion.ckpt")
     with pytest.raises(ValueError, match="of stage 'diffusion', expected stage 'clip'"):
         export_clip(tmp_path / "diffusion.ckpt", tmp_path / "out")
+
+
+def test_which_models_of_open_clip_are_taken():
+    """All whose text tower and tokens are CLIP's own."""
+
+    def is_taken(name):
+        try:
+            return bool(clip_arguments(name))
+        except ValueError:
+            return False
+
+    configs = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+    for name, config in configs.items():
+        foreign = {"hf_model_name", "hf_tokenizer_name"} & config["text_cfg"].keys()
+        assert is_taken(name) == (not foreign and "multimodal_cfg" not in config), name
+    assert {"ViT-B-32", "EVA02-B-16", "MobileCLIP-B"} <= {name for name in configs if is_taken(name)}

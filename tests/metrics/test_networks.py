@@ -87,6 +87,8 @@ def test_wrong_names_and_files_are_one_clear_line(clip, tmp_path):
         OpenCLIP("ViT-B-32", str(tmp_path / "nowhere.pt"))
     with pytest.raises(ValueError, match="open_clip knows no 'ViT-Z-99'"):
         OpenCLIP("ViT-Z-99", str(folder / "train.pt"))
+    with pytest.raises(ValueError, match="needs hf_tokenizer_name 'timm/ViT-B-16-SigLIP' from the network"):
+        OpenCLIP("ViT-B-16-SigLIP", str(folder / "train.pt"))
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="has 1 tensors, expected 38: 39 do not fit, such as a: got"):
         OpenCLIP(str(folder), str(tmp_path / "other.pt"))
