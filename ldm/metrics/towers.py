@@ -188,6 +188,6 @@ def _check_local(model: str) -> None:
         name = config.get("text_cfg", {}).get(key)
         if name and not Path(name).is_dir():
             raise ValueError(
-                f"model: {model} needs {key} '{name}' from the network, expected a model with CLIP's own tokens, "
-                "or a folder whose open_clip_config.json names a local one"
+                f"model: {model} needs {key} '{name}' from the network, expected a model with CLIP's own "
+                "tokens, or a folder whose open_clip_config.json names a local one"
             )
