@@ -9,14 +9,7 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-import ldm.diffusion.samplers.ddim
-import ldm.diffusion.samplers.ddpm
-import ldm.diffusion.samplers.dpm_solver
-import ldm.diffusion.samplers.euler
-import ldm.diffusion.samplers.heun
-import ldm.diffusion.samplers.plms
-import ldm.diffusion.samplers.unipc
-import ldm.stages.autoguidance  # noqa: F401  (imported, they can be named without their module)
+import ldm.stages.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm.candidates import PRECISIONS, Candidate, Share
 from ldm.chosen import check_stages, chosen_candidates, chosen_metrics
 from ldm.cli import check_at_least, command_parser, default_device, run_command

@@ -13,14 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 from tqdm import tqdm
 
-import ldm.diffusion.samplers.ddim
-import ldm.diffusion.samplers.ddpm
-import ldm.diffusion.samplers.dpm_solver
-import ldm.diffusion.samplers.euler
-import ldm.diffusion.samplers.heun
-import ldm.diffusion.samplers.plms
-import ldm.diffusion.samplers.unipc
-import ldm.stages.autoguidance  # noqa: F401  (imported, they can be named without their module)
+import ldm.stages.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm import checkpoint as ckpt
 from ldm.cli import check_at_least, command_parser, default_device, device, run_command, version
 from ldm.data.module import decoded

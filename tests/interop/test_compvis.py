@@ -8,15 +8,16 @@ from safetensors.torch import load_file, save_file
 from tiny_model import AUTOENCODER, TEXT, randomised, relative, same, tiny
 
 from ldm.diffusion import prediction, schedule
-from ldm.interop.compvis import Unseen, export_file, import_file
+from ldm.interop.compvis import Unseen, _read_autoencoder, _read_unet, export_file, import_file
 from ldm.interop.compvis_keys import autoencoder_modules, averaged, names, unet_modules
 from ldm.interop.compvis_shapes import autoencoder_arguments, unet_arguments
-from ldm.interop.compvis_text import of_open_clip, to_open_clip
+from ldm.interop.compvis_text import of_open_clip, read_text, to_open_clip, write_text
 from ldm.interop.diffusers import export_pipeline
 from ldm.interop.latents import of_factor
 from ldm.interop.model import Network
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import named
+from ldm.interop.transformers import text_config
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import TextTower
@@ -24,6 +25,8 @@ from ldm.nets.unet import UNet
 from ldm.types import Widths
 
 diffusers = pytest.importorskip("diffusers")
+single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
+transformers = pytest.importorskip("transformers")
 
 SOURCE = {"program": "a test", "name": "tiny"}
 SD2 = {
@@ -100,6 +103,67 @@ def test_published_models_have_686_and_248_names_each_with_one_counterpart(argum
     assert theirs["encoder.mid_block.attentions.0.to_out.0.bias"] == "encoder.mid.attn_1.proj_out.bias"
     inferred = autoencoder_arguments({v: autoencoder.state_dict()[k] for k, v in theirs.items()}, "x")
     assert inferred == levels | {"latent_channels": 4, "norm_groups": 32, "image_channels": 3}
+
+
+SD1_TEXT = {"width": 768, "layers": 12, "heads": 12, "quick_gelu": True, "pad_id": 49407}
+SD2_TEXT = {"width": 1024, "layers": 23, "heads": 16}
+SD2_UNET = {"num_heads": [5, 10, 20, 20], "linear_projection": True}
+LEVELS = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+
+
+def full_size(more, text, spatial):
+    """Our networks without memory, and a file of them with CompVis's names."""
+    arguments = {"attention": [True] * 3 + [False], "layers_per_block": 2, **more}
+    with torch.device("meta"):
+        unet = UNet(Widths(4, text["width"], spatial=spatial), **arguments)
+        autoencoder, tower = KLAutoencoder(), TextTower(**text)
+        file = write_text(Network(tower.config["init_args"], tower.state_dict()))
+    for ours, theirs in names(shapes(unet), unet_modules(arguments)).items():
+        file[f"model.diffusion_model.{theirs}"] = unet.state_dict()[ours]
+    for ours, theirs in names(shapes(autoencoder), autoencoder_modules(LEVELS)).items():
+        weight = autoencoder.state_dict()[ours]
+        is_convolution = ".attn_1." in theirs and weight.ndim == 2
+        file[f"first_stage_model.{theirs}"] = weight[:, :, None, None] if is_convolution else weight
+    return (unet, autoencoder, tower), arguments, file
+
+
+@pytest.mark.parametrize(
+    ("more", "text", "spatial"),
+    [({}, SD1_TEXT, 0), ({}, SD1_TEXT, 5), (SD2_UNET, SD2_TEXT, 0)],
+    ids=["1.5", "1.5 inpainting", "2.1"],
+)
+def test_files_of_full_size_have_the_layout_that_diffusers_converts_and_we_recognise(more, text, spatial):
+    (unet, autoencoder, tower), arguments, file = full_size(more, text, spatial)
+    blocks = {
+        f"{way}_block_types": (f"{way.title()}{kind}Block2D",) * 4
+        for way, kind in (("down", "Encoder"), ("up", "Decoder"))
+    }
+    with torch.device("meta"):
+        their_unet = diffusers.UNet2DConditionModel(
+            in_channels=4 + spatial, sample_size=64, cross_attention_dim=text["width"],
+            attention_head_dim=more.get("num_heads", 8), use_linear_projection=bool(more),
+        )  # fmt: skip
+        their_vae = diffusers.AutoencoderKL(**LEVELS, **blocks)
+        their_text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**text_config(tower)))
+        if more:
+            converted = single_file.convert_open_clip_checkpoint(their_text, dict(file))
+        else:
+            converted = single_file.convert_ldm_clip_checkpoint(dict(file))
+    converted.pop("text_model.embeddings.position_ids", None)  # of older transformers, as published files are
+    found = {name.removeprefix("text_model."): tensor.shape for name, tensor in converted.items()}
+    assert found == {name.removeprefix("text_model."): s for name, s in shapes(their_text).items()}
+    for convert, model in (
+        (single_file.convert_ldm_unet_checkpoint, their_unet),
+        (single_file.convert_ldm_vae_checkpoint, their_vae),
+    ):
+        converted = convert(dict(file), model.config)
+        assert {name: tensor.shape for name, tensor in converted.items()} == shapes(model)
+    read, kind = _read_unet(file, None, UNSEEN, "x")
+    assert kind == "raw" and {key: read.arguments[key] for key in arguments} == arguments
+    networks = (read, _read_autoencoder(file, None, "x")[0], read_text(file, "x"))
+    for network, ours in zip(networks, (unet, autoencoder, tower), strict=True):
+        assert {name: tensor.shape for name, tensor in network.weights.items()} == shapes(ours)
+    assert {key: networks[2].arguments[key] for key in text} == text
 
 
 def test_the_averages_names_have_no_dots():
