@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import webdataset
 from PIL import Image
 from tqdm import tqdm
 
@@ -35,6 +34,8 @@ from data.shapes import (
     training_captions,
 )
 from data.shapes_conditions import layout, members
+from ldm.data.writer import tar_writer
+from ldm.replacing import write_text
 
 MANIFEST = "shards.json"
 _VERSION = 1  # raise it whenever the same settings begin to give other bytes
@@ -130,7 +131,7 @@ def pack(out: Path, settings: Settings, workers: int = 1) -> bool:
         else:
             for job in jobs:
                 bar.update(_write(job))
-    _write_atomically(out / MANIFEST, json.dumps(_record(settings, {}), indent=2).encode() + b"\n")
+    write_text(out / MANIFEST, json.dumps(_record(settings, {}), indent=2) + "\n")
     return True
 
 
@@ -194,18 +195,10 @@ def _refuse_foreign(out: Path, shards: Sequence[Shard]) -> None:
 
 def _write(job: tuple[Shard, Settings]) -> int:
     shard, settings = job
-    buffer = io.BytesIO()
-    with webdataset.TarWriter(buffer, encoder=False, mtime=0) as writer:
+    with tar_writer(shard.path) as writer:
         for number in range(shard.start, shard.stop):
             writer.write(_sample(shard, number, settings))
-    _write_atomically(shard.path, buffer.getvalue())
     return shard.stop - shard.start
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def _sample(shard: Shard, number: int, settings: Settings) -> dict[str, str | bytes]:

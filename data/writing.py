@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import webdataset
 from tqdm import tqdm
+
+from ldm.data.writer import tar_writer
+from ldm.replacing import write_text
 
 MANIFEST = "shards.json"
 
@@ -82,14 +83,9 @@ def _counted(samples: Iterable[Members], bar: Any) -> Iterator[Members]:
 
 
 def _write_shard(samples: Iterable[Members], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as writer:
-            for sample in samples:
-                writer.write({name: _content(name, value) for name, value in sample.items()})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tar_writer(path) as writer:
+        for sample in samples:
+            writer.write({name: _content(name, value) for name, value in sample.items()})
 
 
 def _content(name: str, value: str | bytes) -> str | bytes:
@@ -143,7 +139,4 @@ def _make_room(folder: Path, splits: tuple[str, ...]) -> None:
 
 
 def _write_manifest(folder: Path, settings: dict[str, Any], shards: dict[str, int] | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{MANIFEST}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps({"settings": settings, "shards": shards}, indent=2) + "\n")
-    os.replace(temporary, folder / MANIFEST)
+    write_text(folder / MANIFEST, json.dumps({"settings": settings, "shards": shards}, indent=2) + "\n")

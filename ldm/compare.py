@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from ldm.cli import check_at_least, command_parser, run_command
 from ldm.comparison.page import page
 from ldm.comparison.runs import read_runs
-from ldm.run import write_text
+from ldm.replacing import write_text
 
 HELP = """Compare runs on one page of HTML that needs no account, no network and nothing beside itself.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,16 +12,17 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import webdataset
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ldm.data.decode import EXTENSIONS, IMAGES, LATENT, BadSample, decode
 from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, summarize_all
+from ldm.data.writer import tar_writer
 from ldm.latent_shards import begin, gather, note
 from ldm.metrics.group import Alone, Group
 from ldm.pictures import from_bytes
+from ldm.replacing import MARK
 from ldm.stages.autoencoder import Autoencoder
 
 
@@ -156,22 +156,17 @@ def _encode_shard(
     """Write one shard, atomically; return its number of samples, and what was wrong with others."""
     count = 0
     skipped: list[str] = []
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    for stale in target.parent.glob(f".{target.name}.tmp-*"):
+    for stale in target.parent.glob(f"{target.name}{MARK}*"):
         stale.unlink()  # of a call that was killed
-    try:
-        with webdataset.TarWriter(str(temporary), encoder=False, mtime=0) as writer:
-            for pictures in batches:
-                bad = [picture.image for picture in pictures if isinstance(picture.image, str)]
-                for sample in _encode_batch(encoder, pictures):
-                    writer.write(sample)
-                for message in bad:
-                    tqdm.write(f"skipped: {message}", file=sys.stderr)
-                count, skipped = count + len(pictures) - len(bad), skipped + bad
-                bar.update(len(pictures))
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with tar_writer(target) as writer:
+        for pictures in batches:
+            bad = [picture.image for picture in pictures if isinstance(picture.image, str)]
+            for sample in _encode_batch(encoder, pictures):
+                writer.write(sample)
+            for message in bad:
+                tqdm.write(f"skipped: {message}", file=sys.stderr)
+            count, skipped = count + len(pictures) - len(bad), skipped + bad
+            bar.update(len(pictures))
     return count, skipped
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ldm.data.module import Shards
 from ldm.data.tar import expand
-from ldm.run import write_text
+from ldm.replacing import write_text
 from ldm.stages.stage import Stage
 
 MANIFEST = "latents.json"

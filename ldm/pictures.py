@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from ldm.replacing import replacing
 
 GAP = 2
 """Pixels between the pictures of a grid."""
@@ -61,19 +62,13 @@ def write_png(path: str | Path, image: Tensor, text: Mapping[str, str]) -> None:
         image: (3, H, W), uint8 or float in [-1, 1].
         text: What the file says of itself, e.g. prompt and seed; keys of at most 79 Latin-1 letters.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = image if image.dtype == torch.uint8 else to_bytes(image)
     info = PngInfo()
     for key, value in text.items():
         info.add_text(key, value)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    with replacing(Path(path)) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_text(path: str | Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.measurement import Measurement, Value
 from ldm.metrics.metric import Says
 from ldm.metrics.reference import SUFFIX, write_arrays
-from ldm.run import write_text
+from ldm.replacing import write_text
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ldm.callbacks.checkpoint_io import newest_whole
 from ldm.callbacks.csv_logger import MetricsCSV
 from ldm.callbacks.wandb_logger import End, SamplesWandb
 from ldm.environment import environment, uncommitted
+from ldm.replacing import write_text
 
 SMALLER_IS_BETTER = ("loss*", "fid/*", "sfid/*", "kid/*", "cmmd/*", "lpips*", "reconstruction", "kl")
 LARGER_IS_BETTER = (
@@ -185,10 +186,3 @@ def replace_text(path: Path, text: str) -> None:
             number += 1
         path.rename(kept)
     write_text(path, text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.callbacks.progress import clock
-from ldm.run import environment, write_text
+from ldm.environment import environment
+from ldm.replacing import write_text
 
 
 @dataclass(frozen=True)

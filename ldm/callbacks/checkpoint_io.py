@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from ldm.checkpoint import check_whole
+from ldm.replacing import MARK, replacing, sync
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The newest checkpoint of a run, and the one before it."""
@@ -57,21 +58,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for stale in target.parent.glob("*.ckpt.tmp-*"):
+        for stale in target.parent.glob(f"*.ckpt{MARK}*"):
             stale.unlink()  # of a process killed while it wrote
-        temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
         try:
-            write_through(temporary, lambda file: torch.save(checkpoint, file))
-            if target.name == LAST and target.exists():
-                link(target, target.with_name(PREVIOUS))
-            os.replace(temporary, target)
+            with replacing(target) as temporary:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+                sync(temporary)
+                if target.name == LAST and target.exists():
+                    link(target, target.with_name(PREVIOUS))
         except (OSError, RuntimeError) as error:
             if (cause := _cause(error)) is None:
                 raise
             raise OSError(f"checkpoint '{target}' cannot be written: {cause}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(target.parent)
+        sync(target.parent)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None
@@ -124,30 +124,12 @@ def newest_whole(folder: Path) -> Path | None:
 
 def link(source: Path, target: Path) -> None:
     """Give a file a second name, atomically; copies where the file system has no hard links."""
-    temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
-
-
-def write_through(path: Path, write: Callable[[Any], object]) -> None:
-    """Open ``path`` for bytes, call ``write`` with the file, and wait until the disk has it."""
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the disk has a folder's names: a rename alone may be lost with the power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(target) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def _cause(error: BaseException | None) -> OSError | None:

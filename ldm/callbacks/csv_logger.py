@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from ldm.replacing import replacing
 
 Row = dict[str, str]
 FIRST = ["step", "samples"]
@@ -80,13 +81,10 @@ class MetricsCSV(Logger):
         return columns
 
     def _rewrite(self, rows: list[Row], columns: list[str]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self.path)
 
 
 def _is_later(row: Row, first: Row) -> bool:

@@ -6,7 +6,6 @@ own, by rename, and is rebuilt when size or modification time of the shard diffe
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import zipfile
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from ldm.data.decode import EXTENSIONS
 from ldm.data.tar import members, split_name
+from ldm.replacing import replacing
 
 _VERSION = 2  # raise it when the arrays or EXTENSIONS change: older sidecars are then rebuilt
 
@@ -171,17 +171,12 @@ def _build(path: str, index_dir: str | None) -> Summary:
 
 
 def _write(target: Path, meta: np.ndarray, present: np.ndarray, index: Index) -> None:
-    temporary = target.with_name(f".{target.name}.{os.uname().nodename}-{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with replacing(target) as temporary, temporary.open("wb") as file:
             np.savez(
                 file, meta=meta, present=present, keys=index.keys, offsets=index.offsets, sizes=index.sizes
             )
-        os.replace(temporary, target)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise PermissionError(
             f"{target}: the index of the shard cannot be written ({error.strerror}): name a folder that can "
             "be written in data.reader.init_args.index_dir (ldm.encode: --index-dir)"

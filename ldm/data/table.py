@@ -18,6 +18,7 @@ from torch import distributed
 
 from ldm.data.decode import EXTENSIONS
 from ldm.data.index import Summary, summarize_all
+from ldm.replacing import replacing
 
 
 def summarize_shared(paths: Sequence[str], index_dir: str | None) -> list[Summary]:
@@ -51,15 +52,9 @@ def table_of(paths: Sequence[str], index_dir: str | None) -> Path:
 
 def write(table: Path, summaries: Sequence[Summary]) -> None:
     """Write the table, by rename; where that is forbidden there is none."""
-    temporary = table.with_name(f"{table.name}.{os.uname().nodename}-{os.getpid()}.tmp")
     rows = [[s.size, s.mtime_ns, s.count, *(s.present[e] for e in EXTENSIONS)] for s in summaries]
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, extensions=np.array(EXTENSIONS), rows=np.array(rows, dtype=np.int64))
-        os.replace(temporary, table)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with contextlib.suppress(OSError), replacing(table) as temporary, temporary.open("wb") as file:
+        np.savez(file, extensions=np.array(EXTENSIONS), rows=np.array(rows, dtype=np.int64))
 
 
 def read(table: Path, paths: Sequence[str]) -> list[Summary] | None:

@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm import checkpoint as ckpt
-from ldm.callbacks.checkpoint_io import sync_folder
 from ldm.cli import version
-from ldm.run import write_text
+from ldm.replacing import replacing, sync, unfinished, write_text
 
 
 class Inert:
@@ -82,10 +81,11 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         metadata: Strings that the file carries, beside the ``format`` that transformers asks for.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(rows, temporary, {"format": "pt", **metadata})
+        sync(temporary)
+    sync(path.parent)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -117,9 +117,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, atomically; its folder is made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(Path(path), json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def record(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
@@ -171,24 +169,10 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out: '{out}' is there already, expected an empty folder or none")
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    temporary = unfinished(out)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name; what was written there takes the place of ``path`` once the disk has it."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)

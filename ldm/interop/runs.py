@@ -22,7 +22,7 @@ from ldm.interop.schedules import PREDICTIONS, betas, named, recognised, sampler
 from ldm.latents import AutoencoderLatents
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
-from ldm.run import write_text
+from ldm.replacing import write_text
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage

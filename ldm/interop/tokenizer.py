@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ldm.interop.files import read_json, write_json
 from ldm.nets.text import VOCAB_SIZE, byte_pairs
-from ldm.run import write_text
+from ldm.replacing import write_text
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 """Marks of begin and end, by transformers' names."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict
@@ -11,6 +10,7 @@ from typing import TypedDict
 from torch import nn
 
 from ldm.metrics.metric import Says
+from ldm.replacing import write_text
 
 
 def describe(thing: object) -> str:
@@ -64,12 +64,9 @@ def append_lines(path: Path, when: When, lines: Iterable[Mapping[str, object]]) 
     Those of the same time or later, of a run that was interrupted and went back to a checkpoint, are dropped.
     A line that cannot be read stays as it is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in _lines(path) if not _is_undone(line, when)]
     text = "".join(f"{line}\n" for line in [*kept, *(_line({**line, **when}) for line in lines)])
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
 
 
 def _is_undone(line: str, now: When) -> bool:

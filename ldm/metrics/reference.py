@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -19,6 +18,7 @@ from ldm.metrics.files import sha256
 from ldm.metrics.metric import Reals
 from ldm.metrics.moments import Gaussian
 from ldm.pictures import from_bytes
+from ldm.replacing import replacing
 from ldm.types import Batch
 
 Arrays = dict[str, NDArray[Any]]
@@ -184,14 +184,8 @@ def array_names(path: str) -> list[str]:
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Write an .npz file atomically; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _gaussians(arrays: Arrays, real: FeatureSet, count: int) -> dict[str, Gaussian]:

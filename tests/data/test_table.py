@@ -27,7 +27,7 @@ def test_a_table_says_what_the_indices_say(shards, tmp_path):
     write(where, summaries)
     assert read(where, shards) == summaries
     assert where.parent == tmp_path and table_of(shards[:2], None) != where
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.tmp-*"))
 
 
 def test_a_table_that_is_not_of_these_shards_is_none(shards, tmp_path):
