@@ -6,7 +6,6 @@ A checkpoint's ``config`` is ``{"class_path": ..., "init_args": {...}}`` of the 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import zipfile
@@ -16,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+import ldm.weights
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -110,8 +111,7 @@ def check_whole(path: str | os.PathLike[str]) -> None:
 
 def sha256(path: str | Path) -> str:
     """Hash a checkpoint file, as hexadecimal digits."""
-    with find(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return ldm.weights.sha256(find(path))
 
 
 def instantiate(config: Mapping[str, Any], expected: type[M]) -> M:

@@ -13,8 +13,8 @@ from ldm.candidates import PictureArray, PictureFolder, open_pictures
 from ldm.data.decode import Sample
 from ldm.data.readers import Indexed
 from ldm.data.source import Evaluation, Spec
-from ldm.metrics.files import sha256
 from ldm.metrics.reference import array_names
+from ldm.weights import sha256
 
 
 @dataclass(frozen=True)

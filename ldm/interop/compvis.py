@@ -17,14 +17,14 @@ from ldm.diffusion.schedule import ScaledLinear
 from ldm.interop.compvis_keys import Pairs, autoencoder_modules, averaged, names, unet_modules
 from ldm.interop.compvis_shapes import autoencoder_arguments, unet_arguments, unet_widths
 from ldm.interop.compvis_text import OPEN_CLIP, read_text, write_text
-from ldm.interop.files import read_metadata, read_weights, record, write_weights
-from ldm.interop.keys import check
+from ldm.interop.files import record
 from ldm.interop.latents import fold, kept, of_factor, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import betas, build, process, scheduler_config
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
+from ldm.weights import check, read_metadata, read_weights, write_weights
 
 UNET, AUTOENCODER, UNFOLDED = "model.diffusion_model.", "first_stage_model.", "ldm_latents."
 """How the names of weights begin; the last is ours, see ``latents.kept``."""

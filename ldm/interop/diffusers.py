@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm import checkpoint as ckpt
 from ldm.interop import tokenizer
 from ldm.interop.diffusers_configs import unet_arguments, unet_config, vae_arguments, vae_config
-from ldm.interop.files import new_folder, read_json, read_weights, record, write_json, write_weights
+from ldm.interop.files import new_folder, read_json, record, write_json
 from ldm.interop.folders import Part, read_part
 from ldm.interop.latents import fold, kept, of_factor, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
@@ -18,6 +18,7 @@ from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import process, scheduler_config
 from ldm.interop.transformers import empty_tower, tower_weights, write_text
 from ldm.nets.text import TextTower
+from ldm.weights import read_weights, write_weights
 
 PIPELINES = {False: "StableDiffusionPipeline", True: "StableDiffusionInpaintPipeline"}
 """Pipeline of a model, by whether it inpaints."""

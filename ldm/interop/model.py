@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.interop.keys import check
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.text import TextTower
 from ldm.nets.unet import UNet
 from ldm.types import Widths
+from ldm.weights import check
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ldm import checkpoint as ckpt
 from ldm.interop.checkpoints import write_checkpoint
-from ldm.interop.files import new_folder, read_json, read_weights, record, write_json, write_weights
-from ldm.interop.keys import check
+from ldm.interop.files import new_folder, read_json, record, write_json
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import VOCAB_SIZE
+from ldm.weights import bare, check, read_weights, write_weights
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 """Files of a folder that open_clip opens as ``local-dir:<folder>``."""
@@ -149,18 +149,12 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
             f"weights '{path}' are a TorchScript archive, a program, as OpenAI publishes them; expected a "
             "state dict: torch.save(torch.jit.load(...).state_dict(), ...) makes one of it"
         )
-    weights = read_weights(path)
-    named = {_bare(name): value for name, value in weights.items()}
+    named = {name.removeprefix(TEXT): value for name, value in bare(read_weights(path)).items()}
     return {
         name: value.float() if value.is_floating_point() else value
         for name, value in named.items()
         if name not in NO_WEIGHTS
     }
-
-
-def _bare(name: str) -> str:
-    name = name.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod.")
-    return name.removeprefix(TEXT)
 
 
 def _is_program(path: Path) -> bool:

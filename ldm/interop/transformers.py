@@ -13,11 +13,11 @@ from ldm import checkpoint as ckpt
 from ldm.conditioners.text import CLIPText, load_tower
 from ldm.interop import tokenizer
 from ldm.interop.checkpoints import write_checkpoint
-from ldm.interop.files import new_folder, read_json, read_weights, record, write_json, write_weights
-from ldm.interop.keys import check
+from ldm.interop.files import new_folder, read_json, record, write_json
 from ldm.nets.text import VOCAB_SIZE, TextTower
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
+from ldm.weights import check, read_weights, write_weights
 
 PREFIX = "text_model."
 """Begins the names of all parameters up to transformers 4; version 5 reads them with it and without."""

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.metrics.features import Extractor
-from ldm.metrics.files import sha256
 from ldm.metrics.metric import Says
 from ldm.types import Batch
+from ldm.weights import sha256
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ldm.metrics.features import Extractor
-from ldm.metrics.files import read_weights, sha256
 from ldm.metrics.metric import Says
 from ldm.pictures import to_bytes
 from ldm.types import Batch
+from ldm.weights import bare, read_weights, sha256
 
 URL = "torch-fidelity's release v0.2.0, weights-inception-2015-12-05-6726825d.pth"
 SPATIAL_CHANNELS = 7
@@ -64,7 +64,7 @@ class Inception(Extractor):
 def _network(weights: str) -> FeatureExtractorInceptionV3:
     """Build the network; the library would run what a pickle says, so it gets one that we wrote."""
     try:
-        state = read_weights(weights)
+        state = bare(read_weights(weights))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"inception: {error}: get it from {URL}") from error
     file = io.BytesIO()

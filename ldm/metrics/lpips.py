@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from ldm.metrics.files import read_weights, sha256
 from ldm.metrics.metric import MeanMetric, Says
 from ldm.types import Batch
+from ldm.weights import bare, read_weights, sha256
 
 FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 
@@ -30,7 +30,7 @@ class LPIPS(MeanMetric):
         super().__init__(name)
         self.net = net
         self.network = _LPIPS(net=net, pnet_rand=True)
-        features = {k: v for k, v in read_weights(weights).items() if k.startswith("features.")}
+        features = {k: v for k, v in bare(read_weights(weights)).items() if k.startswith("features.")}
         self._fill(features, weights)
         self.weights_sha256 = sha256(weights)
 

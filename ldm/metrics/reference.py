@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from ldm.metrics.features import Extractor, FeatureSet
-from ldm.metrics.files import sha256
 from ldm.metrics.metric import Reals
 from ldm.metrics.moments import Gaussian
 from ldm.pictures import from_bytes
 from ldm.replacing import replacing
 from ldm.types import Batch
+from ldm.weights import sha256
 
 Arrays = dict[str, NDArray[Any]]
 SUFFIX = {"features": "", "spatial": "_s"}

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.metrics.features import Extractor
-from ldm.metrics.files import check_weights, read_weights, sha256, tensors_sha256
 from ldm.metrics.metric import Says
 from ldm.types import Batch
+from ldm.weights import bare, check, read_weights, sha256, tensors_sha256
 
 
 @runtime_checkable
@@ -120,8 +120,8 @@ class OpenCLIP(nn.Module):
         net = open_clip.create_model(
             name, pretrained=None, force_quick_gelu=quick_gelu, load_weights=False, output_dict=False
         )
-        state = read_weights(weights)
-        check_weights(weights, state, net.state_dict())
+        state = bare(read_weights(weights))
+        check(state, {name: value.shape for name, value in net.state_dict().items()}, f"weights '{weights}'")
         net.load_state_dict(state)
         self.net = net.eval().requires_grad_(False)
         self.tokenizer = open_clip.get_tokenizer(name)

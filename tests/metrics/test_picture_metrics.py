@@ -94,7 +94,9 @@ def test_lpips_has_the_network_of_the_file_and_the_published_linear_layers(alexn
 def test_lpips_of_another_network_or_without_a_file_is_one_clear_line(alexnet, tmp_path):
     with pytest.raises(ValueError, match=r"lacks 2. of 26 tensors of vgg.*vgg16-397923af.pth"):
         LPIPS(alexnet[0], net="vgg")
-    with pytest.raises(FileNotFoundError, match=r"nowhere.pth' does not exist; nothing is downloaded"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere.pth' do not exist, expected a local file; nothing is downloaded"
+    ):
         LPIPS(str(tmp_path / "nowhere.pth"))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.interop.keys import check
+from ldm.weights import check
 
 EXPECTED = {f"layer.{i}": torch.Size([2, 3]) for i in range(5)}
 
