@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ldm import checkpoint as ckpt
 from ldm.candidates import Candidate, Drawn, Read, Real, Repeated
 from ldm.data.decode import Sample
-from ldm.diffusion.guidance import ClassifierFree
+from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.metrics.clip_score import CLIPScore
 from ldm.metrics.feature_metrics import FeatureMetrics
@@ -125,7 +125,7 @@ def chosen_candidates(
     options: Namespace,
     stages: Stages,
     samples: Dataset[Sample] | None,
-    samplers: Sequence[Sampler],
+    ways: Ways,
     metrics: Metrics,
 ) -> Iterator[Candidate]:
     """Yield what is measured: each checkpoint in each setting, then each folder."""
@@ -137,7 +137,7 @@ def chosen_candidates(
         if not isinstance(stage, Generates):
             yield Real(wanted, origin, [*mine, *clip_metrics(options, path, samples)])
             continue
-        for setting in settings(options, stage, samplers):
+        for setting in settings(ways, stage):
             name, how = f"{path} {setting.label}".strip(), (options.seed, options.precision)
             drawn = Drawn(name, stage, setting.parts, wanted, *how, origin)
             drawn.series, drawn.metrics = f"{path} {setting.series}".strip(), mine
@@ -155,6 +155,26 @@ def clip_metrics(options: Namespace, path: str, samples: Dataset[Sample]) -> Ite
         yield FeatureMetrics(Towers(clip), [Retrieval()])
     if options.classes:
         yield ZeroShot(clip, options.classes, options.templates or TEMPLATES)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """In which ways a diffusion model draws: all combinations of these, where none leaves its own.
+
+    Args:
+        samplers: Samplers.
+        steps: Numbers of their steps.
+        guidances: Scales of classifier-free guidance, or guidances.
+    """
+
+    samplers: Sequence[Sampler] = ()
+    steps: Sequence[int] = ()
+    guidances: Sequence[float | Guidance] = ()
+
+    @property
+    def swept(self) -> str:
+        """Name of what changes innermost; "" if nothing does but the sampler."""
+        return "guidance" if len(self.guidances) > 1 else "steps" if len(self.steps) > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -182,22 +202,32 @@ class Setting:
         return " ".join(f"{name}={value}" for name, value in self.says.items() if name != self.swept)
 
 
-def settings(options: Namespace, stage: Stage, samplers: Sequence[Sampler]) -> Iterator[Setting]:
+def settings(ways: Ways, stage: Stage) -> Iterator[Setting]:
     """Yield every combination of sampler, steps and guidance."""
     if not hasattr(stage, "sampler"):
         yield Setting({}, {}, "")
         return
-    swept = next((name for name in ("guidance", "steps") if len(options[name]) > 1), "")
-    chosen = samplers or [cast(Sampler, stage.sampler)]
-    for sampler, steps, scale in product(chosen, options.steps or [None], options.guidance or [None]):
+    chosen = ways.samplers or [cast(Sampler, stage.sampler)]
+    own: list[None] = [None]
+    for sampler, steps, guidance in product(chosen, ways.steps or own, ways.guidances or own):
         mine = copy.copy(sampler)
         parts: dict[str, object] = {"sampler": mine}
-        says = {"sampler": type(mine).__name__} if len(samplers) > 1 else {}
+        says = {"sampler": type(mine).__name__} if len(ways.samplers) > 1 else {}
         if steps is not None:
             mine.num_steps, says["steps"] = steps, str(steps)
-        if scale is not None:
-            parts["guidance"], says["guidance"] = ClassifierFree(scale), f"{scale:g}"
-        yield Setting(parts, says, swept)
+        if isinstance(guidance, Guidance):
+            parts["guidance"] = guidance.to(stage.device)
+            says["guidance"] = _label(guidance)
+        elif guidance is not None:
+            parts["guidance"], says["guidance"] = ClassifierFree(guidance), f"{guidance:g}"
+        yield Setting(parts, says, ways.swept)
+
+
+def _label(guidance: Guidance) -> str:
+    """Name a guidance by its class, its numbers and what it holds: Interval(100, 800, Rescaled(3, 0.7))."""
+    numbers = [f"{v:g}" for k, v in vars(guidance).items() if k != "training" and isinstance(v, int | float)]
+    inside = [_label(each) for each in guidance.children() if isinstance(each, Guidance)]
+    return f"{type(guidance).__name__}({', '.join([*numbers, *inside])})"
 
 
 def _weights(path: str) -> str:

@@ -11,8 +11,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 import ldm.stages.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm.candidates import PRECISIONS, Candidate, Share
-from ldm.chosen import check_stages, chosen_candidates, chosen_metrics
+from ldm.chosen import Ways, check_stages, chosen_candidates, chosen_metrics
 from ldm.cli import check_at_least, command_parser, default_device, run_command
+from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.metrics.measurement import Measurement
 from ldm.metrics.metric import Metric, Reals
@@ -58,7 +59,14 @@ def parser() -> ArgumentParser:
         help='DDIM, DDPM, DPMSolver or a class path, or several: "[DDIM, UniPC]"; default: as trained.',
     )
     add("--steps", type=int, nargs="+", default=[], help="Steps of the sampler; default: as trained.")
-    add("--guidance", type=float, nargs="+", default=[], help="Scales of guidance; default: as trained.")
+    add(
+        "--guidance",
+        type=float | Guidance,
+        nargs="+",
+        default=[],
+        help="Scales of classifier-free guidance, or classes: "
+        '\'{"class_path": "Rescaled", "init_args": {"scale": 3}}\'; default: as trained.',
+    )
     add("--seed", type=int, default=0, help="Seed of the random numbers.")
     add("--precision", type=str, default="32-true", help="Of drawing: " + ", ".join(PRECISIONS) + ".")
     add("--size", type=int | None, help="Side of the pictures in pixels; default: as trained.")
@@ -95,7 +103,8 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         results: list[Result] = []
         failures: list[str] = []
         try:
-            for candidate in chosen_candidates(options, stages, samples, listed(objects.sampler), metrics):
+            ways = Ways(listed(objects.sampler), options.steps, objects.guidance)
+            for candidate in chosen_candidates(options, stages, samples, ways, metrics):
                 measurement = Measurement(candidate.metrics, group, where)
                 results.append(measure(candidate, measurement, share, real, options))
                 failures += measurement.failures

@@ -16,7 +16,8 @@ from tiny_runs import ROOT
 from data.digits import WORDS, pack_digits
 from ldm import checkpoint as ckpt
 from ldm import evaluate, fit
-from ldm.chosen import check_stages, settings
+from ldm.chosen import Ways, check_stages, settings
+from ldm.diffusion.guidance import Interval, Rescaled, Unguided
 from ldm.diffusion.samplers.ddim import DDIM
 
 PIXELS = """
@@ -162,11 +163,30 @@ def test_real_pictures_are_named_by_what_they_are_and_their_statistics_found_aga
 
 
 def test_a_sweep_of_steps_is_one_curve():
-    options = Namespace(steps=[5, 10], guidance=[3.0])
-    found = list(settings(options, SimpleNamespace(sampler=DDIM()), []))
+    stage = SimpleNamespace(sampler=DDIM(), device="cpu")
+    found = list(settings(Ways(steps=[5, 10], guidances=[3.0]), stage))
     assert [setting.label for setting in found] == ["steps=5 guidance=3", "steps=10 guidance=3"]
     assert {setting.series for setting in found} == {"guidance=3"}
     assert [setting.parts["sampler"].num_steps for setting in found] == [5, 10]
+    ways = Ways(guidances=[Unguided(), Interval(Rescaled(3.0), 100, 800)])
+    labels = [setting.label for setting in settings(ways, stage)]
+    assert labels == ["guidance=Unguided()", "guidance=Interval(100, 800, Rescaled(3, 0.7))"]
+
+
+def test_guidances_of_any_class_are_compared_with_scales(chain, tmp_path):
+    checkpoint = str(chain.runs / "diffusion")
+    weaker = {"class_path": "Autoguidance", "init_args": {"checkpoint": checkpoint, "scale": 2}}
+    results = run(
+        *(tmp_path / "out", "--checkpoint", checkpoint, f"--data={chain.shards / 'val-000000.tar'}"),
+        *(f"--clip={chain.runs / 'clip'}", "--num-pictures=8", "--steps", 2),
+        *("--guidance", "1", json.dumps(weaker), '{"class_path": "Unguided"}'),
+    )
+    alone, itself, unguided = results
+    assert itself["candidate"] == f"{checkpoint} steps=2 guidance=Autoguidance(2)"
+    assert f"checkpoint={checkpoint}, sha256={ckpt.sha256(checkpoint)}" in itself["drawn"]["guidance"]
+    assert values(unguided)["fid/clip"] == values(alone)["fid/clip"]
+    # a model guided by itself draws what it draws alone, but for rounding
+    assert values(itself)["fid/clip"] == pytest.approx(values(alone)["fid/clip"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
