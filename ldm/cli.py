@@ -106,25 +106,33 @@ def one_line(error: Exception) -> str:
 def _reason(text: str) -> str:
     """Reduce a parser's nested explanation to the key, by its full name, and the innermost reason.
 
-    A value of several allowed types is explained once for each: the first is the one that is meant.
+    A value of several allowed types is explained once for each: the first is the one that is meant, but what
+    is said of a class comes before what is said of a number that may stand for it.
     """
     if text.startswith("Problems parsing config"):
         return text
     reasons = [line for line in map(_strip, text.splitlines()) if line and not line.startswith(NOISE)]
-    keys = [key for line in reasons for key in re.findall(r'^Parser key "(.+?)":', line)]
+    keys = [key for line in reasons for key in re.findall(KEY, line)]
     classes = re.findall(r"given class_path '(.+?)'", text)
-    rest = [re.sub(r'^Parser key ".+?":\s*', "", line) for line in reasons]
+    rest = [re.sub(rf"{KEY}\s*", "", line) for line in reasons]
     rest = [line for line in rest if line and not line.startswith("Problem with given class_path")]
+    plain = [match[1] for line in rest if (match := re.fullmatch(PLAIN, line))]
+    rest = [line for line in rest if not re.fullmatch(PLAIN, line)] or rest
     reason = rest[0] if rest else "is not valid"
     if unknown := re.match(r"(?:Option|Key) '(.+?)' is not (?:accepted|expected)", reason):
         reason = f"got the unknown key '{unknown[1]}'" + _expected(classes[-1:])
     reason = re.sub(r"^Expected an? (.+?)\. Got value: (.*)", r"got \2, expected \1", reason)
     given = re.findall(r"Given value: (.+)", text)
+    if re.fullmatch(PLAIN, reason) and given:
+        reason = f"got {given[0]}, expected {plain[0]}"
     if "import path" in reason and given:
-        reason = f"got {given[0]}, expected the import path of a class, such as package.module.Class"
+        plainly = f"{plain[0]} or " if plain else ""
+        reason = f"got {given[0]}, expected {plainly}the import path of a class, such as package.module.Class"
     return f"{'.'.join(keys)}: {reason}" if keys else reason
 
 
+KEY = r'^Parser key "(.+?)"(?: element \d+)?:'
+PLAIN = r"Expected an? (\w+)"
 NOISE = (
     "Does not validate",
     "Subtypes:",

@@ -17,6 +17,7 @@ from ldm.interop.model import Latents, Network, TextToImage
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import process, scheduler_config
 from ldm.interop.transformers import empty_tower, tower_weights, write_text
+from ldm.nets.autoencoder import downsampling
 from ldm.nets.text import TextTower
 from ldm.weights import read_weights, write_weights
 
@@ -95,7 +96,7 @@ def _model(folder: Path, parts: dict[str, Part]) -> TextToImage:
     tower = empty_tower(text.config, tokenizer.pad_id(folder / "tokenizer"), text.config_name)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     size = unet.config.get("sample_size")
-    factor = 2 ** (len(autoencoder.arguments["block_out_channels"]) - 1)
+    factor = downsampling(autoencoder.arguments["block_out_channels"])
     model = TextToImage(
         Network(unet_arguments(unet.config, unet.config_name), unet.weights).float(),
         autoencoder,
@@ -140,8 +141,9 @@ def _write_unet(model: TextToImage, folder: Path, metadata: dict[str, str]) -> N
         model.unet.arguments, widths.sample, widths.sample + widths.spatial, model.text.arguments["width"]
     )
     if model.image_size is not None:
-        factor = 2 ** (len(model.autoencoder.arguments["block_out_channels"]) - 1)
-        config["sample_size"] = model.image_size // factor
+        config["sample_size"] = model.image_size // downsampling(
+            model.autoencoder.arguments["block_out_channels"]
+        )
     write_json(folder / "config.json", config)
     write_weights(folder / f"{WEIGHTS}.safetensors", model.unet.weights, metadata)
 

@@ -45,6 +45,11 @@ class DiagonalGaussian:
         return self.mean + self.std * noise
 
 
+def downsampling(block_out_channels: Sequence[int]) -> int:
+    """Return how many pixels along a side make one latent."""
+    return 2 ** (len(block_out_channels) - 1)
+
+
 class KLAutoencoder(nn.Module):
     """Convolutional autoencoder with a diagonal Gaussian latent. The defaults are Stable Diffusion 1.x.
 
@@ -70,7 +75,7 @@ class KLAutoencoder(nn.Module):
             if width % norm_groups:
                 raise ValueError(f"net.norm_groups={norm_groups} does not divide the level width {width}")
         self.latent_channels = latent_channels
-        self.factor = 2 ** (len(channels) - 1)
+        self.factor = downsampling(channels)
         self.encoder = Encoder(image_channels, 2 * latent_channels, channels, layers_per_block, norm_groups)
         self.decoder = Decoder(latent_channels, image_channels, channels, layers_per_block, norm_groups)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)

@@ -165,6 +165,15 @@ def test_guidance_may_be_a_class(chain, tmp_path):
         ([], "conditioned on text: got nothing, expected --prompt or --prompts, or --shards"),
         (["--prompt=a", "--size=33"], "33 is not a multiple of the latent space's factor"),
         (["--prompt=a", "--sampler=Oiler"], "sampler: got Oiler, expected the import path of a class"),
+        (
+            ["--prompt=a", "--guidance=Intervall"],
+            "guidance: got Intervall, expected float or the import path",
+        ),
+        (
+            ["--prompt=a", "--guidance=Interval"],
+            "guidance: the following arguments are required: guidance, low",
+        ),
+        (["--prompt=a", "--steps=two"], "steps: got two, expected int"),
         (["--prompt=a", "--steps=0"], "--steps: got 0, expected at least 1"),
         (["--prompt=a", "--steps=9999"], "9999"),
         (["--prompts=nowhere.txt"], "nowhere.txt"),
