@@ -103,7 +103,7 @@ class Rescaled(Guidance):
 
 
 class Interval(Guidance):
-    """Guidance at medium noise levels only: Kynkäänniemi et al. 2024 (arXiv:2404.07724), Eq. 5.
+    """Guidance at medium noise levels only: Kynkäänniemi et al. 2024 (arXiv:2404.07724).
 
     Elsewhere the conditional estimate is used alone, which costs one evaluation less. At high noise guidance
     takes diversity away, at low noise it has no effect.

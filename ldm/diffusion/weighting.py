@@ -98,7 +98,7 @@ class MinSNR(OfSample):
 
 
 class SoftMinSNR(OfSample):
-    """SNR gamma / (SNR + gamma) on the error of x0_hat: Crowson et al. 2024 (arXiv:2401.11605), Section 4.
+    """SNR gamma / (SNR + gamma) on the error of x0_hat: Crowson et al. 2024 (arXiv:2401.11605).
 
     The minimum of min-SNR without its corner: half of gamma where the SNR is gamma.
 

@@ -48,7 +48,7 @@ class DPMSolver(Sampler):
 
 
 class DPMSolverSDE(DPMSolver):
-    """SDE-DPM-Solver++(2M), the same for the diffusion with noise: Lu et al. 2022 (arXiv:2211.01095), app. D.
+    """SDE-DPM-Solver++(2M), the same for the diffusion with noise: Lu et al. 2022 (arXiv:2211.01095).
 
     Args:
         num_steps: Calls of the denoiser.

@@ -68,7 +68,7 @@ def _weights(nodes: Sequence[float], h: float) -> list[float]:
     """Solve sum_m weight_m node_m**(k - 1) = k! phi_k / phi_0 for k = 1 .. number of nodes (Eq. 6 and 11).
 
     Here phi_0 = e^-h - 1 and phi_k = -phi_{k-1} / h - 1 / k!. A single node has weight 1 / 2, which is as
-    good at this order (app. E.1).
+    good at this order.
     """
     if len(nodes) < 2:
         return [0.5] * len(nodes)
