@@ -320,7 +320,7 @@ def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
             "got 41, but 'good' holds 40",
         ),
         (["--pictures", "good", "--reference=good", "--precision=8"], "got 8, expected one of 32-true"),
-        (["--pictures", "good", "--reference=good", "--inception=gone.pth"], "'gone.pth' does not exist"),
+        (["--pictures", "good", "--reference=good", "--inception=gone.pth"], "'gone.pth' do not exist"),
         (["--checkpoint", "gone", "--reference=good"], "--data: got none, expected shards"),
     ],
 )
