@@ -1,4 +1,4 @@
-"""What all tests share: one thread, and programs of the system.
+"""What all tests share: one thread, no GPU but for tests of it, and programs of the system.
 
 One thread, set before torch is imported: small work is fastest so on a busy machine. In the environment, so
 that processes started by tests have as many: runs that are compared bit for bit must.
@@ -10,6 +10,13 @@ import shutil
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["PYTHONFAULTHANDLER"] = "1"  # a process that a signal ends says where it was
+
+import torch
+
+NUM_GPUS = torch.cuda.device_count()
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what tests compare bit for bit is computed on a CPU
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 """Where programs are looked for; those of the system's administrator too."""
@@ -22,6 +29,22 @@ def _restore_environment():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def num_gpus() -> int:
+    """GPUs of this machine."""
+    return NUM_GPUS
+
+
+@pytest.fixture(scope="session")
+def on_gpu() -> dict[str, str]:
+    """The environment of a process that sees the GPUs, and computes in whole float32 on them."""
+    if NUM_GPUS == 0:
+        pytest.skip("needs a GPU")
+    hidden = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    visible = {} if VISIBLE is None else {"CUDA_VISIBLE_DEVICES": VISIBLE}
+    return {**hidden, **visible, "NVIDIA_TF32_OVERRIDE": "0"}
 
 
 @pytest.fixture(scope="session")
