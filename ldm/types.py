@@ -6,7 +6,7 @@ Shapes use one alphabet: ``B`` samples, ``(B, 3, H, W)`` images, ``(B, C, h, w)`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Protocol, TypedDict, runtime_checkable
 
@@ -64,14 +64,33 @@ class Cond:
             ValueError: If one of the two has a field that the other lacks.
         """
         picked = {}
-        for field in fields(self):
-            ours, theirs = getattr(self, field.name), getattr(null, field.name)
-            if (ours is None) != (theirs is None):
-                raise ValueError(f"Cond.where: only one of condition and null condition has '{field.name}'")
-            if ours is not None:
-                kept, shape = keep.to(ours.device), (-1,) + (1,) * (ours.ndim - 1)
-                picked[field.name] = torch.where(kept.view(shape), ours, theirs.to(ours.dtype))
+        for name, ours, theirs in self._with(null):
+            kept, shape = keep.to(ours.device), (-1,) + (1,) * (ours.ndim - 1)
+            picked[name] = torch.where(kept.view(shape), ours, theirs.to(ours.dtype))
         return Cond(**picked)
+
+    def beside(self, other: Cond) -> Cond:
+        """Put another condition's samples after those of this one.
+
+        Args:
+            other: A condition with the same fields set.
+
+        Raises:
+            ValueError: If one of the two has a field that the other lacks.
+        """
+        joined = {}
+        for name, ours, theirs in self._with(other):
+            joined[name] = torch.cat([ours, theirs.to(ours.dtype)])
+        return Cond(**joined)
+
+    def _with(self, other: Cond) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Give name and both values of each field that is set."""
+        for field in fields(self):
+            ours, theirs = getattr(self, field.name), getattr(other, field.name)
+            if (ours is None) != (theirs is None):
+                raise ValueError(f"Cond: only one of condition and null condition has '{field.name}'")
+            if ours is not None:
+                yield field.name, ours, theirs
 
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -87,6 +106,10 @@ class Conditional(Protocol):
 
     def uncond(self, batch: Batch) -> Denoise:
         """Condition on nothing, for B samples of the same shapes."""
+        ...
+
+    def both(self, batch: Batch) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Condition on ``batch`` and on nothing: what ``cond`` and ``uncond`` give, in one pass."""
         ...
 
 

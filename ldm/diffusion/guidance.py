@@ -64,7 +64,13 @@ class ClassifierFree(Guidance):
             return model.cond(batch)
         if self.scale == 0.0:
             return model.uncond(batch)
-        return extrapolated(model.uncond(batch), model.cond(batch), self.scale)
+        both = model.both(batch)
+
+        def guided(x_t: Tensor, t: Tensor) -> Tensor:
+            cond, uncond = both(x_t, t)
+            return uncond + self.scale * (cond - uncond)
+
+        return guided
 
 
 class Rescaled(Guidance):
@@ -91,12 +97,12 @@ class Rescaled(Guidance):
         """Guide, then restore each sample's standard deviation over (C, h, w)."""
         if self.scale == 1.0:
             return model.cond(batch)
-        cond, uncond = model.cond(batch), model.uncond(batch)
+        both = model.both(batch)
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            with_it, without = cond(x_t, t), uncond(x_t, t)
-            x0 = without + self.scale * (with_it - without)
-            wanted, found = (each.flatten(1).std(1).clamp_min(1e-8) for each in (with_it, x0))
+            cond, uncond = both(x_t, t)
+            x0 = uncond + self.scale * (cond - uncond)
+            wanted, found = (each.flatten(1).std(1).clamp_min(1e-8) for each in (cond, x0))
             return x0 * (1 + self.share * (wanted / found - 1)).view(-1, 1, 1, 1)
 
         return guided

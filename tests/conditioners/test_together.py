@@ -177,3 +177,21 @@ def test_the_stage_trains_every_part_and_draws():
     assert missing == []
     stage.eval().sampler.num_steps = 2
     assert torch.isfinite(stage.generate(data, 0)).all()
+
+
+def test_with_and_without_condition_in_one_pass_is_each_alone():
+    torch.manual_seed(0)
+    together, _ = everything(dropout=0.5)
+
+    def unet(widths):
+        return UNet(widths, [8, 8], 1, [True, True], num_heads=2, norm_groups=4)
+
+    stage, data = Diffusion(Pixels(), together, unet).eval(), batch()
+    for p in stage.denoiser.parameters():
+        torch.nn.init.normal_(p, std=0.2)  # some begin as zeros, which would hide a condition
+    x_t, t = torch.randn(3, 3, 8, 8), torch.tensor([10, 500, 990])
+    with torch.no_grad():
+        cond, uncond = stage.both(data)(x_t, t)
+        torch.testing.assert_close(cond, stage.cond(data)(x_t, t), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(uncond, stage.uncond(data)(x_t, t), rtol=1e-4, atol=1e-4)
+    assert (cond - uncond).abs().mean() > 0.1

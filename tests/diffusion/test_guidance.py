@@ -40,6 +40,9 @@ class Model:
     def uncond(self, batch):
         return self.pair[1]
 
+    def both(self, batch):
+        return lambda x, t: tuple(f(x, t) for f in self.pair)
+
 
 def guide(guidance, cond, uncond):
     return guidance(Model(cond, uncond), {})
