@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
@@ -15,15 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
 from ldm.sharding import gathered, part, split_like, unite
-
-
-@runtime_checkable
-class Units(Protocol):
-    """A network that says which of its modules are split one by one."""
-
-    def units(self) -> Iterable[nn.Module]:
-        """Return modules that its forward calls, none inside another, with most of its parameters."""
-        ...
+from ldm.types import Units
 
 
 class FSDP2(DDPStrategy):

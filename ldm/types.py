@@ -6,12 +6,12 @@ Shapes use one alphabet: ``B`` samples, ``(B, 3, H, W)`` images, ``(B, C, h, w)`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Protocol, TypedDict, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Batch(TypedDict, total=False):
@@ -139,6 +139,15 @@ class Checks(Protocol):
         Raises:
             ValueError: If the stage cannot use it.
         """
+        ...
+
+
+@runtime_checkable
+class Units(Protocol):
+    """A network that names its blocks, which are split, compiled or computed again one by one."""
+
+    def units(self) -> Iterable[nn.Module]:
+        """Return modules that its forward calls, none inside another, with most of its parameters."""
         ...
 
 

@@ -109,6 +109,11 @@ class KLAutoencoder(nn.Module):
         posterior = self.encode(image)
         return self.decode(posterior.sample(noise)), posterior
 
+    def units(self) -> list[nn.Module]:
+        """Return the blocks that hold nearly all parameters, in no order."""
+        kinds = (ResnetBlock, AttentionBlock, Downsample, Upsample)
+        return [module for module in self.modules() if isinstance(module, kinds)]
+
 
 Resize = Literal["down", "up", "none"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
 from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -96,6 +97,10 @@ class CLIPModel(nn.Module):
         hidden = model.token_embedding(self.tokenize(text)) + model.positional_embedding
         with _attention_kernel():
             return model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask))
+
+    def units(self) -> list[nn.Module]:
+        """Return the blocks of the transformers; an image tower of another kind has none."""
+        return [module for module in self.modules() if isinstance(module, ResidualAttentionBlock)]
 
     def text_tower(self) -> TextTower:
         """Build a tower that computes ``text_tokens`` and nothing else, with a copy of the weights.

@@ -90,7 +90,7 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(hidden)))
 
     def units(self) -> list[nn.Module]:
-        """Return the parts that hold nearly all parameters, in no order: what is split over processes."""
+        """Return the blocks that hold nearly all parameters, in no order."""
         kinds = (ResnetBlock, Transformer2D, Downsample, Upsample)
         return [module for module in self.modules() if isinstance(module, kinds)]
 

@@ -46,9 +46,10 @@ def runs(chain, home, tmp_path_factory):
     """Folders of runs of ten steps: through, or begun with one strategy and continued with another."""
     folder = tmp_path_factory.mktemp("fsdp")
 
-    def step(name, strategy, half_of=None):
+    def step(name, strategy, half_of=None, more=()):
         to = folder / name
-        arguments = chain.arguments("diffusion", *SETTINGS, f"--trainer.strategy={strategy}", f"--run={to}")
+        strategy = f"--trainer.strategy={strategy}"
+        arguments = chain.arguments("diffusion", *SETTINGS, strategy, f"--run={to}", *more)
         start = half_of and str(folder / half_of / "checkpoints" / "step=00000005.ckpt")
         return {"start": start, "run": str(to), "arguments": arguments}
 
@@ -58,6 +59,7 @@ def runs(chain, home, tmp_path_factory):
         step("fsdp fsdp", "fsdp2", "fsdp"),
         step("fsdp ddp", "ddp", "fsdp"),
         step("ddp fsdp", "fsdp2", "ddp"),
+        step("again", "fsdp2", more=["--trainer.callbacks+=ldm.callbacks.recompute.Recompute"]),
     ]
     path = folder / "plan.json"
     path.write_text(json.dumps(plan))
@@ -105,8 +107,9 @@ def test_ten_steps_are_the_same_however_weights_are_split(runs, other):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_one_that_was_never_stopped(runs):
-    one, two = saved(runs / "fsdp"), saved(runs / "fsdp fsdp")
+@pytest.mark.parametrize("other", ["fsdp fsdp", "again"])
+def test_a_run_that_was_stopped_or_computes_its_blocks_again_ends_alike(runs, other):
+    one, two = saved(runs / "fsdp"), saved(runs / other)
     assert one.keys() == two.keys()
     for key, ours in one.items():
         assert torch.equal(ours, two[key]) if torch.is_tensor(ours) else ours == two[key], key

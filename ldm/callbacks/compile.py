@@ -1,0 +1,32 @@
+"""Faster kernels from torch's compiler."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+
+from ldm.types import Units
+
+
+class Compile(L.Callback):
+    """Compiles the blocks of the networks with ``torch.compile``, in place.
+
+    Block by block: alike blocks share their code, so that the first step waits less, and gradients are sent
+    while others are still computed. Names of weights stay as they are, in checkpoints too. Losses differ by
+    rounding. Networks that name no ``units()``, and frozen ones, are left alone. Needs a C++ compiler.
+
+    Args:
+        backend: ``inductor``, or another of ``torch.compile``'s.
+    """
+
+    def __init__(self, backend: str = "inductor") -> None:
+        self.backend = backend
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take hold of the blocks; they are compiled when they are first called."""
+        # of one class: several widths, with and without gradients; at its limit of 8 torch would give up
+        torch._dynamo.config.recompile_limit = 64
+        for network in pl_module.modules():
+            if isinstance(network, Units):
+                for unit in network.units():
+                    unit.compile(backend=self.backend)
