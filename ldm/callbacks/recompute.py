@@ -25,8 +25,8 @@ ATTENTION = {
 class Recompute(L.Callback):
     """Computes what is inside a block again when its gradient is due, instead of keeping it until then.
 
-    Of a ResNet block or a transformer only the input is kept (Chen et al. 2016, arXiv:1604.06174, sec. 4.1),
-    so that a larger batch or network fits. A step has a second forward pass, and takes about a third longer.
+    Of a ResNet block or a transformer only the input is kept (Chen et al. 2016, arXiv:1604.06174), so that a
+    larger batch or network fits. A step has a second forward pass, and takes a quarter to a third longer.
     Losses, gradients and random numbers are the same. Networks that name no ``units()``, and frozen ones, are
     left alone.
     """
