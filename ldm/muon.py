@@ -95,7 +95,8 @@ class Muon(torch.optim.Optimizer):
         gradients = [cast(Tensor, p.grad) for p in parameters]
         momenta = self._moment("momentum", parameters)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        directions = [gradient.clone() for gradient in gradients]
+        torch._foreach_lerp_(directions, momenta, group["momentum"])  # torch 2.11 splits this form only
         alike: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, p in enumerate(parameters):
             alike[p.shape[0], p[0].numel()].append(i)

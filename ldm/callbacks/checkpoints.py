@@ -58,6 +58,7 @@ class Checkpoints(Checkpoint):
         self._next_kept = keep_every_n_steps or 0
         self._step = self._saved = -1
         self._batches = 0
+        self._is_first = False
         self._before: tuple[float | None, int] = self.best, self._next_kept
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,6 +94,19 @@ class Checkpoints(Checkpoint):
         """Remember the step that training starts from: there is nothing to save yet."""
         self._step = self._saved = trainer.global_step
         self._batches = _progress(trainer).total.completed
+        self._is_first = True
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Number the logged steps of a resumed run on.
+
+        Lightning is one off where it was saved after a validation but would now not validate, or the reverse.
+        """
+        if self._is_first:
+            steps = _progress(trainer).total.completed // trainer.accumulate_grad_batches
+            trainer.fit_loop.epoch_loop._batches_that_stepped = steps
+            self._is_first = False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int

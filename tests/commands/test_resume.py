@@ -119,6 +119,18 @@ def test_a_run_goes_on_with_the_same_samples_in_more_batches(fresh, name, before
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.parametrize(("before", "after"), [(4, 8), (8, 4)])
+def test_steps_are_numbered_on_though_validations_come_at_others(chain, fresh, before, after):
+    half = ["--trainer.max_steps=4", f"--trainer.val_check_interval={before}"]
+    assert fit.main(fresh.arguments("clip", *half)) == 0
+    assert fit.main(fresh.arguments("clip", f"--trainer.val_check_interval={after}")) == 0
+    found, expected = (
+        [(row["step"], row["train/loss"]) for row in metrics(run / "clip") if row["train/loss"]]
+        for run in (fresh.runs, chain.runs)
+    )
+    assert found == expected and len(found) == 8
+
+
 def test_a_validation_between_the_batches_of_a_step_is_refused(fresh):
     apart = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=5"]
     with pytest.raises(ValueError, match=r"val_check_interval: got 5 .* a multiple of the 2 of a step"):
