@@ -1,19 +1,25 @@
-# Each target makes .venv itself and installs what it needs; again only when pyproject.toml changed.
+# Each target makes .venv itself and installs what it needs; again only when pyproject.toml or constraints.txt changed.
 PYTHON ?= python3
 PY := .venv/bin/python
+# Several tests at once, as many as there are cores, but not so many that memory runs out: 3 GB each.
+PYTEST := -m pytest -n auto --maxprocesses 8 --no-loadscope-reorder
 # Every benchmark is a command that prints one table; the demo has a target of its own.
 BENCHMARKS := $(filter-out __init__ demo,$(basename $(notdir $(wildcard benchmarks/*.py))))
 
-.PHONY: help venv demo test check bench
+.PHONY: help venv demo test test-fast test-float32 test-versions check bench constraints
 .NOTPARALLEL:
-.PRECIOUS: .venv/.ready-%
+.PRECIOUS: .venv/.ready-% .venv-%/.ready
 
 help:
-	@echo "make demo   train autoencoder, CLIP and diffusion on embedded data, draw unseen captions"
-	@echo "make test   all tests"
-	@echo "make check  linters, types, import contracts"
-	@echo "make bench  all benchmarks, one table each"
-	@echo "make venv   only install"
+	@echo "make demo           train autoencoder, CLIP and diffusion on embedded data, draw unseen captions"
+	@echo "make test           all tests"
+	@echo "make test-fast      those that take two minutes together"
+	@echo "make test-float32   the same, as on a processor without AVX-512 and bfloat16"
+	@echo "make test-versions  the same, with the lowest and the newest versions that pyproject.toml allows"
+	@echo "make check          linters, types, import contracts"
+	@echo "make bench          all benchmarks, one table each"
+	@echo "make venv           only install"
+	@echo "make constraints    write constraints.txt: new dependencies, or all of them anew with UPGRADE=--upgrade"
 
 venv: .venv/.ready-test .venv/.ready-check
 
@@ -21,7 +27,17 @@ demo: .venv/.ready-digits
 	$(PY) -m benchmarks.demo
 
 test: .venv/.ready-test
-	$(PY) -m pytest
+	$(PY) $(PYTEST)
+
+test-fast: .venv/.ready-test
+	$(PY) $(PYTEST) -m "not slow"
+
+test-float32: .venv/.ready-test
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PY) $(PYTEST) -m "not slow"
+
+test-versions: .venv-lowest/.ready .venv-newest/.ready
+	.venv-lowest/bin/python $(PYTEST) -m "not slow"
+	.venv-newest/bin/python $(PYTEST) -m "not slow"
 
 check: .venv/.ready-check
 	$(PY) -m ruff check
@@ -32,9 +48,22 @@ check: .venv/.ready-check
 bench: .venv/.ready-test
 	set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(PY) -m benchmarks.$$name; done
 
+# One file for every Python and system: uv resolves for all of them, and keeps what the file already says.
+constraints: .venv/.ready-check
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra check --no-annotate \
+	  --custom-compile-command "make constraints" $(UPGRADE) --output-file constraints.txt pyproject.toml
+
 # Asks for pip, not for the folder: an interrupted first try leaves a .venv without it.
-.venv/.ready-%: pyproject.toml
+.venv/.ready-%: pyproject.toml constraints.txt
 	@echo "Installing ldm[$*] into .venv; minutes the first time, torch is large"
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check -e '.[$*]'
+	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt -e '.[$*]'
+	@touch $@
+
+.venv-lowest/.ready: RESOLUTION := lowest-direct
+.venv-newest/.ready: RESOLUTION := highest
+.venv-%/.ready: pyproject.toml .venv/.ready-check
+	@echo "Installing the $* versions into .venv-$*; minutes the first time"
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv/bin/uv pip install --quiet --python .venv-$*/bin/python --resolution $(RESOLUTION) -e '.[test]'
 	@touch $@

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks.speed import SIZES, Step, networks, seconds, steps
 from ldm.callbacks.compile import Compile
 from ldm.callbacks.recompute import Recompute
+from ldm.hardware import choose_precision
 
 WAYS: dict[str, list[L.Callback]] = {
     "plain": [],
@@ -60,12 +61,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="demo")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", choices=["32-true", "bf16-mixed", "16-mixed"], default="bf16-mixed")
+    precisions = ["auto", "32-true", "bf16-mixed", "16-mixed"]
+    parser.add_argument("--precision", choices=precisions, default="auto", help="auto: as ldm.fit chooses.")
     parser.add_argument("--batch", type=int, help="Samples of a step; default: the configuration's.")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     options = parser.parse_args()
     size, device = SIZES[options.size], torch.device(options.device)
+    if options.precision == "auto":
+        options.precision = choose_precision(device)
     step, _ = steps(size, options.batch, device)["U-Net"]
     batch = options.batch or size.data(size.diffusion)[0]
     plain, _ = networks(size)["U-Net"]

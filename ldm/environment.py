@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ldm.hardware import computes
+
 MOST_CHANGES = 2**20
 """Bytes of uncommitted changes that are kept: what is longer is data, not source."""
 
@@ -27,6 +29,8 @@ def environment() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": [name for name in ("cpu", "cuda") if _computes_bfloat16(name)],
         "devices": devices or ["cpu"],
         "packages": dict(sorted((d.name, d.version) for d in importlib.metadata.distributions())),
     }
@@ -50,6 +54,11 @@ def uncommitted() -> str:
         return text
     kept = whole[:MOST_CHANGES].decode(errors="ignore")
     return f"{kept}\n# cut: {len(whole):,} bytes in all\n"
+
+
+def _computes_bfloat16(device: str) -> bool:
+    here = device == "cpu" or torch.cuda.is_available()
+    return here and computes(torch.bfloat16, torch.device(device))
 
 
 def _command() -> str:

@@ -15,6 +15,7 @@ from ldm.chosen import Ways, check_stages, chosen_candidates, chosen_metrics
 from ldm.cli import check_at_least, command_parser, default_device, run_command
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
+from ldm.hardware import warn_of_emulation
 from ldm.metrics.measurement import Measurement
 from ldm.metrics.metric import Metric, Reals
 from ldm.metrics.zero_shot import TEMPLATES
@@ -94,6 +95,8 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     objects = command.instantiate(options)
     with processes(options.device) as (group, where):
         share = Share(group.rank, group.world, options.batch_size, where, options.num_workers)
+        if group.rank == 0 and (warning := warn_of_emulation("--precision", options.precision, where)):
+            print(warning, file=sys.stderr, flush=True)
         stages = [(path, load_stage(path, Stage).to(where)) for path in options.checkpoint]  # type: ignore[type-abstract]
         check_stages(options, stages)
         size = options.size or next((stage.image_size for _, stage in stages if stage.image_size), None)

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import yaml
@@ -32,6 +32,7 @@ from ldm.callbacks.watchdog import Watchdog
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
 from ldm.distributed import check_strategy, register
+from ldm.hardware import choose_precision, device_of, warn_of_emulation
 from ldm.latent_shards import check_source
 from ldm.lineage import publish_run, use_upstream, use_weights
 from ldm.processes import launched
@@ -51,6 +52,24 @@ SIGUSR1 also queues the job again. --print_config shows the resolved configurati
 
 class Finished(Exception):
     """There is nothing left to train."""
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer.
+
+    Args:
+        precision: What networks compute in: bf16-mixed, 32-true, or Lightning's other names; auto takes
+            bf16-mixed where the processor computes bfloat16 natively, and 32-true where it does not.
+    """
+
+    def __init__(
+        self,
+        precision: Literal[
+            "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
+        ] = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(precision=None if precision == "auto" else precision, **kwargs)
 
 
 class FitCLI(LightningCLI):
@@ -88,6 +107,7 @@ class FitCLI(LightningCLI):
         if self.start is not None:
             self._stop_if_finished(self.start)
         self._follow_launcher()
+        self._choose_precision()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with the run's own loggers, unless the configuration names others."""
@@ -116,6 +136,21 @@ class FitCLI(LightningCLI):
                 raise ValueError(f"trainer.{name}: got {got}, but torchrun started {count}: leave it out")
             self.config.trainer[name] = count or got
 
+    def _choose_precision(self) -> None:
+        """Replace auto by what the device computes natively: the record of the run says what it was.
+
+        Raises:
+            ValueError: If the precision is 16-mixed on a CPU: Lightning would train in another.
+        """
+        trainer = self.config.trainer
+        device = device_of(str(trainer.accelerator))
+        if trainer.precision == "16-mixed" and device.type == "cpu":
+            raise ValueError("trainer.precision: got 16-mixed, which is for GPUs; expected auto on a CPU")
+        self.precision_is_chosen = trainer.precision == "auto"
+        if self.precision_is_chosen:
+            trainer.precision = choose_precision(device)
+        self.warning = warn_of_emulation("trainer.precision", trainer.precision, device)
+
     def _stop_if_finished(self, start: Path) -> None:
         done, end = ckpt.peek(start)["global_step"], self.config.trainer.max_steps
         if 0 < end <= done:
@@ -127,6 +162,21 @@ class FitCLI(LightningCLI):
 
 class Record(SaveConfigCallback):
     """Writes what the run was started with, once its data are known to be there."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write nothing of a run whose processes compute in different precisions.
+
+        Raises:
+            ValueError: If they do: then their processors differ.
+        """
+        mine = self.config.trainer.precision
+        first = trainer.strategy.broadcast(mine)
+        if mine != first:
+            raise ValueError(
+                f"trainer.precision: {first} on process 0, but {mine} on process {trainer.global_rank}: "
+                "their processors differ, so auto does too: name one of the two"
+            )
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write them into the run folder, and give them to W&B; called on the first process only."""
@@ -154,6 +204,7 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
     return FitCLI(
         Stage,
         Shards,
+        trainer_class=Trainer,
         save_config_callback=Record,
         save_config_kwargs={"save_to_log_dir": False},
         seed_everything_default=0,
@@ -193,6 +244,8 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
             start_wandb(logger, yaml.safe_load(cli.config_text))
     if is_first:
         print(_beginning(cli), flush=True)
+        if cli.warning is not None:
+            print(cli.warning, file=sys.stderr, flush=True)
     tracked = _tracked(cli)
     use_upstream(tracked, cli.model, cli.datamodule)
     if cli.start is None and cli.config.weights is not None:
@@ -218,8 +271,17 @@ def _beginning(cli: FitCLI) -> str:
     lr = cli.model.optimizer.lr * cli.model.optimizer.scaling.factor(samples)
     return (
         f"{cli.config.run}: {start}; {cli.model.name}, {size:,} parameters to train, "
-        f"{samples} samples per step, learning rate {lr:.3g}"
+        f"{samples} samples per step, learning rate {lr:.3g}, {_precision(cli)}"
     )
+
+
+def _precision(cli: FitCLI) -> str:
+    """Say what networks compute in, and why."""
+    precision, device = cli.config.trainer.precision, cli.trainer.strategy.root_device.type
+    if not cli.precision_is_chosen:
+        return str(precision)
+    native = "native" if precision == "bf16-mixed" else "not native"
+    return f"{precision} (auto: bfloat16 is {native} on this {device})"
 
 
 def _quieten() -> None:

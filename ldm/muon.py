@@ -18,20 +18,21 @@ from ldm.sharding import split_like, whole
 QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of p(s) = a s + b s^3 + c s^5, steepest at 0
 
 
-def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, num_iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
     """Bring all singular values of each matrix near 1, keeping its singular vectors.
 
-    Five Newton-Schulz iterations of p above (Jordan et al. 2024), in bfloat16: the values end in about
-    [0.7, 1.2], which serves an update as well as exactly 1.
+    Five Newton-Schulz iterations of p above (Jordan et al. 2024): the values end in about [0.7, 1.2], which
+    serves an update as well as exactly 1. So does bfloat16.
 
     Args:
         matrices: (N, rows, columns), any scale; a zero matrix stays zero.
         num_iterations: Iterations of the polynomial.
+        dtype: What the iterations are computed in.
 
     Returns:
-        (N, rows, columns) bfloat16.
+        (N, rows, columns) in ``dtype``.
     """
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     wide = x.shape[1] <= x.shape[2]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -55,6 +56,7 @@ class Muon(torch.optim.Optimizer):
         momentum: Decay rate of Muon's momentum (Nesterov).
         betas: Decay rates of Adam's moments.
         weight_decay: Decoupled weight decay of matrices and kernels.
+        dtype: What updates are orthogonalised in: bfloat16 suffices where the processor computes it natively.
     """
 
     def __init__(
@@ -64,9 +66,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.01,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": weight_decay}
         super().__init__(groups, {**defaults, "orthogonal": True})
+        self.dtype = dtype  # of this processor, not of the run: it is in no checkpoint
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -102,7 +106,7 @@ class Muon(torch.optim.Optimizer):
             alike[p.shape[0], p[0].numel()].append(i)
         for shape, members in alike.items():
             stack = torch.stack([whole(directions[i]).reshape(shape) for i in members])
-            update = orthogonalize(stack) * (0.2 * max(shape) ** 0.5)
+            update = orthogonalize(stack, dtype=self.dtype) * (0.2 * max(shape) ** 0.5)
             for i, matrix in zip(members, update, strict=True):
                 p = parameters[i]
                 p.mul_(1 - group["lr"] * group["weight_decay"])

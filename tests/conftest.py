@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no GPU but for tests of it, and programs of the system.
+"""What all tests share: one thread, no GPU but for tests of it, programs of the system, and who runs what.
 
 One thread, set before torch is imported: small work is fastest so on a busy machine. In the environment, so
 that processes started by tests have as many: runs that are compared bit for bit must.
@@ -14,12 +14,32 @@ os.environ["PYTHONFAULTHANDLER"] = "1"  # a process that a signal ends says wher
 
 import torch
 
-NUM_GPUS = torch.cuda.device_count()
-VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+if "LDM_TEST_GPUS" not in os.environ:  # for the processes of pytest-xdist, which see none
+    os.environ["LDM_TEST_GPUS"] = str(torch.cuda.device_count())
+    os.environ["LDM_TEST_VISIBLE"] = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+NUM_GPUS, VISIBLE = int(os.environ["LDM_TEST_GPUS"]), os.environ["LDM_TEST_VISIBLE"]
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what tests compare bit for bit is computed on a CPU
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 """Where programs are looked for; those of the system's administrator too."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with what waits most: the tests on a SLURM."""
+    items.sort(key=lambda item: item.path.parent.name != "slurm")
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
+def pytest_xdist_make_scheduler(config, log):
+    """Give each file to one process, which makes its fixtures once, and all that need a SLURM to the same."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "slurm" if "/slurm/" in file else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +63,7 @@ def on_gpu() -> dict[str, str]:
     if NUM_GPUS == 0:
         pytest.skip("needs a GPU")
     hidden = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    visible = {} if VISIBLE is None else {"CUDA_VISIBLE_DEVICES": VISIBLE}
+    visible = {} if VISIBLE == "all" else {"CUDA_VISIBLE_DEVICES": VISIBLE}
     return {**hidden, **visible, "NVIDIA_TF32_OVERRIDE": "0"}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.demo import measure
+from benchmarks.demo.forecast import announcement, forecast
 from benchmarks.demo.report import Times, table, write_report
 from benchmarks.demo.steps import Plan, encode_latents, pack_shapes, tiny, train
 from ldm.pictures import grid, write_png
@@ -20,8 +21,8 @@ from ldm.stages.load import CLIPTower, load_stage
 
 GRID_SIZE = 64
 HELP = """From nothing to a text-to-image model: pack captioned shapes, train an autoencoder, a CLIP and a
-latent diffusion model, draw captions that training never showed, and measure. About fifteen minutes on two
-cores. Repeated, it continues where it stopped."""
+latent diffusion model, draw captions that training never showed, and measure. How long this machine needs is
+measured first, and said. Repeated, it continues where it stopped."""
 
 
 def demo(plan: Plan) -> dict[str, float]:
@@ -95,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="where --tiny works (default: a temporary folder)")
     options = parser.parse_args(arguments)
     if not options.tiny:
-        demo(Plan())
+        plan = Plan()
+        print(announcement(forecast(plan.cores)), flush=True)
+        demo(plan)
         return 0
     with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(options.folder or temporary):
         demo(tiny())

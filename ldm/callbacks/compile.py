@@ -29,4 +29,4 @@ class Compile(L.Callback):
         for network in pl_module.modules():
             if isinstance(network, Units):
                 for unit in network.units():
-                    unit.compile(backend=self.backend)
+                    unit.compile(backend=self.backend, dynamic=False)

@@ -148,7 +148,8 @@ class AdamW(Optimization):
 class Muon(Optimization):
     """Muon (Jordan et al. 2024): needs half the steps of AdamW or fewer on the demo, at 10 times its rate.
 
-    Embedding tables are updated by Adam, with every other vector.
+    Embedding tables are updated by Adam, with every other vector. Updates are orthogonalised in the stage's
+    ``matrix_dtype``, in float32 where there is none.
 
     Args:
         lr: Peak learning rate of matrices and kernels.
@@ -181,4 +182,5 @@ class Muon(Optimization):
             {"params": [p for _, p in trained if id(p) not in rest]},
             {"params": by_adam, "lr": self.adam_lr, "orthogonal": False},
         ]
-        return MuonOptimizer(groups, lr=self.lr, weight_decay=self.weight_decay)
+        dtype = getattr(module, "matrix_dtype", torch.float32)
+        return MuonOptimizer(groups, lr=self.lr, weight_decay=self.weight_decay, dtype=dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.diffusion.noise import SampleNoise
+from ldm.hardware import computes
 from ldm.metrics.group import default_group
 from ldm.stages.optimization import Optimization
 from ldm.types import Batch
@@ -35,6 +36,8 @@ class Stage(L.LightningModule, ABC):
     """``{"class_path", "init_args"}`` that rebuilds this stage; ``ldm.fit`` and ``build`` set it."""
     image_size: int | None = None
     """Side of the pictures trained on; known once training has started."""
+    matrix_dtype: torch.dtype = torch.float32
+    """What an optimizer multiplies matrices in: bfloat16 in a run in bfloat16, if it is native."""
 
     def __init__(self, optimizer: Optimization) -> None:
         super().__init__()
@@ -114,6 +117,8 @@ class Stage(L.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
+        half = str(self.trainer.precision).startswith("bf16") and computes(torch.bfloat16, self.device)
+        self.matrix_dtype = torch.bfloat16 if half else torch.float32
         optimizer = self.optimizer.build(self)
         factor = self.optimizer.scaling.factor(samples_per_step(self.trainer, self.trainer.datamodule))  # type: ignore[attr-defined]
         for group in optimizer.param_groups:

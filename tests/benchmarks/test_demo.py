@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from benchmarks.demo.forecast import announcement, forecast
 from benchmarks.demo.report import TABLE, Line, Times, table
 
 measure = pytest.importorskip("benchmarks.demo.measure")
@@ -27,6 +28,19 @@ def test_the_whole_chain_in_miniature(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train(tiny(), "clip") == {}, "a finished stage is not trained again"
     assert "finished, 4 of 4 steps are done" in (tmp_path / "runs/demo/clip/log.txt").read_text()
+
+
+def test_the_forecast_adds_up_and_leaves_the_threads_as_they_were():
+    threads = torch.get_num_threads()
+    seconds = forecast(1)
+    assert torch.get_num_threads() == threads
+    stages = {name: seconds[name] for name in ("autoencoder", "clip", "diffusion")}
+    assert all(spent > 0 for spent in stages.values())
+    # the first two train at the same time; the rest is drawing, encoding, starting
+    assert seconds["total"] > max(stages["autoencoder"], stages["clip"]) + stages["diffusion"]
+    said = announcement({"autoencoder": 60, "clip": 90, "diffusion": 600, "total": 3700})
+    assert said.startswith("this machine needs about 1:01:40 from nothing, in ")
+    assert "autoencoder 01:00, clip 01:30, diffusion 10:00" in said
 
 
 def test_swapped_captions_say_something_else_with_the_same_words():

@@ -4,12 +4,14 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_stage import trainer
 from torch import nn
 from torch._dynamo import register_backend
 
 from ldm.callbacks.compile import Compile
 from ldm.callbacks.recompute import Recompute
+from ldm.nets.attention import Transformer2D
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.clip import CLIPModel
 from ldm.nets.unet import UNet
@@ -106,6 +108,39 @@ def test_a_copy_computes_with_its_own_weights(network, tmp_path):
             p.zero_()
         assert torch.equal(call(again), before)
         assert not torch.equal(call(copied), before)
+
+
+class TwoSizes(nn.Module):
+    """The least that torch 2.14 failed on: a block at a second height, which it compiles for all heights."""
+
+    def __init__(self):
+        super().__init__()
+        self.large, self.small = (Transformer2D(8, None, 2, norm_groups=4) for _ in range(2))
+
+    def units(self):
+        return [self.large, self.small]
+
+    def forward(self, x):
+        return self.small(F.avg_pool2d(self.large(x, None, None), 2), None, None)
+
+
+@pytest.mark.slow
+def test_the_compiler_computes_the_same_forwards_backwards_and_in_evaluation(tmp_path, monkeypatch, programs):
+    """The real one, which other tests leave out for its time; in evaluation for a smaller last batch too."""
+    programs("g++", "g++")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing compiled before
+    torch.manual_seed(0)
+    net = TwoSizes()
+    compiled = of(Compile(), net, tmp_path)
+    x = torch.randn(2, 8, 8, 8)
+    y, grads, _ = step(net, lambda net: net(x), torch.float32)
+    found_y, found, _ = step(compiled, lambda net: net(x), torch.float32)
+    torch.testing.assert_close(found_y, y)
+    for name, grad in grads.items():
+        torch.testing.assert_close(found[name], grad, msg=name)
+    with torch.no_grad():
+        for batch in (x, x[:1]):
+            torch.testing.assert_close(compiled(batch), net(batch))
 
 
 @pytest.mark.parametrize("callbacks", [[Compile("counted")], [Recompute(), Compile("aot_eager")]])

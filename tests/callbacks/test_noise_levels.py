@@ -75,7 +75,8 @@ def test_all_levels_of_a_sample_get_the_same_noise_whatever_is_drawn_beside_it()
     assert torch.corrcoef(found[1].flatten(1))[0, 1].abs() < 0.1
     alone = {name: field[1:2] for name, field in batch.items()}
     drawn = NoiseLevels((2.0, 8.0)).draw(Divides(ScaledLinear()), alone)
-    assert torch.equal(errors(drawn, alone)[:, 0], found[:, 1])
+    level = 1.01 / 127.5 / DIM  # another batch may round otherwise: by one level of uint8
+    assert torch.allclose(errors(drawn, alone)[:, 0], found[:, 1], atol=level)
     other = errors(NoiseLevels((2.0, 8.0), seed=1).draw(Divides(ScaledLinear()), batch), batch)
     assert torch.corrcoef(torch.stack([other[1], found[1]]).flatten(1))[0, 1].abs() < 0.1
 

@@ -59,18 +59,18 @@ def test_processes_hear_each_other_over_the_store():
 def test_a_watch_ends_what_stands_and_says_where(capsys):
     ended = threading.Event()
     codes = []
-    watch = Watch(0.4, Beats(0, 1, dist.HashStore()), lambda code: (codes.append(code), ended.set()))
+    watch = Watch(2.0, Beats(0, 1, dist.HashStore()), lambda code: (codes.append(code), ended.set()))
     watch.start()
-    for batch in range(8):  # longer than the timeout, but moving
+    for batch in range(12):  # longer than the timeout, but moving, on a busy machine too
         watch.sign(f"in batch {batch}")
-        time.sleep(0.1)
+        time.sleep(0.25)
     assert not codes
-    assert ended.wait(10)
+    assert ended.wait(60)
     watch.stop()
     assert codes == [EXIT_CODE]
     said = capsys.readouterr().err
-    assert "(--watchdog.timeout 0.4): it stands in batch 7" in said
-    assert "assert ended.wait(10)" in said  # where the main thread was
+    assert "(--watchdog.timeout 2): it stands in batch 11" in said
+    assert "assert ended.wait(60)" in said  # where the main thread was
 
 
 class Deaf(dist.Store):
@@ -84,7 +84,7 @@ def test_a_process_ends_though_the_store_does_not_answer(capsys):
     ended = threading.Event()
     watch = Watch(0.2, Beats(1, 2, Deaf()), lambda code: ended.set())
     watch.start()
-    assert ended.wait(20)
+    assert ended.wait(60)
     watch.stop()
     assert "process 0 cannot be heard: killed, stopped, or cut off from this one" in capsys.readouterr().err
 

@@ -111,7 +111,8 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
         noise = SampleNoise(3, names)
         return run(sampler(9), wiggly, Linear(), noise.like(torch.empty(len(names), 2, 4, 4)), noise.like)
 
-    assert torch.equal(draw(keys)[1:], draw(keys[1:]))
+    # a row of three is not computed like one of two: the sine of a last few numbers may round otherwise
+    assert torch.allclose(draw(keys)[1:], draw(keys[1:]), atol=1e-5)
 
 
 @every_sampler
@@ -138,8 +139,8 @@ def test_euler_is_ddim_and_euler_ancestral_is_ddpm(schedule):
     def sample(sampler):
         return run(sampler, wiggly, schedule, x, SampleNoise(1, keys).like)
 
-    assert torch.equal(sample(Euler(20)), sample(DDIM(20)))
-    assert torch.equal(sample(EulerAncestral(20)), sample(DDIM(20, eta=1.0)))
+    assert torch.allclose(sample(Euler(20)), sample(DDIM(20)), atol=1e-5)
+    assert torch.allclose(sample(EulerAncestral(20)), sample(DDIM(20, eta=1.0)), atol=1e-5)
     assert torch.allclose(sample(EulerAncestral(20)), sample(DDPM(20)), atol=1e-5)
 
 

@@ -18,6 +18,10 @@ from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import CLIPTower, build_stage, load_stage
 from ldm.stages.optimization import AdamW, Muon
 
+ROUNDING = 1e-5
+"""Two ways to one number of size 1 through a few layers of float32: with gradients or without, or in another
+layout, a processor may take other kernels."""
+
 AUTOENCODER = {
     "class_path": "ldm.stages.autoencoder.Autoencoder",
     "init_args": {
@@ -142,8 +146,8 @@ def test_the_latent_space_inverts_its_own_normalisation(trained):
     data = batch()
     posterior = stage.net.encode(data["image"])
     z = space.encode(data, torch.zeros_like(posterior.mean))
-    assert torch.allclose(z, (posterior.mean - 0.5) / 2.0)
-    assert torch.allclose(space.decode(z), stage.generate(data, 0), atol=1e-5)
+    assert torch.allclose(z, (posterior.mean - 0.5) / 2.0, atol=ROUNDING)
+    assert torch.allclose(space.decode(z), stage.generate(data, 0), atol=ROUNDING)
     assert not space.state_dict(), "upstream weights are not saved again"
 
 
@@ -153,7 +157,7 @@ def test_latents_encoded_before_are_latents_encoded_now(trained):
     posterior = space.net.module.encode(data["image"])
     noise = torch.randn_like(posterior.mean)
     stored = {"key": data["key"], "latent": torch.cat([posterior.mean, posterior.std], 1)}
-    assert torch.equal(space.encode(data, noise), space.encode(stored, noise))
+    assert torch.allclose(space.encode(data, noise), space.encode(stored, noise), atol=ROUNDING)
 
 
 def test_pictures_do_not_depend_on_how_a_set_is_split(trained):

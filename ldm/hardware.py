@@ -1,0 +1,95 @@
+"""What a processor computes natively, and what it only emulates."""
+
+from __future__ import annotations
+
+import platform
+import time
+
+import torch
+
+DTYPES = {
+    "32-true": torch.float32,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+    "64-true": torch.float64,
+}
+"""What matrix products are computed in, by Lightning's names of precisions."""
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Find the device that Lightning takes for ``trainer.accelerator``: a GPU for auto, if there is one."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def computes(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether a device has instructions for matrix products of ``dtype``.
+
+    An AVX2 processor has none for bfloat16: it takes up to a hundred times as long as float32.
+    Apple's GPUs were never tried: they are taken to compute everything.
+    """
+    if dtype in (torch.float32, torch.float64):
+        return True
+    if device.type == "cuda":
+        return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "cpu" or _cpu_computes(dtype)
+
+
+def choose_precision(device: torch.device) -> str:
+    """Choose what ``trainer.precision: auto`` stands for: bf16-mixed where bfloat16 is native, else 32-true.
+
+    Float16 is never chosen, for it needs a scaled loss; nor bfloat16 on Apple's GPUs: nobody tried it.
+    """
+    native = device.type in ("cuda", "cpu") and computes(torch.bfloat16, device)
+    return "bf16-mixed" if native else "32-true"
+
+
+def warn_of_emulation(option: str, precision: str, device: torch.device) -> str | None:
+    """Say what a precision costs that the device only emulates, measured now; None if it does not.
+
+    Args:
+        option: Name of the option that ``precision`` comes from.
+        precision: One of ``DTYPES``.
+        device: Where it is computed.
+    """
+    dtype = DTYPES[precision]
+    if computes(dtype, device):
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return (
+        f"warning: {option}: {precision}, but this {device.type} only emulates {name}: matrix products take "
+        f"{slowdown(dtype, device):.2g} times as long as in float32 (just measured); "
+        f"{choose_precision(device)} is what it computes natively"
+    )
+
+
+def slowdown(dtype: torch.dtype, device: torch.device, size: int = 256) -> float:
+    """Measure the time of a product of two (size, size) matrices in ``dtype``, as a multiple of float32's."""
+    return _seconds(dtype, device, size) / _seconds(torch.float32, device, size)
+
+
+def _seconds(dtype: torch.dtype, device: torch.device, size: int) -> float:
+    """Time a matrix product, five times and for a twentieth of a second at least: the quickest counts."""
+    x = torch.ones(size, size, dtype=dtype, device=device)
+    times: list[float] = []
+    while len(times) < 6 or sum(times) < 0.05:
+        begun = time.perf_counter()
+        float((x @ x)[0, 0])  # a GPU is done when the number is here
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def _cpu_computes(dtype: torch.dtype) -> bool:
+    """Ask torch: oneDNN, which heeds ONEDNN_MAX_CPU_ISA, says yes from AVX-512 on; there it may emulate."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    name = "bf16" if dtype == torch.bfloat16 else "fp16"
+    found = bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")())
+    if dtype == torch.bfloat16 and platform.machine().lower() in ("x86_64", "amd64"):
+        return found and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return found

@@ -1,0 +1,77 @@
+"""What this processor computes natively, and what torch says of it when its instructions are hidden."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.hardware import choose_precision, computes, device_of, slowdown, warn_of_emulation
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+ROOT = Path(__file__).resolve().parents[1]
+HIDDEN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+"""Makes of any x86 processor one without bfloat16, as far as torch is concerned."""
+x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="hides instructions of x86 processors")
+
+
+@x86
+@pytest.mark.skipif(any(name in os.environ for name in HIDDEN), reason="instructions are hidden from torch")
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor has")
+def test_torch_says_of_bfloat16_what_linux_says():
+    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+    native = bool(flags & {"avx512_bf16", "amx_bf16"})
+    assert computes(torch.bfloat16, CPU) == native
+    assert choose_precision(CPU) == ("bf16-mixed" if native else "32-true")
+
+
+@x86
+def test_a_processor_without_bfloat16_is_told_and_measured():
+    code = (
+        "import torch; from ldm.hardware import *; cpu = torch.device('cpu');"
+        "print(computes(torch.bfloat16, cpu), choose_precision(cpu));"
+        "print(warn_of_emulation('trainer.precision', 'bf16-mixed', cpu))"
+    )
+    environment = {**os.environ, **HIDDEN}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    chosen, warning = done.stdout.splitlines()
+    assert chosen == "False 32-true", done.stderr
+    said = (
+        r"warning: trainer.precision: bf16-mixed, but this cpu only emulates bfloat16: matrix products take "
+        r"([\d.e+]+) times as long as in float32 \(just measured\); 32-true is what it computes natively"
+    )
+    assert float(re.fullmatch(said, warning)[1]) > 0
+    assert len(warning) < 300
+
+
+def test_what_is_native_needs_no_warning():
+    assert computes(torch.float32, CPU) and computes(torch.float64, CPU)
+    for precision in ("32-true", "64-true", choose_precision(CPU)):
+        assert warn_of_emulation("trainer.precision", precision, CPU) is None
+    assert slowdown(torch.float32, CPU, size=8) > 0
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_gpu_is_asked_whether_it_emulates(monkeypatch, native, precision):
+    """A V100 says yes to bfloat16 when it is asked without including_emulation=False."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
+    )
+    assert computes(torch.bfloat16, CUDA) is native and computes(torch.float16, CUDA)
+    assert choose_precision(CUDA) == precision
+
+
+def test_the_device_is_the_one_that_lightning_takes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [device_of(name).type for name in ("auto", "gpu", "cpu")] == ["cuda", "cuda", "cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert [device_of(name).type for name in ("auto", "mps", "cpu")] == ["mps", "mps", "cpu"]
+    assert choose_precision(torch.device("mps")) == "32-true"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert device_of("auto").type == "cpu"
