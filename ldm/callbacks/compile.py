@@ -13,7 +13,9 @@ class Compile(L.Callback):
 
     Block by block: alike blocks share their code, so that the first step waits less, and gradients are sent
     while others are still computed. Names of weights stay as they are, in checkpoints too. Losses differ by
-    rounding. Networks that name no ``units()``, and frozen ones, are left alone. Needs a C++ compiler.
+    rounding. Networks that name no ``units()``, and frozen ones, are left alone. Each size of images and of
+    batches is compiled by itself: kernels for any size are slower, and torch 2.14 fails to make them. Needs a
+    C++ compiler.
 
     Args:
         backend: ``inductor``, or another of ``torch.compile``'s.
@@ -24,8 +26,8 @@ class Compile(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Take hold of the blocks; they are compiled when they are first called."""
-        # of one class: several widths, with and without gradients; at its limit of 8 torch would give up
-        torch._dynamo.config.recompile_limit = 64
+        # of one class: several widths and sizes, with gradients or not; at its limit of 8 torch would give up
+        torch._dynamo.config.recompile_limit = 256
         for network in pl_module.modules():
             if isinstance(network, Units):
                 for unit in network.units():

@@ -125,6 +125,7 @@ class TwoSizes(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.versions
 def test_the_compiler_computes_the_same_forwards_backwards_and_in_evaluation(tmp_path, monkeypatch, programs):
     """The real one, which other tests leave out for its time; in evaluation for a smaller last batch too."""
     programs("g++", "g++")
@@ -143,6 +144,7 @@ def test_the_compiler_computes_the_same_forwards_backwards_and_in_evaluation(tmp
             torch.testing.assert_close(compiled(batch), net(batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callbacks", [[Compile("counted")], [Recompute(), Compile("aot_eager")]])
 @pytest.mark.parametrize("network", [unet, autoencoder, clip])
 def test_compiled_blocks_compute_the_same(network, callbacks, tmp_path):

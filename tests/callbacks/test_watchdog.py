@@ -56,6 +56,7 @@ def test_processes_hear_each_other_over_the_store():
     assert second.verdict() == Verdict([1], "it sleeps")
 
 
+@pytest.mark.slow
 def test_a_watch_ends_what_stands_and_says_where(capsys):
     ended = threading.Event()
     codes = []

@@ -104,6 +104,7 @@ def test_broken_shard(fresh, capsys, tmp_path):
     assert "broken.tar" in error_of(capsys, fresh.arguments("autoencoder", f"--data.train={path}"))
 
 
+@pytest.mark.slow
 def test_changed_upstream_is_refused(chain, fresh, capsys, tmp_path):
     upstream = tmp_path / "autoencoder.ckpt"
     upstream.write_bytes((chain.runs / "autoencoder/checkpoints/last.ckpt").read_bytes())

@@ -19,6 +19,8 @@ from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 from ldm.wishes import FILES
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = sorted((ROOT / "configs" / "conditions").glob("*.yaml"))
 METRICS = {
     "inpainting": {"val/known/psnr", "val/caption/all"},

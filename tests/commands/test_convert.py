@@ -48,6 +48,7 @@ def test_an_exported_run_draws_the_same_pictures_elsewhere(chain, there):
     assert said["weights"] == "ema" and said["sha256"] == ckpt.sha256(chain.runs / "diffusion")
 
 
+@pytest.mark.slow
 def test_what_comes_back_draws_the_same_and_can_be_trained_further(chain, there, fresh, tmp_path):
     back = fresh.runs / "imported"
     assert run("from-diffusers", f"--folder={there}", f"--out={back}") == 0

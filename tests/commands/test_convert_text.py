@@ -3,6 +3,7 @@
 import json
 
 import open_clip
+import pytest
 import torch
 from transformers import CLIPTextModel
 
@@ -18,6 +19,7 @@ def run(*arguments):
     return convert.main([str(a) for a in arguments])
 
 
+@pytest.mark.slow
 def test_a_clip_goes_to_open_clip_and_back_and_starts_a_run(fresh, tmp_path, capsys):
     there, back = tmp_path / "there", fresh.runs / "imported"
     assert run("to-open-clip", "--run=runs/demo/clip", f"--out={there}") == 0
@@ -40,6 +42,7 @@ def test_a_clip_goes_to_open_clip_and_back_and_starts_a_run(fresh, tmp_path, cap
     assert "already has checkpoints/last.ckpt" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_text_tower_goes_to_transformers_and_back_and_conditions_a_run(fresh, tmp_path):
     there, back = tmp_path / "there", fresh.runs / "imported"
     assert run("to-transformers", "--run=runs/demo/diffusion", f"--out={there}") == 0

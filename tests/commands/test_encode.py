@@ -159,6 +159,7 @@ def test_without_a_key_it_ends_before_anything_is_encoded(chain, tmp_path, capsy
     assert not list(out.glob("*.tar")) and not (out / "latents.json").exists()
 
 
+@pytest.mark.slow
 def test_latents_of_another_autoencoder_are_not_mixed(chain, fresh, capsys):
     assert error_of(capsys, [*chain.encode(), f"--autoencoder={chain.runs / 'clip'}"], encode.main)
     assert fit.main(fresh.arguments("autoencoder", "--trainer.max_steps=4")) == 0

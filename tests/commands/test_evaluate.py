@@ -52,6 +52,7 @@ def pictures(folder, count, size=32, seed=0):
     return pixels
 
 
+@pytest.mark.slow
 def test_a_sweep_draws_a_curve_and_records_every_number(chain, tmp_path, capsys):
     shards = chain.shards / "val-000000.tar"
     arguments = [f"--data={shards}", f"--clip={chain.runs / 'clip'}", "--num-pictures=8", "--steps", 2]
@@ -74,6 +75,7 @@ def test_a_sweep_draws_a_curve_and_records_every_number(chain, tmp_path, capsys)
     assert "|  | fid/clip | fid_floor/clip |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_samplers_are_swept(chain, tmp_path, metrics):
     arguments = [f"--data={chain.shards / 'val-000000.tar'}", metrics, "--num-pictures=4", "--steps", 3, 4]
     arguments += ["--sampler=[DDIM, UniPC]", "--checkpoint", chain.runs / "diffusion"]
@@ -173,6 +175,7 @@ def test_a_sweep_of_steps_is_one_curve():
     assert labels == ["guidance=Unguided()", "guidance=Interval(100, 800, Rescaled(3, 0.7))"]
 
 
+@pytest.mark.slow
 def test_guidances_of_any_class_are_compared_with_scales(chain, tmp_path):
     checkpoint = str(chain.runs / "diffusion")
     weaker = {"class_path": "Autoguidance", "init_args": {"checkpoint": checkpoint, "scale": 2}}

@@ -62,6 +62,7 @@ def test_a_fresh_run_starts_with_given_weights(chain, fresh, capsys):
     assert all(torch.allclose(given[key], left[key], rtol=1e-6, atol=1e-9) for key in given)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_start_with_the_given_weights_again(chain, fresh, capsys):
     assert fit.main(fresh.arguments("clip")) == 0
     more = ["--trainer.max_steps=12", f"--weights={chain.runs / 'nowhere'}"]

@@ -148,6 +148,7 @@ def test_ten_steps_are_the_same_with_weights_split_within_each_of_two_nodes(chai
     assert distance(one, two, "/exp_avg") < 2e-5
 
 
+@pytest.mark.slow
 def test_what_cannot_be_split_is_named(chain, fresh):
     plan = [{"start": None, "run": "", "arguments": fresh.arguments("clip", "--trainer.strategy=fsdp2")}]
     (fresh.runs.parent / "plan.json").write_text(json.dumps(plan))

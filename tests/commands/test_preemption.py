@@ -22,6 +22,7 @@ def signalled(step, where, number, rank=0):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "step", "where", "number", "stops_at"),
     [

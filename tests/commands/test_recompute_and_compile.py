@@ -7,6 +7,8 @@ import torch
 
 from ldm import fit
 
+pytestmark = pytest.mark.slow
+
 RECOMPUTE = "--trainer.callbacks+=ldm.callbacks.recompute.Recompute"
 COMPILE = ["--trainer.callbacks+=ldm.callbacks.compile.Compile", "--trainer.callbacks.backend=aot_eager"]
 

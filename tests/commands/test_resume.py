@@ -68,6 +68,7 @@ def test_resumed_run_equals_uninterrupted(chain, fresh, name, step, where, resum
     assert_same_run(fresh.runs / name, chain.runs / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "where"), [("autoencoder", "second"), ("clip", "second"), ("diffusion", "end")]
 )
@@ -119,6 +120,7 @@ def test_a_run_goes_on_with_the_same_samples_in_more_batches(fresh, name, before
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(4, 8), (8, 4)])
 def test_steps_are_numbered_on_though_validations_come_at_others(chain, fresh, before, after):
     half = ["--trainer.max_steps=4", f"--trainer.val_check_interval={before}"]
@@ -155,6 +157,7 @@ def run_on_two_threads(arguments, *more):
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_resumed_run_equals_uninterrupted_on_two_threads(chain, fresh, tmp_path):
     whole = Chain(tmp_path / "whole", chain.shards, chain.latents)
     assert run_on_two_threads(whole.arguments("autoencoder")).returncode == 0

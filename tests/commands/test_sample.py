@@ -127,6 +127,7 @@ def test_samples_of_shards_say_what_to_draw(chain, tmp_path):
     assert (drawn - by_prompt).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_guidance_may_be_a_class(chain, tmp_path):
     run, prompt = chain.runs / "diffusion", "--prompt=a red ring"
     plain = draw(run, tmp_path / "plain", prompt, "--guidance=3")

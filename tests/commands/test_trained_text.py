@@ -1,5 +1,6 @@
 """A text tower that is trained along with its denoiser, by the real command."""
 
+import pytest
 import torch
 
 from ldm import checkpoint as ckpt
@@ -7,6 +8,8 @@ from ldm import fit
 from ldm.conditioners.text import CLIPText
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
+
+pytestmark = pytest.mark.slow
 
 TRAINED = "--model.conditioner.frozen=false"
 PREFIX = "conditioner.text."
