@@ -1,8 +1,8 @@
 # Each target makes .venv itself and installs what it needs; again only when pyproject.toml or constraints.txt changed.
 PYTHON ?= python3
 PY := .venv/bin/python
-# Several tests at once, as many as there are cores, but not so many that memory runs out: 3 GB each.
-PYTEST := -m pytest -n auto --maxprocesses 8 --no-loadscope-reorder
+# Several tests at once: tests/conftest.py says how many, and which of them one after the other.
+PYTEST := -m pytest -n auto --no-loadscope-reorder
 # Every benchmark is a command that prints one table; the demo has a target of its own.
 BENCHMARKS := $(filter-out __init__ demo,$(basename $(notdir $(wildcard benchmarks/*.py))))
 

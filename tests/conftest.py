@@ -30,6 +30,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
+def pytest_xdist_auto_num_workers(config):
+    """Run one test more at once than there are cores, for many wait; eight at most, of 3 GB each."""
+    return min(8, (os.cpu_count() or 1) + 1)
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Give each file to one process, which makes its fixtures once, and all that need a SLURM to the same."""
     from xdist.scheduler import LoadFileScheduling
