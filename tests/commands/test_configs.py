@@ -6,10 +6,20 @@ from tiny_runs import ROOT
 
 from ldm import fit
 
+
+def name(path):
+    return str(path.relative_to(ROOT / "configs"))
+
+
+def marks(path):
+    """Networks of full size take their time to be made."""
+    return () if path.parent.name in ("demo", "conditions") else pytest.mark.slow
+
+
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.name != "base.yaml")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+@pytest.mark.parametrize("path", [pytest.param(path, marks=marks(path)) for path in CONFIGS], ids=name)
 def test_a_configuration_instantiates(tmp_path, path, chain):
     text = path.read_text()
     config = yaml.safe_load(text)
@@ -23,7 +33,7 @@ def test_a_configuration_instantiates(tmp_path, path, chain):
     assert config["trainer"]["max_steps"] % config["trainer"]["val_check_interval"] == 0
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_a_configuration_is_short_and_opens_with_its_command(path):
     lines = path.read_text().splitlines()
     assert len(lines) <= 60

@@ -32,6 +32,7 @@ def there(chain, home, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_exported_run_draws_the_same_pictures_elsewhere(chain, there):
     from diffusers import DiffusionPipeline
 

@@ -55,8 +55,8 @@ def assert_same_run(run, uninterrupted):
         ("autoencoder", 7, "end", 4),
         ("autoencoder", 8, "validation", 4),
         ("clip", 5, "start", 5),
-        ("diffusion", 5, "start", 5),
-        ("diffusion", 8, "validation", 4),
+        pytest.param("diffusion", 5, "start", 5, marks=pytest.mark.slow),
+        pytest.param("diffusion", 8, "validation", 4, marks=pytest.mark.slow),
     ],
 )
 def test_resumed_run_equals_uninterrupted(chain, fresh, name, step, where, resumes_at):
@@ -87,6 +87,7 @@ def test_a_run_that_ends_between_accumulated_batches_begins_their_step_again(
     assert_same_run(fresh.runs / name, whole.runs / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "before", "after"), [("autoencoder", (16, 1), (8, 2)), ("diffusion", (6, 2), (4, 3))]
 )

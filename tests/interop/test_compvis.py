@@ -127,6 +127,7 @@ def full_size(more, text, spatial):
     return (unet, autoencoder, tower), arguments, file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "text", "spatial"),
     [({}, SD1_TEXT, 0), ({}, SD1_TEXT, 5), (SD2_UNET, SD2_TEXT, 0)],
