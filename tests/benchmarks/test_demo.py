@@ -30,6 +30,7 @@ def test_the_whole_chain_in_miniature(tmp_path, capfd, monkeypatch):
     assert "finished, 4 of 4 steps are done" in (tmp_path / "runs/demo/clip/log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_the_forecast_adds_up_and_leaves_the_threads_as_they_were():
     threads = torch.get_num_threads()
     seconds = forecast(1)

@@ -52,6 +52,7 @@ def test_the_configuration_of_a_run_is_a_configuration(chain, tmp_path):
     assert cli.model.config == ckpt.read(chain.runs / "diffusion")["config"]
 
 
+@pytest.mark.slow
 def test_a_fresh_run_starts_with_given_weights(chain, fresh, capsys):
     weights = f"--weights={chain.runs / 'diffusion'}"
     frozen = ["--model.optimizer.lr=0", "--model.optimizer.weight_decay=0"]
@@ -104,6 +105,7 @@ def test_earlier_configurations_are_kept_if_they_differ(fresh):
     assert steps == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_best_and_kept_checkpoints_are_whole(fresh):
     more = [
         "--checkpoints.monitor=val/psnr",

@@ -54,7 +54,7 @@ def assert_same_run(run, uninterrupted):
         ("autoencoder", 6, "backward", 6),
         ("autoencoder", 7, "end", 4),
         ("autoencoder", 8, "validation", 4),
-        ("clip", 5, "start", 5),
+        pytest.param("clip", 5, "start", 5, marks=pytest.mark.slow),
         pytest.param("diffusion", 5, "start", 5, marks=pytest.mark.slow),
         pytest.param("diffusion", 8, "validation", 4, marks=pytest.mark.slow),
     ],
@@ -181,6 +181,7 @@ def test_the_configuration_wins_over_the_checkpoint(fresh):
     assert group["weight_decay"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_learning_rate_follows_the_samples_of_a_step_also_when_it_is_resumed(fresh, capsys):
     scaled = ["--model.optimizer.lr=0.01", "--model.optimizer.scaling=SquareRoot"]
     scaled += [

@@ -69,6 +69,7 @@ def shapes(net):
     return {name: tensor.shape for name, tensor in net.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "tokens"),
     [({}, 768), ({"num_heads": [5, 10, 20, 20], "linear_projection": True}, 1024)],
