@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.callbacks.progress import clock
 from ldm.diffusion.noise import SampleNoise
-from ldm.hardware import DTYPES, choose_precision
+from ldm.hardware import DTYPES, choose_precision, device_of
 from ldm.nets.autoencoder import downsampling
 from ldm.nets.unet import UNet
 from ldm.stages.load import build_stage
@@ -21,6 +21,7 @@ from ldm.stages.optimization import Optimization
 from ldm.types import Cond, Widths
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "demo"
+STAGES = ("autoencoder", "clip", "diffusion")
 ENCODING, DRAWING = 250, 190
 """Encoding 20,000 pictures and drawing 700, in training steps of the autoencoder and of the U-Net."""
 STARTS = 6
@@ -35,34 +36,32 @@ def forecast(cores: int) -> dict[str, float]:
         cores: Cores that it may use; autoencoder and CLIP train at the same time, on half of them each.
     """
     start = time.process_time()  # of this process, which imported what theirs do
-    autoencoder, clip, diffusion = (_config(name) for name in ("autoencoder", "clip", "diffusion"))
-    precision = choose_precision(torch.device("cpu"))
+    autoencoder, clip, diffusion = configs = [_config(name) for name in STAGES]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(max(1, cores // 2))
-        both = {"autoencoder": _stage_step(autoencoder, precision), "clip": _stage_step(clip, precision)}
+        steps = [_stage_step(autoencoder), _stage_step(clip)]
         torch.set_num_threads(cores)
-        unet = _unet_step(autoencoder, clip, diffusion, precision)
+        steps.append(_unet_step(autoencoder, clip, diffusion))
     finally:
         torch.set_num_threads(threads)
-    seconds = {
-        "autoencoder": both["autoencoder"] * autoencoder["trainer"]["max_steps"],
-        "clip": both["clip"] * clip["trainer"]["max_steps"],
-        "diffusion": unet * diffusion["trainer"]["max_steps"],
-    }
-    rest = ENCODING * both["autoencoder"] + DRAWING * unet + STARTS * start
-    total = max(seconds["autoencoder"], seconds["clip"]) + seconds["diffusion"] + rest
-    return {**seconds, "total": total}
+    seconds = [step * config["trainer"]["max_steps"] for step, config in zip(steps, configs, strict=True)]
+    first = max(seconds[:2]) if cores > 1 else sum(seconds[:2])
+    rest = ENCODING * steps[0] + DRAWING * steps[2] + STARTS * start
+    return {**dict(zip(STAGES, seconds, strict=True)), "total": first + seconds[2] + rest}
 
 
 def announcement(seconds: dict[str, float]) -> str:
     """Say what ``forecast`` found, in one line."""
-    stages = ", ".join(f"{name} {clock(seconds[name])}" for name in ("autoencoder", "clip", "diffusion"))
-    precision = choose_precision(torch.device("cpu"))
+    stages = ", ".join(f"{name} {clock(seconds[name])}" for name in STAGES)
     return (
-        f"this machine needs about {clock(seconds['total'])} from nothing, in {precision}: {stages}, and the "
-        "rest; autoencoder and clip train at the same time"
+        f"this machine needs about {clock(seconds['total'])} from nothing, in {choose_precision(_device())}: "
+        f"{stages}, and the rest; autoencoder and clip train at the same time"
     )
+
+
+def _device() -> torch.device:
+    return device_of("auto")
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -70,48 +69,49 @@ def _config(name: str) -> dict[str, Any]:
     return config
 
 
-def _stage_step(config: dict[str, Any], precision: str) -> float:
+def _stage_step(config: dict[str, Any]) -> float:
     """Time a training step of a stage that is built on no other."""
-    stage, side, num = (
-        build_stage(config["model"]),
-        config["data"]["image_size"],
-        config["data"]["batch_size"],
-    )
+    stage = build_stage(config["model"]).to(_device())
     stage.configure_model()
+    num, side = config["data"]["batch_size"], config["data"]["image_size"]
     keys = [str(i) for i in range(num)]
-    batch: Any = {"key": keys, "image": torch.rand(num, 3, side, side) * 2 - 1, "text": keys}
+    batch: Any = {
+        "key": keys,
+        "image": torch.rand(num, 3, side, side, device=_device()) * 2 - 1,
+        "text": keys,
+    }
     noise = SampleNoise(0, keys)
-    return _seconds(lambda: stage.losses(batch, noise)["loss"], stage, stage.optimizer, precision)
+    return _seconds(lambda: stage.losses(batch, noise)["loss"], stage, stage.optimizer)
 
 
-def _unet_step(
-    autoencoder: dict[str, Any], clip: dict[str, Any], diffusion: dict[str, Any], precision: str
-) -> float:
+def _unet_step(autoencoder: dict[str, Any], clip: dict[str, Any], diffusion: dict[str, Any]) -> float:
     """Time a training step of the U-Net, without the tokens' tower, whose share is small."""
     net = autoencoder["model"]["init_args"]["net"]["init_args"]
     text = clip["model"]["init_args"]["net"]["init_args"]["text_cfg"]
     widths = Widths(sample=net["latent_channels"], tokens=text["width"])
-    unet = UNet(widths, **diffusion["model"]["init_args"]["denoiser"]["init_args"])
+    unet = UNet(widths, **diffusion["model"]["init_args"]["denoiser"]["init_args"]).to(_device())
     unet.to(memory_format=torch.channels_last)
     num, side = diffusion["data"]["batch_size"], diffusion["data"]["image_size"]
     side //= downsampling(net["block_out_channels"])
-    x, t = torch.randn(num, net["latent_channels"], side, side), torch.arange(num)
-    cond = Cond(torch.randn(num, text["context_length"], text["width"]))
+    x = torch.randn(num, net["latent_channels"], side, side, device=_device())
+    cond = Cond(torch.randn(num, text["context_length"], text["width"], device=_device()))
+    t = torch.arange(num, device=_device())
     recipe = build_stage(clip["model"]).optimizer  # the same as theirs, but for the rate
-    return _seconds(lambda: unet(x, t, cond).float().square().mean(), unet, recipe, precision)
+    return _seconds(lambda: unet(x, t, cond).float().square().mean(), unet, recipe)
 
 
-def _seconds(loss: Callable[[], Tensor], module: nn.Module, recipe: Optimization, precision: str) -> float:
+def _seconds(loss: Callable[[], Tensor], module: nn.Module, recipe: Optimization) -> float:
     """Time training steps: the quickest of ``STEPS`` after one that warms up."""
-    dtype = DTYPES[precision]
+    dtype = DTYPES[choose_precision(_device())]
     setattr(module, "matrix_dtype", dtype)  # noqa: B010  (a module takes no other way to be typed)
     optimizer, times = recipe.build(module), []
     for _ in range(1 + STEPS):
         begun = time.perf_counter()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(_device().type, dtype, enabled=dtype != torch.float32):
             value = loss()
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
+        float(next(module.parameters()).flatten()[0])  # a GPU is done when the number is here
         times.append(time.perf_counter() - begun)
     return min(times[1:])

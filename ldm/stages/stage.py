@@ -37,7 +37,7 @@ class Stage(L.LightningModule, ABC):
     image_size: int | None = None
     """Side of the pictures trained on; known once training has started."""
     matrix_dtype: torch.dtype = torch.float32
-    """What an optimizer multiplies matrices in: bfloat16 in a run in bfloat16, if it is native."""
+    """What an optimizer multiplies matrices in: bfloat16 in a run in half precision, if it is native."""
 
     def __init__(self, optimizer: Optimization) -> None:
         super().__init__()
@@ -117,8 +117,9 @@ class Stage(L.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
-        half = str(self.trainer.precision).startswith("bf16") and computes(torch.bfloat16, self.device)
-        self.matrix_dtype = torch.bfloat16 if half else torch.float32
+        half = not str(self.trainer.precision).startswith(("32", "64"))
+        native = computes(torch.bfloat16, self.device)
+        self.matrix_dtype = torch.bfloat16 if half and native else torch.float32
         optimizer = self.optimizer.build(self)
         factor = self.optimizer.scaling.factor(samples_per_step(self.trainer, self.trainer.datamodule))  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
