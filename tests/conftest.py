@@ -6,6 +6,7 @@ that processes started by tests have as many: runs that are compared bit for bit
 
 import os
 import shutil
+from collections import Counter
 
 import pytest
 
@@ -25,14 +26,19 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with what waits most: the tests on a SLURM."""
-    items.sort(key=lambda item: item.path.parent.name != "slurm")
+    """Begin with the files that take longest: those on a SLURM, then by their slow tests."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path.parent.name != "slurm", -slow[item.path]))
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
 def pytest_xdist_auto_num_workers(config):
-    """Run one test more at once than there are cores, for many wait; eight at most, of 3 GB each."""
-    return min(8, (os.cpu_count() or 1) + 1)
+    """Run as many at once as there are cores, one more if slow ones, which wait, are among them.
+
+    Eight at most, of 3 GB each.
+    """
+    waiting = 0 if config.option.markexpr else 1
+    return min(8, (os.cpu_count() or 1) + waiting)
 
 
 @pytest.hookimpl(optionalhook=True)

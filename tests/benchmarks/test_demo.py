@@ -31,14 +31,15 @@ def test_the_whole_chain_in_miniature(tmp_path, capfd, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_forecast_adds_up_and_leaves_the_threads_as_they_were():
+def test_the_forecast_adds_up_and_leaves_the_threads_as_they_were(monkeypatch):
+    monkeypatch.setattr("benchmarks.demo.forecast.STEPS", 1)
     threads = torch.get_num_threads()
     seconds = forecast(1)
     assert torch.get_num_threads() == threads
     stages = {name: seconds[name] for name in ("autoencoder", "clip", "diffusion")}
     assert all(spent > 0 for spent in stages.values())
-    # the first two train at the same time; the rest is drawing, encoding, starting
-    assert seconds["total"] > max(stages["autoencoder"], stages["clip"]) + stages["diffusion"]
+    # the rest is drawing, encoding, starting; on one core the first two share it
+    assert seconds["total"] > sum(stages.values())
     said = announcement({"autoencoder": 60, "clip": 90, "diffusion": 600, "total": 3700})
     assert said.startswith("this machine needs about 1:01:40 from nothing, in ")
     assert "autoencoder 01:00, clip 01:30, diffusion 10:00" in said

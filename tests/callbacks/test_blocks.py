@@ -140,8 +140,7 @@ def test_the_compiler_computes_the_same_forwards_backwards_and_in_evaluation(tmp
     for name, grad in grads.items():
         torch.testing.assert_close(found[name], grad, msg=name)
     with torch.no_grad():
-        for batch in (x, x[:1]):
-            torch.testing.assert_close(compiled(batch), net(batch))
+        torch.testing.assert_close(compiled(x[:1]), net(x[:1]))
 
 
 @pytest.mark.slow
