@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import yaml
@@ -32,9 +32,9 @@ from ldm.callbacks.watchdog import Watchdog
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
 from ldm.distributed import check_strategy, register
-from ldm.hardware import choose_precision, device_of, warn_of_emulation
 from ldm.latent_shards import check_source
 from ldm.lineage import publish_run, use_upstream, use_weights
+from ldm.precision import Precision, Trainer, check_precision
 from ldm.processes import launched
 from ldm.run import Run, WandB, start_wandb
 from ldm.stages.stage import Stage, samples_per_step
@@ -52,24 +52,6 @@ SIGUSR1 also queues the job again. --print_config shows the resolved configurati
 
 class Finished(Exception):
     """There is nothing left to train."""
-
-
-class Trainer(L.Trainer):
-    """Lightning's Trainer.
-
-    Args:
-        precision: What networks compute in: bf16-mixed, 32-true, or Lightning's other names; auto takes
-            bf16-mixed where the processor computes bfloat16 natively, and 32-true where it does not.
-    """
-
-    def __init__(
-        self,
-        precision: Literal[
-            "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
-        ] = "auto",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(precision=None if precision == "auto" else precision, **kwargs)
 
 
 class FitCLI(LightningCLI):
@@ -107,7 +89,9 @@ class FitCLI(LightningCLI):
         if self.start is not None:
             self._stop_if_finished(self.start)
         self._follow_launcher()
-        self._choose_precision()
+        wanted = self.config.trainer
+        self.precision = Precision.choose(wanted.precision, str(wanted.accelerator))
+        wanted.precision = self.precision.name  # the record of the run says what auto was
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with the run's own loggers, unless the configuration names others."""
@@ -136,21 +120,6 @@ class FitCLI(LightningCLI):
                 raise ValueError(f"trainer.{name}: got {got}, but torchrun started {count}: leave it out")
             self.config.trainer[name] = count or got
 
-    def _choose_precision(self) -> None:
-        """Replace auto by what the device computes natively: the record of the run says what it was.
-
-        Raises:
-            ValueError: If the precision is 16-mixed on a CPU: Lightning would train in another.
-        """
-        trainer = self.config.trainer
-        device = device_of(str(trainer.accelerator))
-        if trainer.precision == "16-mixed" and device.type == "cpu":
-            raise ValueError("trainer.precision: got 16-mixed, which is for GPUs; expected auto on a CPU")
-        self.precision_is_chosen = trainer.precision == "auto"
-        if self.precision_is_chosen:
-            trainer.precision = choose_precision(device)
-        self.warning = warn_of_emulation("trainer.precision", trainer.precision, device)
-
     def _stop_if_finished(self, start: Path) -> None:
         done, end = ckpt.peek(start)["global_step"], self.config.trainer.max_steps
         if 0 < end <= done:
@@ -164,18 +133,8 @@ class Record(SaveConfigCallback):
     """Writes what the run was started with, once its data are known to be there."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write nothing of a run whose processes compute in different precisions.
-
-        Raises:
-            ValueError: If they do: then their processors differ.
-        """
-        mine = self.config.trainer.precision
-        first = trainer.strategy.broadcast(mine)
-        if mine != first:
-            raise ValueError(
-                f"trainer.precision: {first} on process 0, but {mine} on process {trainer.global_rank}: "
-                "their processors differ, so auto does too: name one of the two"
-            )
+        """Write nothing of a run whose processes compute in different precisions."""
+        check_precision(trainer, self.config.trainer.precision)
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -244,8 +203,8 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
             start_wandb(logger, yaml.safe_load(cli.config_text))
     if is_first:
         print(_beginning(cli), flush=True)
-        if cli.warning is not None:
-            print(cli.warning, file=sys.stderr, flush=True)
+        if (warning := cli.precision.warning()) is not None:
+            print(warning, file=sys.stderr, flush=True)
     tracked = _tracked(cli)
     use_upstream(tracked, cli.model, cli.datamodule)
     if cli.start is None and cli.config.weights is not None:
@@ -271,17 +230,8 @@ def _beginning(cli: FitCLI) -> str:
     lr = cli.model.optimizer.lr * cli.model.optimizer.scaling.factor(samples)
     return (
         f"{cli.config.run}: {start}; {cli.model.name}, {size:,} parameters to train, "
-        f"{samples} samples per step, learning rate {lr:.3g}, {_precision(cli)}"
+        f"{samples} samples per step, learning rate {lr:.3g}, {cli.precision}"
     )
-
-
-def _precision(cli: FitCLI) -> str:
-    """Say what networks compute in, and why."""
-    precision, device = cli.config.trainer.precision, cli.trainer.strategy.root_device.type
-    if not cli.precision_is_chosen:
-        return str(precision)
-    native = "native" if precision == "bf16-mixed" else "not native"
-    return f"{precision} (auto: bfloat16 is {native} on this {device})"
 
 
 def _quieten() -> None:

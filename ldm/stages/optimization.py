@@ -95,8 +95,13 @@ class Optimization(ABC):
         self.scaling = scaling or Unscaled()
 
     @abstractmethod
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimizer over the module's parameters that require a gradient."""
+    def build(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
+        """Make the optimizer over the module's parameters that require a gradient.
+
+        Args:
+            module: What is trained.
+            dtype: What the optimizer may multiply matrices in.
+        """
 
     def factor(self, step: int, num_steps: int) -> float:
         """Return the learning rate's factor in [0, 1] at optimizer step ``step`` of ``num_steps``.
@@ -135,8 +140,8 @@ class AdamW(Optimization):
         super().__init__(lr, warmup, decay, weight_decay, scaling)
         self.betas = betas
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimizer, with one group that decays and one that does not."""
+    def build(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
+        """Make the optimizer, with one group that decays and one that does not; it multiplies no matrices."""
         trained = [p for p in module.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
@@ -148,8 +153,7 @@ class AdamW(Optimization):
 class Muon(Optimization):
     """Muon (Jordan et al. 2024): needs half the steps of AdamW or fewer on the demo, at 10 times its rate.
 
-    Embedding tables are updated by Adam, with every other vector. Updates are orthogonalised in the stage's
-    ``matrix_dtype``, in float32 where there is none.
+    Embedding tables are updated by Adam, with every other vector.
 
     Args:
         lr: Peak learning rate of matrices and kernels.
@@ -172,8 +176,8 @@ class Muon(Optimization):
         super().__init__(lr, warmup, decay, weight_decay, scaling)
         self.adam_lr = lr if adam_lr is None else adam_lr
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Make the optimizer, with one group for Muon and one for Adam."""
+    def build(self, module: nn.Module, dtype: torch.dtype = torch.float32) -> torch.optim.Optimizer:
+        """Make the optimizer, with one group for Muon, which computes in ``dtype``, and one for Adam."""
         tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         trained = [(n.rpartition(".")[2], p) for n, p in module.named_parameters() if p.requires_grad]
         by_adam = [p for n, p in trained if p.ndim < 2 or id(p) in tables or n.endswith("embedding")]
@@ -182,5 +186,4 @@ class Muon(Optimization):
             {"params": [p for _, p in trained if id(p) not in rest]},
             {"params": by_adam, "lr": self.adam_lr, "orthogonal": False},
         ]
-        dtype = getattr(module, "matrix_dtype", torch.float32)
         return MuonOptimizer(groups, lr=self.lr, weight_decay=self.weight_decay, dtype=dtype)

@@ -36,8 +36,6 @@ class Stage(L.LightningModule, ABC):
     """``{"class_path", "init_args"}`` that rebuilds this stage; ``ldm.fit`` and ``build`` set it."""
     image_size: int | None = None
     """Side of the pictures trained on; known once training has started."""
-    matrix_dtype: torch.dtype = torch.float32
-    """What an optimizer multiplies matrices in: bfloat16 in a run in half precision, if it is native."""
 
     def __init__(self, optimizer: Optimization) -> None:
         super().__init__()
@@ -119,8 +117,7 @@ class Stage(L.LightningModule, ABC):
     def _build_optimizer(self) -> torch.optim.Optimizer:
         half = not str(self.trainer.precision).startswith(("32", "64"))
         native = computes(torch.bfloat16, self.device)
-        self.matrix_dtype = torch.bfloat16 if half and native else torch.float32
-        optimizer = self.optimizer.build(self)
+        optimizer = self.optimizer.build(self, torch.bfloat16 if half and native else torch.float32)
         factor = self.optimizer.scaling.factor(samples_per_step(self.trainer, self.trainer.datamodule))  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * factor

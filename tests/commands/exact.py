@@ -9,7 +9,7 @@ from ldm.stages.optimization import Optimization
 class SGD(Optimization):
     """Plain gradient descent: weights differ as much as gradients do. Adam and Muon divide by their size."""
 
-    def build(self, module):
+    def build(self, module, dtype=torch.float32):
         return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=self.lr)
 
 

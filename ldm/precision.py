@@ -1,0 +1,90 @@
+"""What a run computes in: chosen by the processor or named, said, and the same on all processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from ldm.hardware import choose_precision, device_of, warn_of_emulation
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer.
+
+    Args:
+        precision: What networks compute in: bf16-mixed, 32-true, or Lightning's other names; auto takes
+            bf16-mixed where the processor computes bfloat16 natively, and 32-true where it does not.
+    """
+
+    def __init__(
+        self,
+        precision: Literal[
+            "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
+        ] = "auto",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(precision=None if precision == "auto" else precision, **kwargs)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What ``trainer.precision`` came to on a device; as a string, what a run says of it.
+
+    Args:
+        name: Lightning's, not auto.
+        device: Where networks compute.
+        is_chosen: Whether auto chose it.
+    """
+
+    name: str
+    device: torch.device
+    is_chosen: bool
+
+    @classmethod
+    def choose(cls, wanted: str, accelerator: str) -> Precision:
+        """Replace auto by what the device computes natively.
+
+        Args:
+            wanted: ``trainer.precision``.
+            accelerator: ``trainer.accelerator``.
+
+        Raises:
+            ValueError: If 16-mixed is wanted on a CPU: Lightning would train in another.
+        """
+        device = device_of(accelerator)
+        if wanted == "16-mixed" and device.type == "cpu":
+            raise ValueError("trainer.precision: got 16-mixed, which is for GPUs; expected auto on a CPU")
+        if wanted == "auto":
+            return cls(choose_precision(device), device, is_chosen=True)
+        return cls(wanted, device, is_chosen=False)
+
+    def __str__(self) -> str:
+        if not self.is_chosen:
+            return self.name
+        native = "native" if self.name == "bf16-mixed" else "not native"
+        return f"{self.name} (auto: bfloat16 is {native} on this {self.device.type})"
+
+    def warning(self) -> str | None:
+        """Say what it costs if the device only emulates it, measured now; None if it does not."""
+        return warn_of_emulation("trainer.precision", self.name, self.device)
+
+
+def check_precision(trainer: L.Trainer, name: str) -> None:
+    """Check that all processes compute in the same precision.
+
+    Args:
+        trainer: Of a run whose processes have met.
+        name: The precision of this process.
+
+    Raises:
+        ValueError: If they do not: then their processors differ.
+    """
+    first = trainer.strategy.broadcast(name)
+    if name != first:
+        raise ValueError(
+            f"trainer.precision: {first} on process 0, but {name} on process {trainer.global_rank}: "
+            "their processors differ, so auto does too: name one of the two"
+        )
