@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
-from open_clip.utils import to_2tuple
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -47,6 +44,8 @@ class CLIPModel(nn.Module):
         image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         image_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     ) -> None:
+        import open_clip  # here: with timm and wandb, which it brings, it is a second of every other start
+
         super().__init__()
         try:
             self.model = open_clip.CLIP(embed_dim, dict(vision_cfg), dict(text_cfg), quick_gelu=quick_gelu)
@@ -56,7 +55,8 @@ class CLIPModel(nn.Module):
         self.image_mean, self.image_std = image_mean, image_std
         self.context_length = int(self.model.context_length)
         self.token_width = int(self.model.token_embedding.embedding_dim)
-        self.image_size = int(to_2tuple(self.model.visual.image_size)[0])  # residual networks say one number
+        size = open_clip.utils.to_2tuple(self.model.visual.image_size)  # residual networks say one number
+        self.image_size = int(size[0])
         mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (image_mean, image_std))
         # (x + 1) / 2 is the picture in [0, 1]; with mean and deviation .5 the tower sees x itself, to the bit
         self.register_buffer("image_scale", (0.5 / std).float(), persistent=False)
@@ -100,6 +100,8 @@ class CLIPModel(nn.Module):
 
     def units(self) -> list[nn.Module]:
         """Return the blocks of the transformers; an image tower of another kind has none."""
+        from open_clip.transformer import ResidualAttentionBlock
+
         return [module for module in self.modules() if isinstance(module, ResidualAttentionBlock)]
 
     def text_tower(self) -> TextTower:

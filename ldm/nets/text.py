@@ -6,13 +6,15 @@ Parameters carry the names of transformers' ``CLIPTextModel``, so that weights n
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
 from ldm.nets.attention import attend
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
 
 VOCAB_SIZE = 49408
 """Byte pairs of CLIP's tokenizer: 512 bytes, 48894 merges, and the marks of begin and end."""
@@ -241,6 +243,8 @@ def num_tokens(caption: str) -> int:
 @lru_cache(maxsize=1)
 def byte_pairs() -> SimpleTokenizer:
     """Return CLIP's tokenizer; its table of byte pairs comes with open_clip."""
+    from open_clip.tokenizer import SimpleTokenizer  # here: not every run has text, and it takes a second
+
     return SimpleTokenizer()
 
 

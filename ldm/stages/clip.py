@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from open_clip.loss import ClipLoss
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,6 +45,8 @@ class CLIP(Stage):
         )
 
     def _contrast(self, image: Tensor, text: Tensor, world: int = 1) -> dict[str, Tensor]:
+        from open_clip.loss import ClipLoss  # here: other stages do without
+
         loss = ClipLoss(
             True, gather_with_grad=True, rank=self.global_rank if world > 1 else 0, world_size=world
         )
