@@ -33,11 +33,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there
 def pytest_xdist_auto_num_workers(config):
-    """Run as many at once as there are cores, one more if slow ones, which wait, are among them.
+    """Run as many at once as there are cores, two more if slow ones, which wait, are among them.
 
     Eight at most, of 3 GB each.
     """
-    waiting = 0 if config.option.markexpr else 1
+    waiting = 0 if config.option.markexpr else 2
     return min(8, (os.cpu_count() or 1) + waiting)
 
 

@@ -17,7 +17,7 @@ class Slow(AsyncCheckpointIO):
         self.may = threading.Event()
 
     def _write(self, checkpoint, target):
-        assert self.may.wait(10)
+        assert self.may.wait(60)
         super()._write(checkpoint, target)
 
 

@@ -28,6 +28,7 @@ class IllOnSecond(TinyStage):
 
 
 def main(folder, strategy):
+    folder.mkdir(exist_ok=True)
     stage = IllOnSecond()
     callbacks = [NonFinite(2), Checkpoints()]
     settings = {"enable_checkpointing": True, "limit_val_batches": 0}
@@ -37,8 +38,10 @@ def main(folder, strategy):
         run.fit(stage)
     except ValueError as raised:
         error = str(raised)
-    torch.save({"seen": stage.seen, "error": error}, Path(folder, f"rank{run.global_rank}.pt"))
+    torch.save({"seen": stage.seen, "error": error}, folder / f"rank{run.global_rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], {"ddp": "ddp", "fsdp2": FSDP2()}[sys.argv[2]])
+    for name, strategy in {"ddp": "ddp", "fsdp2": FSDP2()}.items():
+        print(f"== {name}", file=sys.stderr, flush=True)
+        main(Path(sys.argv[1], name), strategy)

@@ -1,42 +1,62 @@
 """Tiny shards, and a chain of tiny runs that the tests of the commands share."""
 
 import contextlib
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from tiny_runs import Chain
 
 from data.shapes_packer import Settings, pack
 from ldm import encode, fit
 
 
-@pytest.fixture(scope="session")
-def home(tmp_path_factory) -> Path:
-    """Stands for the root of the repository, where commands are run."""
-    return tmp_path_factory.mktemp("home")
+def chain_in(home: Path) -> Chain:
+    shards = home / "shards" / "shapes"
+    return Chain(home / "runs" / "demo", shards, home / "shards" / "shapes-latents")
 
 
-@pytest.fixture(scope="session")
-def shards(home) -> Path:
-    folder = home / "shards" / "shapes"
-    pack(folder, Settings(train=60, val=24, novel=12, pairs=12, shard_size=20))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def chain(home, shards) -> Chain:
-    """Run folders of an autoencoder, a CLIP and a diffusion on it, each trained for eight steps."""
-    chain = Chain(home / "runs" / "demo", shards, home / "shards" / "shapes-latents")
+def train(home: Path) -> None:
+    """Pack shards, and train an autoencoder, a CLIP and a diffusion on them, each for eight steps."""
+    chain = chain_in(home)
+    pack(chain.shards, Settings(train=60, val=24, novel=12, pairs=12, shard_size=20))
     with contextlib.chdir(home):
         assert fit.main(chain.arguments("autoencoder")) == 0
         assert fit.main(chain.arguments("clip")) == 0
         assert encode.main(chain.encode()) == 0
         assert fit.main(chain.arguments("diffusion")) == 0
-    return chain
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """Stands for the root of the repository, where commands are run, with the chain in it.
+
+    Where pytest-xdist runs several processes, the first that needs it trains; the others copy what it left.
+    """
+    home = tmp_path_factory.mktemp("home")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        train(home)
+        return home
+    trained = tmp_path_factory.getbasetemp().parent / "home"
+    with FileLock(f"{trained}.lock"):
+        if not trained.exists():
+            train(home)
+            shutil.copytree(home, trained)
+            return home
+    shutil.copytree(trained, home, dirs_exist_ok=True)
+    return home
+
+
+@pytest.fixture(scope="session")
+def chain(home) -> Chain:
+    """Run folders of an autoencoder, a CLIP and a diffusion on it, each trained for eight steps."""
+    return chain_in(home)
 
 
 @pytest.fixture(autouse=True)
-def at_home(chain, home, monkeypatch):
+def at_home(home, monkeypatch):
     monkeypatch.chdir(home)
 
 

@@ -5,10 +5,10 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from one_after_another import PROGRAM, fit_all, start
 from PIL import Image
 from tiny_runs import ROOT
 from torchvision.transforms.functional import pil_to_tensor
@@ -32,13 +32,6 @@ SETTINGS = [
     "--watchdog.timeout=120",
     "--pictures.num=9",  # the first process draws twice, the second once: they do not keep step
 ]
-PROGRAM = str(Path(__file__).with_name("fits_on_two.py"))
-
-
-def run(plan, home):
-    command = [sys.executable, PROGRAM, str(plan)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=280)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +54,7 @@ def runs(chain, home, tmp_path_factory):
         step("ddp fsdp", "fsdp2", "ddp"),
         step("again", "fsdp2", more=["--trainer.callbacks+=ldm.callbacks.recompute.Recompute"]),
     ]
-    path = folder / "plan.json"
-    path.write_text(json.dumps(plan))
-    result = run(path, home)
-    assert result.returncode == 0, result.stderr
+    fit_all(plan, folder / "plan.json", home)
     return folder
 
 
@@ -129,7 +119,7 @@ def test_ten_steps_are_the_same_with_weights_split_within_each_of_two_nodes(chai
     folder, plan = tmp_path / "hsdp", tmp_path / "plan.json"
     more = ["--trainer.strategy=hsdp", "--data.batch_size=2", f"--run={folder}"]
     more += ["--trainer.val_check_interval=10", "--pictures.num=1"]
-    step = {"start": None, "run": str(folder), "arguments": chain.arguments("diffusion", *SETTINGS, *more)}
+    step = {"arguments": chain.arguments("diffusion", *SETTINGS, *more)}
     plan.write_text(json.dumps([step]))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -150,9 +140,8 @@ def test_ten_steps_are_the_same_with_weights_split_within_each_of_two_nodes(chai
 
 @pytest.mark.slow
 def test_what_cannot_be_split_is_named(chain, fresh):
-    plan = [{"start": None, "run": "", "arguments": fresh.arguments("clip", "--trainer.strategy=fsdp2")}]
-    (fresh.runs.parent / "plan.json").write_text(json.dumps(plan))
-    result = run(fresh.runs.parent / "plan.json", chain.runs.parents[1])
+    plan = [{"arguments": fresh.arguments("clip", "--trainer.strategy=fsdp2")}]
+    result = start(plan, fresh.runs.parent / "plan.json", chain.runs.parents[1])
     assert result.returncode == 2
     assert "FSDP2 cannot split net.model.logit_scale, a single number" in result.stderr
     assert "train this stage with ddp" in result.stderr

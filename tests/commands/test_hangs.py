@@ -23,12 +23,12 @@ from ldm.callbacks.watch import EXIT_CODE
 def test_a_hang_ends_all_and_names_who_stands_still(fresh, rank, how, reason):
     hangs = ["interruptions.Hangs", "--trainer.callbacks.step=3", f"--trainer.callbacks.rank={rank}"]
     both = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--pictures.num=2"]
-    more = ["--trainer.callbacks+", *hangs, f"--trainer.callbacks.how={how}", "--watchdog.timeout=8"]
+    more = ["--trainer.callbacks+", *hangs, f"--trainer.callbacks.how={how}", "--watchdog.timeout=20"]
     command = [sys.executable, "-m", "ldm.fit", *fresh.arguments("autoencoder", *both, *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
     assert result.returncode != 0
-    said = rf"no progress for \d+ s \(--watchdog.timeout 8\): {reason}"
+    said = rf"no progress for \d+ s \(--watchdog.timeout 20\): {reason}"
     assert re.search(said, result.stderr), result.stderr
     if how == "sleep":
         assert result.returncode == EXIT_CODE

@@ -1,43 +1,70 @@
-"""A process that dies takes the others with it, promptly and with its own error; the same command resumes."""
+"""One process of two dies, or is told to stop: it ends all, with its own word; the same command resumes."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from test_resume import assert_same_run
+from one_after_another import fit_all
+from test_preemption import signalled
+from test_resume import assert_same_run, state
 from tiny_runs import ROOT, Chain
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # one fixture runs all, on two cores
 
-def run(arguments, *more):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
-    command = [sys.executable, "-m", "ldm.fit", *arguments, *more]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--pictures.num=2"]
 
 
-def two(chain):
-    both = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--pictures.num=2"]
-    return chain.arguments("autoencoder", *both)
+def dies(rank, how):
+    what = ["interruptions.Dies", "--trainer.callbacks.step=5", f"--trainer.callbacks.rank={rank}"]
+    return ["--trainer.callbacks+", *what, f"--trainer.callbacks.how={how}"]
+
+
+ENDS = {
+    "second fails": dies(1, "error"),
+    "second is killed": dies(1, "kill"),
+    "first fails": dies(0, "error"),
+    "second is told": ["--preemption.every_n_steps=3", *signalled(4, "backward", signal.SIGUSR1, rank=1)],
+}
 
 
 @pytest.fixture(scope="module")
-def whole(chain, tmp_path_factory):
-    uninterrupted = Chain(tmp_path_factory.mktemp("whole"), chain.shards, chain.latents)
-    result = run(two(uninterrupted))
-    assert result.returncode == 0, result.stderr
-    return uninterrupted
+def runs(chain, home, tmp_path_factory):
+    """Runs on two processes, one whole, the others ended and resumed; and what was said of them."""
+    folder = tmp_path_factory.mktemp("two")
+
+    def arguments(name):
+        return Chain(folder / name, chain.shards, chain.latents).arguments("autoencoder", *TWO)
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    ended = {}
+    for name, end in ENDS.items():
+        command = [sys.executable, "-m", "ldm.fit", *arguments(name), *end]
+        ended[name] = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+    stopped = state(folder / "second is told" / "autoencoder")["global_step"]
+    plan = [{"arguments": arguments(name)} for name in ("whole", *ENDS)]
+    resumed = fit_all(plan, folder / "plan.json", home)
+    return SimpleNamespace(folder=folder, ended=ended, stopped=stopped, said=resumed.stdout)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("rank", "how"), [(1, "error"), (1, "kill"), (0, "error")])
-def test_the_death_of_one_process_ends_all_and_the_same_command_resumes(whole, fresh, rank, how):
-    dies = ["interruptions.Dies", "--trainer.callbacks.step=5", f"--trainer.callbacks.rank={rank}"]
-    dead = run(two(fresh), "--trainer.callbacks+", *dies, f"--trainer.callbacks.how={how}")
-    assert dead.returncode != 0
-    if how == "error":
-        assert f"process {rank} went away" in dead.stderr
-    resumed = run(two(fresh))
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumes" in resumed.stdout
-    assert_same_run(fresh.runs / "autoencoder", whole.runs / "autoencoder")
+@pytest.mark.parametrize("name", ENDS)
+def test_the_same_command_resumes_a_run_that_one_of_two_processes_ended(runs, name):
+    assert runs.ended[name].returncode != 0
+    run = runs.folder / name / "autoencoder"
+    assert f"{run}: resumes {run / 'checkpoints' / 'last.ckpt'}" in runs.said
+    assert_same_run(run, runs.folder / "whole" / "autoencoder")
+
+
+@pytest.mark.parametrize(("name", "rank"), [("second fails", 1), ("first fails", 0)])
+def test_the_error_of_one_process_is_said(runs, name, rank):
+    assert f"process {rank} went away" in runs.ended[name].stderr
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(runs):
+    told = runs.ended["second is told"]
+    assert told.returncode == 75, told.stderr
+    assert "stopped at step 6 by SIGUSR1" in told.stdout
+    assert runs.stopped == 6

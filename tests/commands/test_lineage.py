@@ -27,7 +27,7 @@ def in_a_process(command, arguments, home, code=0):
     paths = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "WANDB_API_KEY": ""}
     call = [sys.executable, "-m", f"ldm.{command}", *arguments]
-    result = subprocess.run(call, env=environment, cwd=home, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(call, env=environment, cwd=home, capture_output=True, text=True, timeout=250)
     assert result.returncode == code, result.stderr
 
 

@@ -4,11 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from one_after_another import fit_all
 from tiny_runs import ROOT, Chain
 from watched import NoHalf
 
@@ -18,13 +18,6 @@ from ldm.hardware import choose_precision
 HIDDEN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 AUTO = choose_precision(torch.device("cpu"))
 FEW = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
-
-
-def outside(arguments, command="ldm.fit", **environment):
-    """Run a command in a process of its own."""
-    home = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", **environment}
-    command = [sys.executable, "-m", command, *arguments]
-    return subprocess.run(command, env=home, capture_output=True, text=True, timeout=250)
 
 
 def test_auto_is_resolved_said_and_recorded(fresh, capsys):
@@ -46,13 +39,12 @@ def test_every_configuration_leaves_the_precision_to_the_processor():
 
 
 @pytest.mark.slow
-def test_without_bfloat16_auto_trains_in_float32_and_a_wish_for_it_is_one_warning(fresh):
-    done = outside(fresh.arguments("autoencoder", *FEW, "--trainer.precision=auto"), **HIDDEN)
-    assert done.returncode == 0, done.stderr
-    assert "32-true (auto: bfloat16 is not native on this cpu)" in done.stdout
+def test_without_bfloat16_auto_trains_in_float32_and_a_wish_for_it_is_one_warning(fresh, home, tmp_path):
+    left = fresh.arguments("autoencoder", *FEW, "--trainer.precision=auto")
     wish = fresh.arguments("autoencoder", "--trainer.max_steps=3", "--trainer.precision=bf16-mixed")
-    done = outside(wish, **HIDDEN)
-    assert done.returncode == 0, done.stderr
+    plan = [{"arguments": left}, {"arguments": wish}]
+    done = fit_all(plan, tmp_path / "plan.json", home, **HIDDEN)
+    assert "32-true (auto: bfloat16 is not native on this cpu)" in done.stdout
     assert done.stdout.count("bf16-mixed") == 1
     assert done.stderr.count("only emulates bfloat16: matrix products take") == 1
 

@@ -2,13 +2,9 @@
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from test_resume import assert_same_run, state
-from tiny_runs import ROOT, Chain
 
 from ldm import fit
 from ldm.callbacks.preemption import SIGNALS, Notice, Preemption, requeue
@@ -53,26 +49,6 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(chain, fresh, capsys
     assert_same_run(fresh.runs / "autoencoder", chain.runs / "autoencoder")
     assert fit.main(fresh.arguments("autoencoder")) == 0
     assert "finished, 8 of 8 steps are done" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_the_same_step(fresh, tmp_path):
-    def run(chain, *more):
-        both = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--pictures.num=2"]
-        command = [sys.executable, "-m", "ldm.fit", *chain.arguments("autoencoder", *both, *more)]
-        paths = f"{ROOT}:{Path(__file__).parent}"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-
-    whole = Chain(tmp_path / "whole", fresh.shards, fresh.latents)
-    assert run(whole).returncode == 0
-    often = "--preemption.every_n_steps=3"
-    stopped = run(fresh, often, *signalled(4, "backward", signal.SIGUSR1, rank=1))
-    assert stopped.returncode == 75, stopped.stderr
-    assert "stopped at step 6 by SIGUSR1" in stopped.stdout
-    assert state(fresh.runs / "autoencoder")["global_step"] == 6
-    assert run(fresh).returncode == 0
-    assert_same_run(fresh.runs / "autoencoder", whole.runs / "autoencoder")
 
 
 def scontrol(folder, monkeypatch, code=0):

@@ -154,6 +154,7 @@ def test_a_damaged_last_checkpoint_costs_the_steps_since_the_one_before(chain, f
 
 def run_on_two_threads(arguments, *more):
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    environment["OMP_WAIT_POLICY"] = "passive"  # a thread that spins takes the processor from the other
     command = [sys.executable, "-m", "ldm.fit", *arguments, *more]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 

@@ -1,14 +1,11 @@
 """One process equals two (gloo) at the same global batch: gradients, weights, validation, samples."""
 
+import contextlib
 import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import ROOT
+from one_after_another import fit_all
 
 from ldm import fit
 
@@ -21,26 +18,66 @@ EVEN = [  # times that follow from the place of a sample in the stream
 ]
 
 
-def arguments(fresh, name, folder, *more):
-    return fresh.arguments(
+EACH = ["--data.batch_size=8"]
+ALONE = ["--data.batch_size=16"]
+CASES = [
+    ("autoencoder", EACH),
+    ("clip", EACH),
+    ("diffusion", EACH),
+    ("diffusion", ["--data.batch_size=4", "--trainer.accumulate_grad_batches=2"]),
+]
+RESUMED = ("autoencoder", "clip", "diffusion")
+HALF = ["--model.optimizer.decay=none", "--trainer.val_check_interval=5"]
+QUIET = [(1, 100), (2, 100), (2, 1)]
+"""Batches of a step, and of how many steps one is logged."""
+
+
+def arguments(chain, name, run, *more):
+    return chain.arguments(
         name,
         *STEEP,
         "--ema.decay=0",
         "--trainer.max_steps=10",
-        f"--run={fresh.runs / folder}",
+        f"--run={run}",
         "--trainer.callbacks+=exact.KeepGradients",
-        f"--trainer.callbacks.path={fresh.runs / folder}.grad",
+        f"--trainer.callbacks.path={run}.grad",
         *(EVEN if name == "diffusion" else []),
         *more,
     )
 
 
-def run(command_line):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
-    command = [sys.executable, "-m", "ldm.fit", *command_line]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
-    assert result.returncode == 0, result.stderr
-    return result
+def alone(chain, name, run, *more):
+    """Train on this process."""
+    run.parent.mkdir(exist_ok=True)
+    assert fit.main(arguments(chain, name, run, *ALONE, *more)) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def twos(chain, home, tmp_path_factory):
+    """Folders of runs on two processes, which train them one after another: starting takes longest."""
+    folder = tmp_path_factory.mktemp("two")
+    with contextlib.chdir(home):
+        alone(chain, "diffusion", folder / "diffusion resumed", *HALF, "--trainer.max_steps=5")
+    plan = []
+
+    def add(run, name, *more):
+        plan.append({"arguments": arguments(chain, name, folder / run, *TWO, *more)})
+
+    for name, each in CASES:
+        add(f"{name} {len(each)}", name, *each, f"--trainer.val_check_interval={5 * len(each)}")
+    for name in RESUMED:
+        add(f"{name} resumed", name, *HALF, *EACH, f"--trainer.max_steps={10 if name == 'diffusion' else 5}")
+    for batches, every in QUIET:
+        counts = ["--trainer.callbacks+=exact.CountCollectives"]
+        counts += [f"--trainer.callbacks.path={folder}/said {batches} {every}"]
+        quiet = [f"--trainer.accumulate_grad_batches={batches}", f"--trainer.log_every_n_steps={every}"]
+        add(f"quiet {batches} {every}", "autoencoder", *quiet, "--trainer.val_check_interval=100", *counts)
+    fit_all(plan, folder / "plan.json", home)
+    with contextlib.chdir(home):
+        for name in ("autoencoder", "clip"):
+            alone(chain, name, folder / f"{name} resumed", *HALF)
+    return folder
 
 
 def distance(one, two):
@@ -54,82 +91,54 @@ def rows(run, column):
         return [float(row[column]) for row in csv.DictReader(file) if row[column]]
 
 
-def checkpoint(fresh, name):
-    return torch.load(fresh.runs / name / "checkpoints/last.ckpt", weights_only=True)
-
-
-CASES = [
-    ("autoencoder", ["--data.batch_size=8"]),
-    ("clip", ["--data.batch_size=8"]),
-    ("diffusion", ["--data.batch_size=8"]),
-    ("diffusion", ["--data.batch_size=4", "--trainer.accumulate_grad_batches=2"]),
-]
+def checkpoint(run):
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "share"), CASES)
-def test_one_process_equals_two(fresh, name, share):
-    every = 5 * len(share)  # validation is counted in batches
-    fresh.runs.mkdir()
-    run(arguments(fresh, name, "two", *TWO, *share, f"--trainer.val_check_interval={every}"))
-    assert (
-        fit.main(arguments(fresh, name, "one", "--data.batch_size=16", "--trainer.val_check_interval=5")) == 0
-    )
-    ones, twos = (torch.load(fresh.runs / f"{n}.grad", weights_only=True) for n in ("one", "two"))
-    assert ones.keys() == twos.keys()
-    assert distance(ones, twos) < 5e-6  # sums in another order: 0.6e-6 to 2e-6 measured
-    one, two = checkpoint(fresh, "one"), checkpoint(fresh, "two")
-    assert one["samples_seen"] == two["samples_seen"] == 160
-    assert distance(one["state_dict"], two["state_dict"]) < 1e-6
-    assert_same_curves(fresh, name)
-
-
-TWICE = [*TWO, "--data.batch_size=8"]
-ALONE = ["--data.batch_size=16"]
+@pytest.mark.timeout(900)  # one fixture trains all, on two cores
+@pytest.mark.parametrize(("name", "each"), CASES)
+def test_one_process_equals_two(chain, fresh, twos, name, each):
+    one = alone(chain, name, fresh.runs / "one", "--trainer.val_check_interval=5")
+    two = twos / f"{name} {len(each)}"
+    ones, both = (torch.load(f"{run}.grad", weights_only=True) for run in (one, two))
+    assert ones.keys() == both.keys()
+    assert distance(ones, both) < 5e-6  # sums in another order: 0.6e-6 to 2e-6 measured
+    assert_same(one, two, name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "before", "after"),
-    [("autoencoder", TWICE, ALONE), ("clip", TWICE, ALONE), ("diffusion", ALONE, TWICE)],
-)
-def test_a_run_goes_on_with_another_number_of_processes(fresh, name, before, after):
-    fresh.runs.mkdir()
-    same = ["--model.optimizer.decay=none", "--trainer.val_check_interval=5"]
-    assert fit.main(arguments(fresh, name, "one", *same, *ALONE)) == 0
-    run(arguments(fresh, name, "two", *same, *before, "--trainer.max_steps=5"))
-    run(arguments(fresh, name, "two", *same, *after))
-    one, two = checkpoint(fresh, "one"), checkpoint(fresh, "two")
-    assert one["samples_seen"] == two["samples_seen"] == 160
-    assert one["Shards"] == two["Shards"]
-    assert distance(one["state_dict"], two["state_dict"]) < 1e-6
-    assert rows(fresh.runs / "one", "samples") == rows(fresh.runs / "two", "samples")
-    assert_same_curves(fresh, name)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_goes_on_with_another_number_of_processes(chain, fresh, twos, name):
+    """From two to one, or from one to two."""
+    one, two = alone(chain, name, fresh.runs / "one", *HALF), twos / f"{name} resumed"
+    assert checkpoint(one)["Shards"] == checkpoint(two)["Shards"]
+    assert rows(one, "samples") == rows(two, "samples")
+    assert_same(one, two, name)
 
 
-def assert_same_curves(fresh, name):
+def assert_same(one, two, name):
+    """The same weights and curves, but for rounding."""
+    ours, theirs = checkpoint(one), checkpoint(two)
+    assert ours["samples_seen"] == theirs["samples_seen"] == 160
+    assert distance(ours["state_dict"], theirs["state_dict"]) < 1e-6
     quarters = [f"val/loss_quarter_{i}" for i in (1, 2, 3, 4)] if name == "diffusion" else []
     for column in ["val/loss", *quarters, *(["val/accuracy"] if name == "clip" else [])]:
-        losses = {n: rows(fresh.runs / n, column) for n in ("one", "two")}
-        assert losses["two"] == pytest.approx(losses["one"], rel=1e-5)
-        assert len(losses["one"]) == 2
-    trained = {n: rows(fresh.runs / n, "train/loss") for n in ("one", "two")}
-    assert trained["two"] == pytest.approx(trained["one"], rel=1e-5)
-    assert len(trained["one"]) == 10
+        assert rows(two, column) == pytest.approx(rows(one, column), rel=1e-5)
+        assert len(rows(one, column)) == 2
+    assert rows(two, "train/loss") == pytest.approx(rows(one, "train/loss"), rel=1e-5)
+    assert len(rows(one, "train/loss")) == 10
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batches", "every", "more"), [(1, 100, 0), (2, 100, 0), (2, 1, 1)])
-def test_a_step_tells_the_others_its_gradients_and_losses_that_are_logged(fresh, batches, every, more):
-    fresh.runs.mkdir()
-    counts = ["--trainer.callbacks+=exact.CountCollectives", f"--trainer.callbacks.path={fresh.runs}/said"]
-    quiet = [f"--trainer.accumulate_grad_batches={batches}", "--trainer.val_check_interval=100"]
-    quiet += [f"--trainer.log_every_n_steps={every}"]
-    run(arguments(fresh, "autoencoder", "two", *TWO, *quiet, *counts))
-    said = torch.load(fresh.runs / "said", weights_only=True)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("batches", "every"), QUIET)
+def test_a_step_tells_the_others_its_gradients_and_losses_that_are_logged(twos, batches, every):
+    said = torch.load(twos / f"said {batches} {every}", weights_only=True)
     assert set(said) == {"gloo:all_reduce"}
-    buckets = 2  # of 681,911 gradients
-    assert len(said) == 2 * (buckets + more)
+    buckets, losses = 2, int(every == 1)  # of 681,911 gradients
+    assert len(said) == 2 * (buckets + losses)
 
 
 def test_clip_says_how_many_pairs_it_contrasts(fresh):

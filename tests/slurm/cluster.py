@@ -124,14 +124,14 @@ class Cluster:
                 os.kill(int((self.folder / file).read_text()), signal.SIGTERM)
 
     def run(self, *command: str) -> str:
-        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, f"{command}: {result.stderr}"
         return result.stdout.strip()
 
     def ask(self, *command: str) -> str:
         """Answer of a command that may fail."""
         return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=60
+            command, env=self.environment, capture_output=True, text=True, timeout=120
         ).stdout
 
     def submit(self, *arguments: str) -> str:
@@ -140,11 +140,12 @@ class Cluster:
     def state(self, job: str) -> str:
         return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
 
-    def wait(self, job: str, seconds: float = 120) -> str:
+    def wait(self, job: str, seconds: float = 240) -> str:
         self.wait_for(lambda: self.state(job) in FINAL, seconds)
         return self.state(job)
 
-    def wait_for(self, condition, seconds: float = 20) -> None:
+    def wait_for(self, condition, seconds: float = 120) -> None:
+        """Wait until something is so: SLURM does nothing at once."""
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "timed out"

@@ -18,7 +18,7 @@ def jobs(cluster, shards, tmp_path_factory):
         return submit(cluster, shards, folder / name, sbatch, fit)
 
     jobs = {"twice": start("twice", fit=[*WAITS, "--trainer.callbacks.restart=1"])}
-    cluster.wait_for(lambda: num_processes(jobs["twice"]) == 2, 60)
+    cluster.wait_for(lambda: num_processes(jobs["twice"]) == 2)
     cluster.run("scancel", "--signal=USR1", jobs["twice"].number)
     assert jobs["twice"].log == ""
     jobs["limited"] = start("limited", ["--time=2", "--signal=USR1@60"], WAITS)  # sent 30 s early
@@ -95,7 +95,7 @@ def test_a_finished_job_that_is_queued_again_ends_at_once(cluster, jobs, whole):
 
 def test_a_head_node_that_does_not_resolve_is_an_error_at_once(cluster, shards, tmp_path):
     job = submit(cluster, shards, tmp_path / "run", ["--export=ALL,MASTER_ADDR=head.invalid"])
-    assert cluster.wait(job.number, 30) == "FAILED"
+    assert cluster.wait(job.number) == "FAILED"
     assert " cannot resolve MASTER_ADDR=head.invalid, where the processes meet: set it to" in job.log
 
 

@@ -33,5 +33,5 @@ def test_a_task_trains_with_its_line_and_is_queued_again_alone(cluster, shards, 
 
 def test_a_task_without_a_line_says_so(cluster, shards, tmp_path):
     _, task = submit(cluster, shards, tmp_path, "2")
-    assert cluster.wait(task(2).number, 120) == "FAILED"
+    assert cluster.wait(task(2).number) == "FAILED"
     assert "rates.txt has 2 lines, expected one for task 2 of --array" in task(2).log
