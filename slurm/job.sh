@@ -19,6 +19,7 @@ on_all_tasks() {
         if ! getent ahosts "$MASTER_ADDR" >/dev/null; then
             echo "error: $SLURMD_NODENAME cannot resolve MASTER_ADDR=$MASTER_ADDR, where the processes meet:" \
                 "set it to an address in slurm/site.sh" >&2
+            sleep 2   # what a task says just before srun ends all may be lost
             exit 2
         fi
         exec "$@"' task "$@"

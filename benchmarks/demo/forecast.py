@@ -112,6 +112,6 @@ def _seconds(loss: Callable[[], Tensor], module: nn.Module, recipe: Optimization
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
-        float(next(module.parameters()).flatten()[0])  # a GPU is done when the number is here
+        float(next(module.parameters()).detach().flatten()[0])  # a GPU is done when the number is here
         times.append(time.perf_counter() - begun)
     return statistics.median(times[1:])

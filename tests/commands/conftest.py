@@ -25,15 +25,21 @@ def train(home: Path) -> None:
     with contextlib.chdir(home):
         assert fit.main(chain.arguments("autoencoder")) == 0
         assert fit.main(chain.arguments("clip")) == 0
-        assert encode.main(chain.encode()) == 0
+        encode_in(home)
         assert fit.main(chain.arguments("diffusion")) == 0
+
+
+def encode_in(home: Path) -> None:
+    with contextlib.chdir(home):
+        assert encode.main(chain_in(home).encode()) == 0
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
     """Stands for the root of the repository, where commands are run, with the chain in it.
 
-    Where pytest-xdist runs several processes, the first that needs it trains; the others copy what it left.
+    Where pytest-xdist runs several processes, the first that needs it trains; the others copy what it left,
+    but for latents, which name their autoencoder by its whole path.
     """
     home = tmp_path_factory.mktemp("home")
     if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -45,7 +51,8 @@ def home(tmp_path_factory) -> Path:
             train(home)
             shutil.copytree(home, trained)
             return home
-    shutil.copytree(trained, home, dirs_exist_ok=True)
+    shutil.copytree(trained, home, ignore=shutil.ignore_patterns("shapes-latents"), dirs_exist_ok=True)
+    encode_in(home)
     return home
 
 

@@ -55,6 +55,7 @@ def arguments(chain, name, **more):
         "trainer.accelerator": "cpu",
         "trainer.precision": "32-true",
         "model.sampler.num_steps": 2,
+        "model.denoiser.block_out_channels": "[32,64]",
         "pictures.num": 4,
         **more,
     }

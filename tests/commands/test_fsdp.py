@@ -25,7 +25,6 @@ SETTINGS = [
     "--trainer.max_steps=10",
     "--trainer.val_check_interval=5",
     "--checkpoints.keep_every_n_steps=5",
-    "--model.denoiser.block_out_channels=[32,64]",
     "--trainer.limit_val_batches=2",
     "--data.batch_size=4",
     "--ema.decay=0.5",

@@ -36,6 +36,8 @@ class Chain:
         }
         if name in ("diffusion", "pixels"):
             settings["model.sampler.num_steps"] = 2
+        if name == "diffusion":
+            settings["model.denoiser.block_out_channels"] = "[32,64]"
         options = [f"--{key}={value}" for key, value in settings.items()]
         return ["--config", str(ROOT / "configs" / "demo" / f"{name}.yaml"), *options, *more]
 
