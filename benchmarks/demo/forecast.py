@@ -28,6 +28,7 @@ ENCODING, DRAWING = 250, 190
 STARTS = 6
 """Starting a stage, its validations, packing and measuring, in starts of a process: for the whole demo."""
 STEPS = 5
+CAPTION = "a large yellow ring above a small pink square on a white background"
 
 
 def forecast(cores: int) -> dict[str, float]:
@@ -43,7 +44,7 @@ def forecast(cores: int) -> dict[str, float]:
         torch.set_num_threads(max(1, cores // 2))
         steps = [_stage_step(autoencoder), _stage_step(clip)]
         torch.set_num_threads(cores)
-        steps.append(_unet_step(autoencoder, clip, diffusion))
+        steps.append(_diffusion_step(autoencoder, clip, diffusion))
     finally:
         torch.set_num_threads(threads)
     seconds = [step * config["trainer"]["max_steps"] for step, config in zip(steps, configs, strict=True)]
@@ -85,8 +86,8 @@ def _stage_step(config: dict[str, Any]) -> float:
     return _seconds(lambda: stage.losses(batch, noise)["loss"], stage, stage.optimizer)
 
 
-def _unet_step(autoencoder: dict[str, Any], clip: dict[str, Any], diffusion: dict[str, Any]) -> float:
-    """Time a training step of the U-Net, without the tokens' tower, whose share is small."""
+def _diffusion_step(autoencoder: dict[str, Any], clip: dict[str, Any], diffusion: dict[str, Any]) -> float:
+    """Time a training step of the U-Net, and the text tower that says what it is conditioned on."""
     net = autoencoder["model"]["init_args"]["net"]["init_args"]
     text = clip["model"]["init_args"]["net"]["init_args"]["text_cfg"]
     widths = Widths(sample=net["latent_channels"], tokens=text["width"])
@@ -95,23 +96,33 @@ def _unet_step(autoencoder: dict[str, Any], clip: dict[str, Any], diffusion: dic
     num, side = diffusion["data"]["batch_size"], diffusion["data"]["image_size"]
     side //= downsampling(net["block_out_channels"])
     x = torch.randn(num, net["latent_channels"], side, side, device=_device())
-    cond = Cond(torch.randn(num, text["context_length"], text["width"], device=_device()))
     t = torch.arange(num, device=_device())
-    recipe = build_stage(clip["model"]).optimizer  # the same as theirs, but for the rate
-    return _seconds(lambda: unet(x, t, cond).float().square().mean(), unet, recipe)
+    towers = build_stage(clip["model"]).to(_device())
+    tower = towers.net.text_tower()  # type: ignore[union-attr, operator]
+
+    def loss() -> Tensor:
+        with torch.no_grad():
+            cond = Cond(tower.encode([CAPTION] * num))
+        return unet(x, t, cond).float().square().mean()
+
+    return _seconds(loss, unet, towers.optimizer)  # the same as theirs, but for the rate
 
 
 def _seconds(loss: Callable[[], Tensor], module: nn.Module, recipe: Optimization) -> float:
-    """Time training steps: the median of ``STEPS`` after one that warms up."""
+    """Time training steps, with the weights' average: the median of ``STEPS`` after one that warms up."""
     dtype = DTYPES[choose_precision(_device())]
     optimizer, times = recipe.build(module, dtype), []
+    weights = [p.detach() for p in module.parameters()]
+    averages = [p.clone() for p in weights]
     for _ in range(1 + STEPS):
         begun = time.perf_counter()
         with torch.autocast(_device().type, dtype, enabled=dtype != torch.float32):
             value = loss()
         value.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        float(next(module.parameters()).detach().flatten()[0])  # a GPU is done when the number is here
+        torch._foreach_lerp_(averages, weights, 0.01)
+        float(averages[0].flatten()[0])  # a GPU is done when the number is here
         times.append(time.perf_counter() - begun)
     return statistics.median(times[1:])
