@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.speed import SIZES, Step, networks, seconds, steps
+from ldm.callbacks.activation_checkpointing import ActivationCheckpointing
 from ldm.callbacks.compile import Compile
-from ldm.callbacks.recompute import Recompute
 from ldm.hardware import choose_precision
 
 WAYS: dict[str, list[L.Callback]] = {
     "plain": [],
-    "Recompute": [Recompute()],
+    "Recompute": [ActivationCheckpointing()],
     "Compile": [Compile()],
-    "Recompute, Compile": [Recompute(), Compile()],
+    "Recompute, Compile": [ActivationCheckpointing(), Compile()],
 }
 
 

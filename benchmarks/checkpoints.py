@@ -18,9 +18,9 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.plugins.io import AsyncCheckpointIO as LightningAsync
 
-from ldm.callbacks.async_checkpoint_io import AsyncCheckpointIO
-from ldm.callbacks.checkpoint_io import AtomicCheckpointIO
-from ldm.checkpoint import check_whole
+from ldm.checkpointing.async_writer import AsyncCheckpointIO
+from ldm.checkpointing.writer import AtomicCheckpointIO
+from ldm.io.checkpoint import check_whole
 
 WRITERS: dict[str, Callable[[], Any]] = {
     "Lightning's": TorchCheckpointIO,

@@ -1,6 +1,6 @@
 """Do models obey their conditions: ``python -m benchmarks.conditions``, after the runs of configs/conditions.
 
-Prints what the last evaluation of each run measured, and the same of the pictures themselves, of their
+Prints what the last evaluation of each run measured, and the same of the images themselves, of their
 reconstructions by the autoencoder, and of the low-resolution copies enlarged bicubically.
 """
 
@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.shapes_metrics import KnownPSNR, LayoutAccuracy, MapAgreement
-from data.shapes_reader import CaptionAccuracy
+from data.shapes.metrics import KnownPSNR, LayoutAccuracy, MapAgreement
+from data.shapes.reader import CaptionAccuracy
 from ldm.data.module import Shards
-from ldm.latents import AutoencoderLatents
+from ldm.io.images import from_bytes, to_bytes
+from ldm.latents.space import AutoencoderLatents
 from ldm.metrics.psnr import PSNR
-from ldm.pictures import from_bytes, to_bytes
 from ldm.types import Batch
 
-COLUMNS = ("known/psnr", "picture_psnr", "caption/count", "caption/all", "map/objects", "layout/all")
+COLUMNS = ("known/psnr", "image_psnr", "caption/count", "caption/all", "map/objects", "layout/all")
 
 
 def last_evaluation(run: Path) -> dict[str, float]:
@@ -35,10 +35,10 @@ def last_evaluation(run: Path) -> dict[str, float]:
 
 
 def references(autoencoder: str, shards: str, num: int) -> dict[str, dict[str, float]]:
-    """Measure pictures that need no diffusion: originals, reconstructions, enlargements."""
+    """Measure images that need no diffusion: originals, reconstructions, enlargements."""
     latents = AutoencoderLatents(autoencoder)
     makers: dict[str, Callable[[Batch], Tensor]] = {
-        "the pictures themselves": lambda batch: batch["image"],
+        "the images themselves": lambda batch: batch["image"],
         "reconstructed": lambda batch: _reconstructed(latents, batch),
         "enlarged bicubically": _enlarged,
     }
@@ -75,16 +75,16 @@ def main() -> None:
     parser.add_argument("--autoencoder", default="runs/demo/autoencoder", help="Run of the autoencoder.")
     parser.add_argument("--shards", default="shards/conditions/val-*.tar", help="Validation shards.")
     parser.add_argument(
-        "--num", type=int, default=256, help="Pictures of the references, as the runs evaluate."
+        "--num", type=int, default=256, help="Images of the references, as the runs evaluate."
     )
     options = parser.parse_args()
     measured = {
         run.parent.name: last_evaluation(run.parent) for run in sorted(options.runs.glob("*/metrics.csv"))
     }
     measured |= references(options.autoencoder, options.shards, options.num)
-    print(f"| pictures | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
+    print(f"| images | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
     for name, values in measured.items():
-        # equal pictures have no PSNR: what float32 makes of it is left out
+        # equal images have no PSNR: what float32 makes of it is left out
         cells = [f"{values[column]:.3f}" if values.get(column, 99.0) < 99.0 else "" for column in COLUMNS]
         print(f"| {name} | {' | '.join(cells)} |")
 

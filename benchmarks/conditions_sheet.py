@@ -1,6 +1,6 @@
 """What models draw under each condition: ``python -m benchmarks.conditions_sheet --out docs/conditions.png``.
 
-Runs of configs/conditions, the same held-out samples in each column: the picture, then for each run what the
+Runs of configs/conditions, the same held-out samples in each column: the image, then for each run what the
 model was given and what it drew.
 """
 
@@ -15,19 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes
 
-from data.shapes import COLOURS
+from data.shapes.scene import COLOURS
 from ldm.data.module import Shards
-from ldm.pictures import grid, to_bytes, write_png
+from ldm.io.images import grid, to_bytes, write_png
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 from ldm.types import Batch
 
 ZOOM = 3
-"""Pixels of the sheet per pixel of a picture."""
+"""Pixels of the sheet per pixel of an image."""
 
 
 def masked(batch: Batch) -> Tensor:
-    """Show what is known of the picture, grey elsewhere."""
+    """Show what is known of the image, grey elsewhere."""
     return batch["image"] * (1.0 - batch["mask"])
 
 
@@ -43,7 +43,7 @@ def coloured(batch: Batch) -> Tensor:
 
 
 def boxes(batch: Batch) -> Tensor:
-    """Show the boxes on grey; their classes have no picture."""
+    """Show the boxes on grey; their classes have no image."""
     size = batch["image"].shape[-1]
     grey = torch.full((3, size, size), 128, dtype=torch.uint8)
     drawn = [
@@ -60,7 +60,7 @@ SHOWN: dict[str, Callable[[Batch], Tensor]] = {
     "semantic": coloured,
     "layout": boxes,
 }
-"""What each run is given, as pictures."""
+"""What each run is given, as images."""
 
 
 def sheet(runs: Path, shards: str, num: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What data parallelism costs a step, ours and Lightning's: ``python -m benchmarks.ddp``.
 
-Two processes (gloo, one core each) train the demo's autoencoder, one picture each, with Lightning's
+Two processes (gloo, one core each) train the demo's autoencoder, one image each, with Lightning's
 defaults, with ours, and with a static graph, in turn.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import lightning as L
 
-from data.shapes_packer import Settings, pack
+from data.shapes.packer import Settings, pack
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHTNINGS = (
@@ -52,7 +52,7 @@ def seconds(way: list[str], folder: Path, shards: Path, steps: int) -> float:
         "trainer.accelerator": "cpu",
         "trainer.precision": "32-true",
         "trainer.devices": 2,
-        "pictures.num": 2,
+        "sample_grid.num": 2,
     }
     command = [sys.executable, "-m", "ldm.fit", "--config", "configs/demo/autoencoder.yaml"]
     subprocess.run(

@@ -1,6 +1,6 @@
 """How well do drawn digits read? ``python -m benchmarks.digits --checkpoint runs/demo/digits``.
 
-A support vector machine trained on the real training digits reads pictures that the class-conditional model
+A support vector machine trained on the real training digits reads images that the class-conditional model
 drew without guidance, and the real validation digits, which are its own ceiling.
 """
 
@@ -33,11 +33,11 @@ def train_reader() -> tuple[SVC, float]:
 def draw(stage: Diffusion, labels: torch.Tensor, seed: int) -> np.ndarray:
     """Draw one digit per label, without guidance: (N, 64), ink from 0 to 16 as in scikit-learn."""
     stage.guidance = Unguided()
-    pictures = []
+    images = []
     for part in tqdm(torch.arange(len(labels)).split(100), desc="draw", unit=" x 100"):
         keys = [f"digit-{i}" for i in part.tolist()]
-        pictures.append(stage.generate({"key": keys, "label": labels[part]}, seed))
-    return ((torch.cat(pictures).mean(1) + 1.0) * 8.0).flatten(1).round().numpy()
+        images.append(stage.generate({"key": keys, "label": labels[part]}, seed))
+    return ((torch.cat(images).mean(1) + 1.0) * 8.0).flatten(1).round().numpy()
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="runs/demo/digits", help="Run folder or checkpoint.")
     parser.add_argument("--num", type=int, default=1000, help="Digits to draw.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the pictures.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the images.")
     options = parser.parse_args()
     reader, ceiling = train_reader()
     labels = torch.arange(options.num) % 10

@@ -2,7 +2,7 @@
 
 Needs the runs of ``make demo``. Validates the demo's diffusion twice with the callback ``Evaluation``, and
 times drawing apart from everything else that the callback does: the first evaluation looks at the real
-pictures too, the second finds their statistics on the disk.
+images too, the second finds their statistics on the disk.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from data.shapes_reader import CaptionAccuracy
+from data.shapes.reader import CaptionAccuracy
 from ldm.callbacks.evaluation import Evaluation
 from ldm.data.module import Shards
 from ldm.metrics.clip_score import CLIPScore
+from ldm.metrics.extractors.clip import CLIPExtractor
 from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.frechet import Frechet
 from ldm.metrics.kernel import CMMD, KID
 from ldm.metrics.neighbours import Neighbours
-from ldm.metrics.towers import Towers
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import CLIPTower, load_stage
 
@@ -77,7 +77,7 @@ class Timed(Evaluation):
 def evaluated(stage: Diffusion, clip: str, shards: str, num: int, folder: str) -> tuple[float, float]:
     """Validate once; return the seconds of drawing and of everything else that the callback did."""
     measures = [Frechet(), KID(), CMMD(), Neighbours(), CLIPScore()]
-    timed = Timed([FeatureMetrics(Towers(CLIPTower(clip)), measures), CaptionAccuracy()], num)
+    timed = Timed([FeatureMetrics(CLIPExtractor(CLIPTower(clip)), measures), CaptionAccuracy()], num)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__)
     parser.add_argument("--runs", default="runs/demo", help="Folder of the runs of make demo.")
     parser.add_argument("--data", default="shards/shapes/val-000000.tar", help="Validation shards.")
-    parser.add_argument("--num", type=int, default=256, help="Pictures.")
+    parser.add_argument("--num", type=int, default=256, help="Images.")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

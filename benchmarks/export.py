@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ldm.conditioners.text import CLIPText
 from ldm.diffusion.guidance import ClassifierFree
-from ldm.diffusion.noise import SampleNoise
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.interop.diffusers import export_pipeline
-from ldm.latents import AutoencoderLatents
+from ldm.latents.space import AutoencoderLatents
+from ldm.rng import SampleNoise
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 from ldm.types import Cond
@@ -41,8 +41,8 @@ CAPTIONS = (
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Pictures and what they cost.
+class GeneratedImages:
+    """Images and what they cost.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -60,21 +60,25 @@ def noise(stage: Diffusion, keys: list[str], seed: int) -> Tensor:
     return SampleNoise(seed, keys).like(torch.empty(len(keys), *shape))
 
 
-def draw_ours(stage: Diffusion, captions: list[str], num_steps: int, scale: float, seed: int) -> Drawn:
+def draw_ours(
+    stage: Diffusion, captions: list[str], num_steps: int, scale: float, seed: int
+) -> GeneratedImages:
     """Draw by the stage: DDIM, classifier-free guidance."""
     stage.sampler, stage.guidance = DDIM(num_steps), ClassifierFree(scale)
     start = time.perf_counter()
     images = stage.generate({"key": captions, "text": captions}, seed)
-    return Drawn((images + 1) / 2, time.perf_counter() - start)
+    return GeneratedImages((images + 1) / 2, time.perf_counter() - start)
 
 
-def draw_theirs(pipeline: Any, captions: list[str], num_steps: int, scale: float, x: Tensor) -> Drawn:
+def draw_theirs(
+    pipeline: Any, captions: list[str], num_steps: int, scale: float, x: Tensor
+) -> GeneratedImages:
     """Draw by diffusers' pipeline from the noise ``x``."""
     start = time.perf_counter()
     images = pipeline(
         captions, num_inference_steps=num_steps, guidance_scale=scale, latents=x, output_type="pt"
     ).images
-    return Drawn(images.float(), time.perf_counter() - start)
+    return GeneratedImages(images.float(), time.perf_counter() - start)
 
 
 @torch.no_grad()
@@ -122,11 +126,12 @@ def main() -> None:
             for _ in range(options.rounds)
         ]
         ours, theirs = (
-            Drawn(each[0].images, median(one.seconds for one in each)) for each in zip(*drawn, strict=True)
+            GeneratedImages(each[0].images, median(one.seconds for one in each))
+            for each in zip(*drawn, strict=True)
         )
         relative = errors(stage, pipeline, captions, x)
     furthest = 255 * (ours.images - theirs.images).abs().max().item()
-    print(f"{len(captions)} pictures, DDIM {options.steps} steps, guidance {options.guidance}, one thread")
+    print(f"{len(captions)} images, DDIM {options.steps} steps, guidance {options.guidance}, one thread")
     print("| largest difference of a pixel | seconds, ours | seconds, diffusers |", end="")
     print(f" {' | '.join(relative)} |\n|{'---|' * (3 + len(relative))}")
     figures = " | ".join(f"{value:.1e}" for value in relative.values())

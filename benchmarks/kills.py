@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from data.shapes_packer import Settings, pack
+from data.shapes.packer import Settings, pack
 
 PARTS = (
     *("state_dict", "callbacks", "optimizer_states", "lr_schedulers", "Shards"),
@@ -64,7 +64,7 @@ class Job:
             "trainer.accelerator": "cpu",
             "trainer.precision": "32-true",
             "trainer.devices": 2,
-            "pictures.num": 2,
+            "sample_grid.num": 2,
             "preemption.every_n_steps": 3,
         }
         command = [sys.executable, "-m", "ldm.fit", "--config", "configs/demo/autoencoder.yaml"]

@@ -1,6 +1,6 @@
 """Do our numbers agree with torch-fidelity's and torchmetrics'? ``python -m benchmarks.metrics``.
 
-All get the same pictures and the same file of Inception weights: random ones in the true format, unless a
+All get the same images and the same file of Inception weights: random ones in the true format, unless a
 file is named (``--inception``). What is compared is therefore everything but the weights.
 """
 
@@ -21,15 +21,15 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from ldm.distributed.group import SingleProcess
+from ldm.io.images import from_bytes
+from ldm.metrics.extractors.inception import Inception
 from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.frechet import Frechet
-from ldm.metrics.group import Alone
-from ldm.metrics.inception import Inception
 from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.kernel import KID
 from ldm.metrics.neighbours import Neighbours
 from ldm.metrics.precision import full_precision
-from ldm.pictures import from_bytes
 
 NAMES = {
     "fid/inception": "frechet_inception_distance",
@@ -42,11 +42,11 @@ NAMES = {
 }
 """Our names and torch-fidelity's."""
 SPLITS = 3
-"""Of the Inception score: there are few pictures."""
+"""Of the Inception score: there are few images."""
 
 
-class Pictures(Dataset[Tensor]):
-    """Pictures as torch-fidelity takes them.
+class SampleGrid(Dataset[Tensor]):
+    """Images as torch-fidelity takes them.
 
     Args:
         images: (N, 3, H, W) uint8.
@@ -60,7 +60,7 @@ class Pictures(Dataset[Tensor]):
         return len(self.images)
 
     def __getitem__(self, i: int) -> Tensor:
-        """Return picture i."""
+        """Return image i."""
         return self.images[i]
 
 
@@ -92,7 +92,7 @@ def write_random_inception(path: Path, seed: int = 0) -> None:
     torch.save(net.state_dict(), path)
 
 
-def pictures(count: int, seed: int, darkness: float = 0.0, size: int = 64) -> Tensor:
+def images(count: int, seed: int, darkness: float = 0.0, size: int = 64) -> Tensor:
     """Draw coloured clouds, (count, 3, size, size) uint8; black at a ``darkness`` of 1."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=generator)
@@ -111,10 +111,10 @@ def ours(generated: Tensor, real: Tensor, weights: str, subset_size: int) -> tup
         part, other = generated[start : start + 10], real[start : start + 10]
         place = torch.arange(start, start + len(part))
         with full_precision(torch.device("cpu")):
-            batch: Any = {"key": ["x"] * len(part), "image": from_bytes(other), "place": place}
-            metric.see(batch)
+            batch: Any = {"key": ["x"] * len(part), "image": from_bytes(other), "index": place}
+            metric.update_real(batch)
             metric.update(from_bytes(part), batch)
-    metric.sync(Alone())
+    metric.sync(SingleProcess())
     return metric.compute(), metric
 
 
@@ -122,8 +122,8 @@ def by_torch_fidelity(generated: Tensor, real: Tensor, weights: str, subset_size
     """Measure with torch-fidelity."""
     return dict(
         torch_fidelity.calculate_metrics(
-            input1=Pictures(generated),
-            input2=Pictures(real),
+            input1=SampleGrid(generated),
+            input2=SampleGrid(real),
             feature_extractor="inception-v3-compat",
             feature_extractor_weights_path=weights,
             isc=True,
@@ -141,7 +141,7 @@ def by_torch_fidelity(generated: Tensor, real: Tensor, weights: str, subset_size
 
 
 class Seen(nn.Module):
-    """Hands torchmetrics features that are computed already, as its 'pictures'."""
+    """Hands torchmetrics features that are computed already, as its 'images'."""
 
     num_features = 2048
 
@@ -159,8 +159,8 @@ def by_torchmetrics(metric: FeatureMetrics) -> dict[str, float]:
 
 
 def compare(weights: str, count: int, subset_size: int) -> list[Row]:
-    """Measure ``count`` pictures against as many with all programs."""
-    generated, real = pictures(count, 1), pictures(count, 2, darkness=0.5)
+    """Measure ``count`` images against as many with all programs."""
+    generated, real = images(count, 1), images(count, 2, darkness=0.5)
     mine, metric = ours(generated, real, weights, subset_size)
     fidelity = by_torch_fidelity(generated, real, weights, subset_size)
     rows = [Row(name, mine[name], fidelity[theirs], "torch-fidelity") for name, theirs in NAMES.items()]
@@ -187,7 +187,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics", description=__doc__)
     parser.add_argument("--inception", help="Weights of torch-fidelity's Inception; default: random ones.")
-    parser.add_argument("--num", type=int, default=40, help="Pictures of each side.")
+    parser.add_argument("--num", type=int, default=40, help="Images of each side.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         weights = options.inception or str(Path(folder) / "random.pth")

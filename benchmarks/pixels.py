@@ -1,6 +1,6 @@
 """Why latent diffusion: ``python -m benchmarks.pixels``, after ``make demo`` and configs/demo/pixels.yaml.
 
-Draws the same unseen captions with the model in latents and with the one in pixels, and reads the pictures
+Draws the same unseen captions with the model in latents and with the one in pixels, and reads the images
 back. The compute of each run stands beside: core seconds of training, the autoencoder's charged to latents.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.demo import measure
-from ldm.pictures import grid, write_png
+from ldm.io.images import grid, write_png
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 
@@ -29,12 +29,12 @@ def training_seconds(run: Path) -> float:
 
 
 def main() -> None:
-    """Print one table and write one picture: a row of each model's drawings in turn."""
+    """Print one table and write one image: a row of each model's drawings in turn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/demo"), help="Folder of the demo's runs.")
     parser.add_argument("--novel", default="shards/shapes/novel-*.tar", help="Shards of unseen captions.")
     parser.add_argument("--num", type=int, default=200, help="Captions to draw.")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo/pixels.png"), help="The picture.")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo/pixels.png"), help="The image.")
     options = parser.parse_args()
     texts = measure.load(options.novel, options.num, 32)["text"]
     seconds = {name: training_seconds(options.runs / name) for name in ("autoencoder", "diffusion", "pixels")}
@@ -50,7 +50,7 @@ def main() -> None:
         print(f"| {title} | {cost[name]:.0f} | {figures} |", flush=True)
         rows.append(images[:12])
     write_png(options.out, grid(torch.cat(rows), columns=12), {"captions": "\n".join(texts[:12])})
-    print(f"pictures: {options.out}: above in latents, below in pixels, captions the same")
+    print(f"images: {options.out}: above in latents, below in pixels, captions the same")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The parts that docs/scale.md plans with, measured on one core: ``python -m benchmarks.scale``.
 
-Reads shards of 256 x 256 pictures and of latents as training does, builds indices, and sets up the order of a
+Reads shards of 256 x 256 images and of latents as training does, builds indices, and sets up the order of a
 billion samples. ``benchmarks.checkpoints`` measures checkpoints.
 """
 
@@ -29,12 +29,12 @@ from ldm.data.table import read, write
 SIDE, FACTOR, CHANNELS = 256, 8, 4
 
 
-def picture(seed: int, side: int = SIDE) -> bytes:
+def image(seed: int, side: int = SIDE) -> bytes:
     """Draw a JPEG with about as much detail as a photograph: noise at all scales, 1/f."""
     generator = torch.Generator().manual_seed(seed)
     layers = (torch.randn(1, 3, n, n, generator=generator) for n in (2, 4, 8, 16, 32, 64, 128, 256))
-    image = sum(F.interpolate(x, size=(side, side), mode="bicubic") / (i + 1) for i, x in enumerate(layers))
-    pixels = (image[0] * 40 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy()  # type: ignore[index]
+    layered = sum(F.interpolate(x, size=(side, side), mode="bicubic") / (i + 1) for i, x in enumerate(layers))
+    pixels = (layered[0] * 40 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy()  # type: ignore[index]
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
@@ -101,7 +101,7 @@ def ordering(num_shards: int, per_shard: int, group: int) -> tuple[float, float,
 
 def files(folder: Path, samples: int, batches: int) -> dict[str, str]:
     """Measure what reads shards."""
-    photos = shard(folder / "pictures.tar", samples, "jpg", [picture(i) for i in range(32)])
+    photos = shard(folder / "images.tar", samples, "jpg", [image(i) for i in range(32)])
     latents = shard(folder / "latents.tar", samples, "latent.npy", [latent()])
     scanned, size, opened = indexing(photos, samples)
     rows = {

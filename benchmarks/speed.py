@@ -25,7 +25,7 @@ from ldm.interop.diffusers_configs import unet_config, vae_config
 from ldm.interop.model import arguments
 from ldm.nets.autoencoder import KLAutoencoder, downsampling
 from ldm.nets.unet import UNet
-from ldm.types import Cond, Widths
+from ldm.types import Cond, DenoiserDims
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Size:
         return arguments(UNet if network == "denoiser" else KLAutoencoder, given)
 
     def data(self, name: str) -> tuple[int, int]:
-        """Return the samples of a batch, and the side of the pictures."""
+        """Return the samples of a batch, and the side of the images."""
         data = self._read(name)["data"]
         return data["batch_size"], data["image_size"]
 
@@ -70,7 +70,7 @@ def networks(size: Size) -> dict[str, tuple[nn.Module, nn.Module]]:
     autoencoder = size.arguments(size.autoencoder, "net")
     channels, width = autoencoder["latent_channels"], size.tokens[1]
     ours = {
-        "U-Net": UNet(Widths(sample=channels, tokens=width), **unet),
+        "U-Net": UNet(DenoiserDims(sample=channels, tokens=width), **unet),
         "autoencoder": KLAutoencoder(**autoencoder),
     }
     theirs = {
@@ -85,12 +85,12 @@ def networks(size: Size) -> dict[str, tuple[nn.Module, nn.Module]]:
 def steps(size: Size, batch: int | None, device: torch.device) -> dict[str, tuple[Step, Step]]:
     """Return how each network is called: ours, diffusers'."""
     autoencoder = size.arguments(size.autoencoder, "net")
-    (num, side), (num_pictures, picture_side) = size.data(size.diffusion), size.data(size.autoencoder)
+    (num, side), (num_images, image_side) = size.data(size.diffusion), size.data(size.autoencoder)
     latents = side // downsampling(autoencoder["block_out_channels"])
     x = torch.randn(batch or num, autoencoder["latent_channels"], latents, latents, device=device)
     t = torch.randint(0, 1000, (len(x),), device=device)
     tokens = torch.randn(len(x), *size.tokens, device=device)
-    image = torch.rand(batch or num_pictures, 3, picture_side, picture_side, device=device) * 2 - 1
+    image = torch.rand(batch or num_images, 3, image_side, image_side, device=device) * 2 - 1
 
     def autoencode(net: Any) -> Tensor:
         found: Tensor = net.decode(net.encode(image).mean)

@@ -1,1 +1,1 @@
-"""Packers: they turn pictures and captions into tar shards. Run them from the repository root."""
+"""Packers: they turn images and captions into tar shards. Run them from the repository root."""

@@ -1,4 +1,4 @@
-"""Where the captions of a folder of pictures come from: files beside them, or a table."""
+"""Where the captions of a folder of images come from: files beside them, or a table."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from ldm.data.decode import IMAGES
 
-_OTHER_PICTURES = ("avif", "bmp", "gif", "heic", "jfif", "tif", "tiff")
+_OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jfif", "tif", "tiff")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture to pack.
+    """One image to pack.
 
     Args:
         name: Path relative to the folder, with forward slashes.
@@ -51,15 +51,15 @@ class Skipped:
         return "".join(f"{reason}\t{name}\n" for reason, names in self.files.items() for name in names)
 
 
-def pictures_only(folder: Path, skipped: Skipped) -> list[Item]:
-    """List all pictures of a folder and its subfolders, without captions."""
-    return [Item(name) for name in _pictures(folder, skipped)]
+def images_only(folder: Path, skipped: Skipped) -> list[Item]:
+    """List all images of a folder and its subfolders, without captions."""
+    return [Item(name) for name in _images(folder, skipped)]
 
 
 def from_folder(folder: Path, skipped: Skipped) -> list[Item]:
-    """List the pictures of a folder and its subfolders that have a caption in a .txt file beside them."""
+    """List the images of a folder and its subfolders that have a caption in a .txt file beside them."""
     items = []
-    for name in _pictures(folder, skipped):
+    for name in _images(folder, skipped):
         beside = (folder / name).with_suffix(".txt")
         if not beside.is_file():
             skipped.add("without a .txt file beside it", name)
@@ -77,7 +77,7 @@ def from_folder(folder: Path, skipped: Skipped) -> list[Item]:
 
 
 def from_table(table: Path, folder: Path, skipped: Skipped) -> list[Item]:
-    """List the pictures that a CSV (with header) or JSONL file names with their captions.
+    """List the images that a CSV (with header) or JSONL file names with their captions.
 
     Raises:
         FileNotFoundError: If the table is missing.
@@ -151,7 +151,7 @@ def _jsonl_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield line, row
 
 
-def _pictures(folder: Path, skipped: Skipped) -> list[str]:
+def _images(folder: Path, skipped: Skipped) -> list[str]:
     names = []
     for path in sorted(folder.rglob("*")):
         kind, name = path.suffix[1:].lower(), path.relative_to(folder).as_posix()
@@ -159,6 +159,6 @@ def _pictures(folder: Path, skipped: Skipped) -> list[str]:
             continue
         if kind in IMAGES:
             names.append(name)
-        elif kind in _OTHER_PICTURES:
+        elif kind in _OTHER_IMAGES:
             skipped.add("of another format", name)
     return names

@@ -1,6 +1,6 @@
 """Pack the handwritten digits that scikit-learn carries into shards: ``python -m data.digits``.
 
-1,797 grey pictures of 8x8 (Alpaydin and Kaynak, UCI "Optical Recognition of Handwritten Digits").
+1,797 grey images of 8x8 (Alpaydin and Kaynak, UCI "Optical Recognition of Handwritten Digits").
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ SIDE = 8
 SHARD_SIZE = 500
 
 HELP = """\
-Pack the real handwritten digits of scikit-learn (1,797 pictures of 8x8) into tar shards.
+Pack the real handwritten digits of scikit-learn (1,797 images of 8x8) into tar shards.
 
-Each sample has four members: KEY.png (the picture), KEY.txt ("a handwritten digit three"), KEY.cls (3) and
+Each sample has four members: KEY.png (the image), KEY.txt ("a handwritten digit three"), KEY.cls (3) and
 KEY.json ({"label": 3}). train-*.tar and val-*.tar hold each digit in equal shares, always the same ones.
 
 If the folder already holds the same set, nothing is done."""
 
 
 def load() -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures (N, 8, 8) uint8 in [0, 255], black background, and labels (N,) int64.
+    """Return images (N, 8, 8) uint8 in [0, 255], black background, and labels (N,) int64.
 
     Raises:
         ModuleNotFoundError: If scikit-learn is missing.
@@ -71,29 +71,29 @@ def pack_digits(out: Path, num_val: int = 297, size: int = SIDE, seed: int = 0) 
     Args:
         out: Folder for the shards.
         num_val: Validation samples.
-        size: Side of the pictures in pixels, a multiple of 8; larger ones repeat each pixel.
+        size: Side of the images in pixels, a multiple of 8; larger ones repeat each pixel.
         seed: Seed of the split.
 
     Raises:
         ValueError: If an argument is out of its range or ``out`` holds other shards.
         ModuleNotFoundError: If scikit-learn is missing.
     """
-    pictures, labels = load()
+    images, labels = load()
     if size < SIDE or size % SIDE:
         raise ValueError(f"--size: {size}, expected a multiple of {SIDE}")
     if not 0 < num_val < len(labels):
         raise ValueError(f"--val: {num_val}, expected 1 to {len(labels) - 1}")
     train, val = split(labels, num_val, seed)
-    pictures = pictures.repeat(size // SIDE, axis=1).repeat(size // SIDE, axis=2)
+    images = images.repeat(size // SIDE, axis=1).repeat(size // SIDE, axis=2)
     settings = {"set": "digits", "version": 1, "val": num_val, "size": size, "seed": seed}
-    splits = {name: _samples(rows, pictures, labels) for name, rows in (("train", train), ("val", val))}
+    splits = {name: _samples(rows, images, labels) for name, rows in (("train", train), ("val", val))}
     return pack(out, settings, splits, SHARD_SIZE, len(labels))
 
 
-def _samples(rows: np.ndarray, pictures: np.ndarray, labels: np.ndarray) -> Iterator[Members]:
+def _samples(rows: np.ndarray, images: np.ndarray, labels: np.ndarray) -> Iterator[Members]:
     for row in rows.tolist():
         label, png = int(labels[row]), io.BytesIO()
-        Image.fromarray(pictures[row]).convert("RGB").save(png, "PNG")
+        Image.fromarray(images[row]).convert("RGB").save(png, "PNG")
         yield {
             "__key__": f"digits-{row:06d}",
             "png": png.getvalue(),
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=SIDE,
         metavar="N",
-        help="side of the pictures, a multiple of 8 (default 8)",
+        help="side of the images, a multiple of 8 (default 8)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the split (default 0)")
     return parser

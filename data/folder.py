@@ -1,4 +1,4 @@
-"""Pack a folder of pictures with captions into tar shards: ``python -m data.folder``."""
+"""Pack a folder of images with captions into tar shards: ``python -m data.folder``."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from data.captions import Item, Skipped, from_folder, from_table, pictures_only
+from data.captions import Item, Skipped, from_folder, from_table, images_only
 from data.masks import random_mask
 from data.writing import Members, pack
 from ldm.data.decode import BadSample, Origin, decode
 from ldm.data.raster import rgb
 
 MASK_SIDE = 256
-"""Shorter side of a mask in pixels, at most: data loading brings it to the picture's size."""
+"""Shorter side of a mask in pixels, at most: data loading brings it to the image's size."""
 
 HELP = """\
-Pack a folder of pictures with captions into tar shards.
+Pack a folder of images with captions into tar shards.
 
-The captions come from files beside the pictures (cat.jpg, cat.txt), or from a table given with --captions:
+The captions come from files beside the images (cat.jpg, cat.txt), or from a table given with --captions:
 CSV with a header or JSONL, with the columns file (relative to the folder), caption and, if there are classes,
-label. "--captions none" packs the pictures alone. Pictures are jpg, jpeg, png or webp; their bytes are kept
+label. "--captions none" packs the images alone. Images are jpg, jpeg, png or webp; their bytes are kept
 unless --resize asks for smaller ones. What cannot be used is skipped, counted and listed in skipped.txt.
---masks adds a random mask to each picture, to train inpainting; --low-res N a copy whose shorter side is N
+--masks adds a random mask to each image, to train inpainting; --low-res N a copy whose shorter side is N
 pixels, to train super-resolution.
 
 If the folder already holds the same set, nothing is done."""
@@ -37,10 +37,10 @@ If the folder already holds the same set, nothing is done."""
 
 @dataclass(frozen=True)
 class Extras:
-    """What is made of each picture to condition on.
+    """What is made of each image to condition on.
 
     Args:
-        masks: Whether to draw a random mask, which the picture's name decides.
+        masks: Whether to draw a random mask, which the image's name decides.
         low_res: Shorter side in pixels of a low-resolution copy; None makes none.
     """
 
@@ -52,17 +52,17 @@ class Extras:
             raise ValueError(f"--low-res: {self.low_res}, expected at least 1")
 
     def members(self, name: str, content: bytes) -> dict[str, bytes]:
-        """Make the members of one picture."""
+        """Make the members of one image."""
         if not self.masks and self.low_res is None:
             return {}
-        picture = Image.fromarray(rgb(content).permute(1, 2, 0).numpy())
+        image = Image.fromarray(rgb(content).permute(1, 2, 0).numpy())
         found: dict[str, Image.Image] = {}
         if self.masks:
-            width, height = _scaled(picture.size, min(MASK_SIDE, *picture.size))
+            width, height = _scaled(image.size, min(MASK_SIDE, *image.size))
             found["mask.png"] = Image.fromarray(random_mask(name, height, width))
         if self.low_res is not None:
-            size = _scaled(picture.size, self.low_res)
-            found["low.png"] = picture.resize(size, Image.Resampling.BOX)
+            size = _scaled(image.size, self.low_res)
+            found["low.png"] = image.resize(size, Image.Resampling.BOX)
         return {member: _png(made) for member, made in found.items()}
 
 
@@ -75,23 +75,23 @@ def pack_folder(
     shard_size: int = 1000,
     extras: Extras | None = None,
 ) -> tuple[bool, Skipped]:
-    """Write train and val shards of a folder of pictures.
+    """Write train and val shards of a folder of images.
 
     Args:
-        source: Folder of pictures, searched with its subfolders.
+        source: Folder of images, searched with its subfolders.
         out: Folder for the shards.
         captions: "beside" (x.txt beside x.jpg), "none", or a CSV or JSONL file.
-        val_fraction: Share of the pictures for val-*.tar, in [0, 1); which ones is decided by their names.
-        resize: Shorter side in pixels to which larger pictures are reduced; None keeps the files' bytes.
+        val_fraction: Share of the images for val-*.tar, in [0, 1); which ones is decided by their names.
+        resize: Shorter side in pixels to which larger images are reduced; None keeps the files' bytes.
         shard_size: Samples per shard.
-        extras: What is made of each picture to condition on; None makes nothing.
+        extras: What is made of each image to condition on; None makes nothing.
 
     Returns:
         False if the shards were already there, and what was skipped.
 
     Raises:
         FileNotFoundError: If the folder or the table is missing.
-        ValueError: If there are no pictures, the table lacks a column, or ``out`` holds other shards.
+        ValueError: If there are no images, the table lacks a column, or ``out`` holds other shards.
     """
     _check(source, val_fraction, resize, shard_size)
     extras = extras or Extras()
@@ -101,7 +101,7 @@ def pack_folder(
     num_val = max(1, round(val_fraction * len(items))) if val_fraction else 0
     if num_val >= len(items):
         raise ValueError(
-            f"{source}: {len(items)} usable pictures are too few for --val-fraction {val_fraction}"
+            f"{source}: {len(items)} usable images are too few for --val-fraction {val_fraction}"
         )
     parts = {"train": items[num_val:], "val": items[:num_val]}
     splits = {name: _samples(part, source, resize, extras, skipped) for name, part in parts.items() if part}
@@ -136,12 +136,12 @@ def _find(source: Path, captions: str, skipped: Skipped) -> list[Item]:
     if captions == "beside":
         items = from_folder(source, skipped)
     elif captions == "none":
-        items = pictures_only(source, skipped)
+        items = images_only(source, skipped)
     else:
         items = from_table(Path(captions), source, skipped)
     if not items:
         raise ValueError(
-            f"{source}: no usable picture (jpg, jpeg, png, webp) with a caption{skipped.summary()}"
+            f"{source}: no usable image (jpg, jpeg, png, webp) with a caption{skipped.summary()}"
         )
     return items
 
@@ -191,11 +191,11 @@ def _reduce(content: bytes, kind: str, side: int) -> tuple[bytes, str]:
     with Image.open(io.BytesIO(content)) as opened:
         if min(opened.size) <= side or opened.mode.startswith("I"):  # Pillow cannot convert 16-bit grey
             return content, kind
-        picture = ImageOps.exif_transpose(opened)
-    size = _scaled(picture.size, side)
-    keeps_alpha = kind == "png" or picture.has_transparency_data
-    picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    small, out = picture.resize(size, Image.Resampling.LANCZOS), io.BytesIO()
+        image = ImageOps.exif_transpose(opened)
+    size = _scaled(image.size, side)
+    keeps_alpha = kind == "png" or image.has_transparency_data
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    small, out = image.resize(size, Image.Resampling.LANCZOS), io.BytesIO()
     if keeps_alpha:
         return _png(small), "png"
     small.save(out, "JPEG", quality=95)
@@ -203,14 +203,14 @@ def _reduce(content: bytes, kind: str, side: int) -> tuple[bytes, str]:
 
 
 def _scaled(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Return width and height of a picture whose shorter side becomes ``side``."""
+    """Return width and height of an image whose shorter side becomes ``side``."""
     scale = side / min(size)
     return max(side, round(size[0] * scale)), max(side, round(size[1] * scale))
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -219,13 +219,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m data.folder", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--images", type=Path, required=True, help="folder of pictures, searched with its subfolders")
+    add("--images", type=Path, required=True, help="folder of images, searched with its subfolders")
     add("--out", type=Path, required=True, help="folder for the shards; made if missing")
     add("--captions", default="beside", help='"beside" (default), "none", or a CSV or JSONL file')
     add("--val-fraction", type=float, default=0.05, metavar="X", help="share for val-*.tar (default 0.05)")
-    add("--resize", type=int, metavar="N", help="reduce larger pictures to this shorter side in pixels")
+    add("--resize", type=int, metavar="N", help="reduce larger images to this shorter side in pixels")
     add("--shard-size", type=int, default=1000, metavar="N", help="samples per shard (default 1000)")
-    add("--masks", action="store_true", help="add a random mask to each picture (inpainting)")
+    add("--masks", action="store_true", help="add a random mask to each image (inpainting)")
     add("--low-res", type=int, metavar="N", help="add a copy of shorter side N to each (super-resolution)")
     return parser
 

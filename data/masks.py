@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST, LARGEST = 0.1, 0.5
-"""Share of the picture that a mask covers."""
+"""Share of the image that a mask covers."""
 
 
 def random_mask(name: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -25,7 +25,7 @@ def random_mask(name: str, height: int, width: int) -> NDArray[np.uint8]:
     """
     digest = hashlib.sha256(f"mask/{name}".encode()).digest()
     rng = random.Random(int.from_bytes(digest[:16], "big"))
-    while True:  # small pictures round shares a little: draw again
+    while True:  # small images round shares a little: draw again
         mask = _rectangle(rng, height, width) if rng.random() < 0.5 else _stroke(rng, height, width)
         if SMALLEST <= mask.mean() <= LARGEST:
             return np.asarray(mask * np.uint8(255), np.uint8)

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ldm.data.writer import tar_writer
-from ldm.replacing import write_text
+from ldm.io.atomic import write_text
 
 MANIFEST = "shards.json"
 

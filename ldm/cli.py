@@ -47,7 +47,7 @@ def run_command(command: Callable[[], None]) -> int:
     try:
         command()
     except Exception as error:
-        if os.environ.get("LDM_TRACEBACK") or not is_users(error):
+        if os.environ.get("LDM_TRACEBACK") or not is_user_error(error):
             raise
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -87,7 +87,7 @@ def version() -> str:
         return "not installed"
 
 
-def is_users(error: Exception) -> bool:
+def is_user_error(error: Exception) -> bool:
     """Tell bad input from a bug."""
     return isinstance(error, USER_ERRORS) or "loading state_dict" in str(error)
 

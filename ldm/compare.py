@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from ldm.cli import check_at_least, command_parser, run_command
 from ldm.comparison.page import page
 from ldm.comparison.runs import read_runs
-from ldm.replacing import write_text
+from ldm.io.atomic import write_text
 
 HELP = """Compare runs on one page of HTML that needs no account, no network and nothing beside itself.
 
@@ -27,7 +27,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("runs", type=str, nargs="+", help="Run folders, as ldm.fit leaves them.")
     parser.add_argument("--out", type=str, default="compare.html", help="File to write.")
     parser.add_argument(
-        "--pictures",
+        "--images",
         type=int,
         default=12,
         help="Sample grids of each run, at most; they make the file large.",
@@ -42,8 +42,8 @@ def compare(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line; None takes that of the process.
     """
     options = parser().parse_args(arguments)
-    check_at_least("--pictures", options.pictures, 1)
-    text = page(read_runs(options.runs), options.pictures)
+    check_at_least("--images", options.images, 1)
+    text = page(read_runs(options.runs), options.images)
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, text)

@@ -63,7 +63,7 @@ def from_compvis(
         weights: Averaged ones, or those that were trained; default: averaged ones where there are.
         prediction: What the U-Net predicts; default: epsilon. 2.x at 768 pixels predicts velocity.
         num_heads: Heads of the U-Net at every level; default: 8 in 1.x, 64 channels each in 2.x.
-        image_size: Side of the pictures that it was trained on; default: 512.
+        image_size: Side of the images that it was trained on; default: 512.
     """
     run, guessed = import_file(file, out, Unseen(weights, prediction, num_heads, image_size))
     for guess in guessed:

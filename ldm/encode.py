@@ -1,4 +1,4 @@
-"""Encode pictures to latents: ``python -m ldm.encode --autoencoder RUN --shards PATTERN --out FOLDER``."""
+"""Encode images to latents: ``python -m ldm.encode --autoencoder RUN --shards PATTERN --out FOLDER``."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-from ldm import checkpoint as ckpt
-from ldm.callbacks.wandb_logger import SamplesWandb
 from ldm.cli import check_at_least, command_parser, default_device, run_command
 from ldm.data.tar import expand
-from ldm.encoding import Encoder, encode_shards
-from ldm.lineage import publish_latents, run_of
-from ldm.processes import processes
-from ldm.run import Run, WandB, start_wandb
+from ldm.distributed.launch import processes
+from ldm.io import checkpoint as ckpt
+from ldm.latents.encode import ShardEncoder, encode_shards
+from ldm.loggers.wandb import WandbSamplesLogger
+from ldm.runs.artifacts import publish_latents, run_of
+from ldm.runs.folder import Run, WandB, start_wandb
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
 
-HELP = """Encode the pictures of shards to latents, so that training a diffusion stage need not.
+HELP = """Encode the images of shards to latents, so that training a diffusion stage need not.
 
   python -m ldm.encode --autoencoder runs/demo/autoencoder \\
     --shards "shards/shapes/train-{000000..000019}.tar" --out shards/shapes-latents
 
 Each shard of --shards becomes one of the same name in --out, with all other members as they are and
-latent.npy instead of the picture: float16 (2C, h, w), mean and standard deviation of q(z | picture).
+latent.npy instead of the image: float16 (2C, h, w), mean and standard deviation of q(z | image).
 latents.json beside them says which autoencoder made them; ldm.fit refuses latents of another one. A call
 that was interrupted is repeated: shards that are done are left alone. Several processes share the shards:
 
@@ -49,12 +49,10 @@ def parser() -> ArgumentParser:
         type=str | None,
         help="Folder for the indices of --shards; default: beside them, which must be writable then.",
     )
-    parser.add_argument("--keep-images", action="store_true", help="Keep the pictures beside the latents.")
+    parser.add_argument("--keep-images", action="store_true", help="Keep the images beside the latents.")
+    parser.add_argument("--size", type=int | None, help="Side of the images in pixels; default: as trained.")
     parser.add_argument(
-        "--size", type=int | None, help="Side of the pictures in pixels; default: as trained."
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=256, help="Pictures encoded at once, by each process."
+        "--batch-size", type=int, default=256, help="Images encoded at once, by each process."
     )
     parser.add_argument(
         "--num-workers", type=int, default=0, help="Further processes that read and decode, for each one."
@@ -77,7 +75,7 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     check_at_least("--batch-size", options.batch_size, 1)
     check_at_least("--num-workers", options.num_workers, 0)
     with processes(options.device) as (group, where):
-        encoder = load(options, where)
+        encoder = load_encoder(options, where)
         source = {"checkpoint": options.autoencoder, "sha256": ckpt.sha256(options.autoencoder)}
         made_by = {
             "autoencoder": source,
@@ -93,21 +91,21 @@ def encode(arguments: Sequence[str] | None = None) -> None:
         print(f"{options.out}: {done} samples" + (f", {skipped} bad ones skipped" if skipped else ""))
 
 
-def load(options: Namespace, where: torch.device) -> Encoder:
+def load_encoder(options: Namespace, where: torch.device) -> ShardEncoder:
     """Load the autoencoder.
 
     Raises:
-        ValueError: If it cannot encode pictures of the size that is asked for.
+        ValueError: If it cannot encode images of the size that is asked for.
     """
     stage = load_stage(options.autoencoder, Autoencoder).to(where)
     size = int(options.size or stage.image_size or 0)
     check_at_least("--size", size, stage.net.factor)
     if size % stage.net.factor:
         raise ValueError(f"--size: {size} is not a multiple of the autoencoder's factor {stage.net.factor}")
-    return Encoder(stage, size, options.batch_size, options.num_workers, options.keep_images)
+    return ShardEncoder(stage.net, where, size, options.batch_size, options.num_workers, options.keep_images)
 
 
-def _tracked(out: str, wandb: WandB, made_by: dict[str, Any]) -> list[SamplesWandb]:
+def _tracked(out: str, wandb: WandB, made_by: dict[str, Any]) -> list[WandbSamplesLogger]:
     """Begin a W&B run in the autoencoder's chain, if artifacts are wanted."""
     if not wandb.artifacts or wandb.mode == "disabled":
         return []

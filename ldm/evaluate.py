@@ -1,4 +1,4 @@
-"""Measure checkpoints and pictures: ``python -m ldm.evaluate --checkpoint RUN --data SHARDS``."""
+"""Measure checkpoints and images: ``python -m ldm.evaluate --checkpoint RUN --data SHARDS``."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pathlib import Path
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
-import ldm.stages.autoguidance  # noqa: F401  (imported, it can be named without its module)
-from ldm.candidates import PRECISIONS, Candidate, Share
-from ldm.chosen import Ways, check_stages, chosen_candidates, chosen_metrics
+import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm.cli import check_at_least, command_parser, default_device, run_command
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
+from ldm.distributed.launch import processes
+from ldm.evaluation.plan import Ways, build_metrics, build_sources, check_stages
+from ldm.evaluation.reference import ReferenceImages, open_shards, real_images
+from ldm.evaluation.report import Result, plot, slug, table, write_json, write_npz
+from ldm.evaluation.session import Measurement
+from ldm.evaluation.sources import PRECISIONS, ImageSource, RankSubset
 from ldm.hardware import warn_of_emulation
-from ldm.metrics.measurement import Measurement
-from ldm.metrics.metric import Metric, Reals
+from ldm.io.images import to_bytes
+from ldm.metrics.metric import Metric, ReferenceInfo
 from ldm.metrics.zero_shot import TEMPLATES
-from ldm.pictures import to_bytes
-from ldm.processes import processes
-from ldm.real_pictures import RealPictures, open_shards, real_pictures
-from ldm.report import Result, plot, slug, table, write_json, write_npz
 from ldm.stages.load import load_stage
 from ldm.stages.stage import Stage
 
-HELP = """Measure what checkpoints draw, or pictures of a folder, against real pictures.
+HELP = """Measure what checkpoints draw, or images of a folder, against real images.
 
   python -m ldm.evaluate --checkpoint runs/demo/diffusion --data "shards/shapes/val-*.tar" \\
     --clip runs/demo/clip --guidance 1 2 3 5
-  python -m ldm.evaluate --pictures samples --reference VIRTUAL_imagenet256.npz --inception inception.pth
+  python -m ldm.evaluate --images samples --reference VIRTUAL_imagenet256.npz --inception inception.pth
   torchrun --nproc-per-node 8 -m ldm.evaluate ...
 
 Several checkpoints or folders, --sampler, --steps and --guidance give a row each. Writes evaluation.json,
-each number with its record, and curve.png, distance against CLIP score, into --out. Pictures do not depend on
+each number with its record, and curve.png, distance against CLIP score, into --out. Images do not depend on
 the number of processes. A checkpoint may also be of an autoencoder (PSNR, SSIM, rFID) or CLIP (retrieval,
 and with --classes zero-shot accuracy)."""
 
@@ -44,10 +44,10 @@ def parser() -> ArgumentParser:
     parser = command_parser("ldm.evaluate", HELP)
     add = parser.add_argument
     add("--checkpoint", type=str, nargs="+", default=[], help="Run folders or .ckpt files.")
-    add("--pictures", type=str, nargs="+", default=[], help="Folders, or .npz files with arr_0.")
-    add("--data", type=str | None, help="Shards with real pictures, and with what is drawn for.")
+    add("--images", type=str, nargs="+", default=[], help="Folders, or .npz files with arr_0.")
+    add("--data", type=str | None, help="Shards with real images, and with what is drawn for.")
     add("--reference", type=str | None, help="Folder or .npz (ADM) to compare with instead of --data.")
-    add("--num-pictures", type=int | None, help="Pictures per candidate; default: one for each sample.")
+    add("--num-images", type=int | None, help="Images per candidate; default: one for each sample.")
     add("--inception", type=str | None, help="Inception weights of torch-fidelity: FID, sFID, IS, KID ...")
     add("--clip", type=str | None, help="Run folder of a CLIP: CLIP score, CMMD, distance of its features.")
     add("--lpips", type=str | None, help="AlexNet weights of torchvision: LPIPS of an autoencoder.")
@@ -70,12 +70,12 @@ def parser() -> ArgumentParser:
     )
     add("--seed", type=int, default=0, help="Seed of the random numbers.")
     add("--precision", type=str, default="32-true", help="Of drawing: " + ", ".join(PRECISIONS) + ".")
-    add("--size", type=int | None, help="Side of the pictures in pixels; default: as trained.")
-    add("--batch-size", type=int, default=64, help="Pictures drawn at once on each process.")
+    add("--size", type=int | None, help="Side of the images in pixels; default: as trained.")
+    add("--batch-size", type=int, default=64, help="Images drawn at once on each process.")
     add("--num-workers", type=int, default=0, help="Further processes that read and decode, for each one.")
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
-    add("--cache", type=str | None, help="Folder for statistics of real pictures, which later calls find.")
-    add("--save-pictures", action="store_true", help="Write an .npz per candidate that ADM's program reads.")
+    add("--cache", type=str | None, help="Folder for statistics of real images, which later calls find.")
+    add("--save-images", action="store_true", help="Write an .npz per candidate that ADM's program reads.")
     add("--out", type=str, default="evaluation", help="Folder for what is written.")
     return parser
 
@@ -94,20 +94,20 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     check(options)
     objects = command.instantiate(options)
     with processes(options.device) as (group, where):
-        share = Share(group.rank, group.world, options.batch_size, where, options.num_workers)
+        share = RankSubset(group.rank, group.world, options.batch_size, where, options.num_workers)
         if group.rank == 0 and (warning := warn_of_emulation("--precision", options.precision, where)):
             print(warning, file=sys.stderr, flush=True)
         stages = [(path, load_stage(path, Stage).to(where)) for path in options.checkpoint]  # type: ignore[type-abstract]
         check_stages(options, stages)
         size = options.size or next((stage.image_size for _, stage in stages if stage.image_size), None)
         samples = open_shards(options.data, size) if options.data else None
-        real = real_pictures(options.reference, samples, size)
-        metrics = chosen_metrics(options, objects.metrics, stages, real)
+        real = real_images(options.reference, samples, size)
+        metrics = build_metrics(options, objects.metrics, stages, real)
         results: list[Result] = []
         failures: list[str] = []
         try:
             ways = Ways(listed(objects.sampler), options.steps, objects.guidance)
-            for candidate in chosen_candidates(options, stages, samples, ways, metrics):
+            for candidate in build_sources(options, stages, samples, ways, metrics):
                 measurement = Measurement(candidate.metrics, group, where)
                 results.append(measure(candidate, measurement, share, real, options))
                 failures += measurement.failures
@@ -128,18 +128,18 @@ def check(options: Namespace) -> None:
     """
     check_at_least("--batch-size", options.batch_size, 1)
     check_at_least("--num-workers", options.num_workers, 0)
-    if options.num_pictures is not None:
-        check_at_least("--num-pictures", options.num_pictures, 2)
+    if options.num_images is not None:
+        check_at_least("--num-images", options.num_images, 2)
     for steps in options.steps:
         check_at_least("--steps", steps, 1)
     if options.precision not in PRECISIONS:
         raise ValueError(f"--precision: got {options.precision}, expected one of {', '.join(PRECISIONS)}")
-    if not options.checkpoint and not options.pictures:
-        raise ValueError("got neither --checkpoint nor --pictures, expected one of them at least")
+    if not options.checkpoint and not options.images:
+        raise ValueError("got neither --checkpoint nor --images, expected one of them at least")
     if options.checkpoint and not options.data:
         raise ValueError("--data: got none, expected shards with what --checkpoint draws for")
     if not options.data and not options.reference:
-        raise ValueError("got neither --data nor --reference, expected real pictures to compare with")
+        raise ValueError("got neither --data nor --reference, expected real images to compare with")
 
 
 def listed(found: Sampler | list[Sampler] | None) -> list[Sampler]:
@@ -148,35 +148,35 @@ def listed(found: Sampler | list[Sampler] | None) -> list[Sampler]:
 
 
 def measure(
-    candidate: Candidate, run: Measurement, share: Share, real: RealPictures, options: Namespace
+    candidate: ImageSource, run: Measurement, share: RankSubset, real: ReferenceImages, options: Namespace
 ) -> Result:
-    """Measure one candidate; its pictures are written if they are asked for.
+    """Measure one candidate; its images are written if they are asked for.
 
     Raises:
-        ValueError: If its pictures cannot be compared with the real ones.
+        ValueError: If its images cannot be compared with the real ones.
     """
     size = candidate.size
     if real.size not in (None, size):
         raise ValueError(
-            f"{candidate.name}: its pictures have side {size}, the real ones {real.size}: "
+            f"{candidate.name}: its images have side {size}, the real ones {real.size}: "
             "bring both to one size, for resizing changes every number"
         )
     cache = Path(options.cache) if options.cache else None
-    run.begin(Reals(real.identity, cache, size, real.fingerprint))
-    if run.wants_real and real.samples is None:
-        raise ValueError(f"--reference: '{real.statistics}' has no pictures 'arr_0', which --metrics need")
-    for batch in share.batches(real.samples) if run.wants_real and real.samples is not None else ():
-        run.see(batch)
+    run.begin(ReferenceInfo(real.identity, cache, size, real.fingerprint))
+    if run.needs_real and real.samples is None:
+        raise ValueError(f"--reference: '{real.statistics}' has no images 'arr_0', which --metrics need")
+    for batch in share.batches(real.samples) if run.needs_real and real.samples is not None else ():
+        run.update_real(batch)
     kept = []
-    for batch, images in candidate.pictures(share) if run.is_alive else ():
+    for batch, images in candidate.images(share) if run.is_alive else ():
         run.update(images, batch)
-        if options.save_pictures:
-            kept.append((batch["place"], to_bytes(images).cpu()))
+        if options.save_images:
+            kept.append((batch["index"], to_bytes(images).cpu()))
     values = run.compute()
-    if options.save_pictures:
+    if options.save_images:
         _save(Path(options.out) / f"{slug(candidate.name)}.npz", kept, run)
     run.end()
-    return Result(candidate.name, candidate.series, {**candidate.says(), "size": size}, values)
+    return Result(candidate.name, candidate.series, {**candidate.metadata(), "size": size}, values)
 
 
 def finish(out: Path, results: list[Result]) -> None:
@@ -187,13 +187,13 @@ def finish(out: Path, results: list[Result]) -> None:
 
 
 def _save(path: Path, kept: list[tuple[torch.Tensor, torch.Tensor]], run: Measurement) -> None:
-    places = run.group.collect(torch.cat([place for place, _ in kept]) if kept else torch.empty(0).long())
+    places = run.group.gather(torch.cat([place for place, _ in kept]) if kept else torch.empty(0).long())
     size = kept[0][1].shape[-1] if kept else 0
     rows = torch.cat([images.flatten(1) for _, images in kept]) if kept else torch.empty(0).byte()
-    rows = run.group.collect(rows)
+    rows = run.group.gather(rows)
     if run.group.rank == 0:
-        pictures = rows[places.argsort()].view(len(places), 3, -1, size).permute(0, 2, 3, 1).contiguous()
-        write_npz(path, pictures, run, size)
+        arrays = rows[places.argsort()].view(len(places), 3, -1, size).permute(0, 2, 3, 1).contiguous()
+        write_npz(path, arrays, run, size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,22 +22,22 @@ from lightning.pytorch.utilities import rank_zero_only
 import ldm.stages.autoencoder
 import ldm.stages.clip
 import ldm.stages.diffusion  # noqa: F401  (imported, a class can be named without its module)
-from ldm import checkpoint as ckpt
-from ldm.callbacks.checkpoints import Checkpoints
 from ldm.callbacks.ema import EMA
-from ldm.callbacks.pictures import Pictures
-from ldm.callbacks.preemption import EXIT_CODE, Notice, Preempted, Preemption, requeue
-from ldm.callbacks.wandb_logger import SamplesWandb
+from ldm.callbacks.sample_grid import SampleGrid
 from ldm.callbacks.watchdog import Watchdog
+from ldm.checkpointing.callback import Checkpoints
+from ldm.checkpointing.preemption import EXIT_CODE, Notice, Preempted, Preemption, requeue
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
-from ldm.distributed import check_strategy, register
-from ldm.latent_shards import check_source
-from ldm.lineage import publish_run, use_upstream, use_weights
-from ldm.precision import Precision, Trainer, check_precision
-from ldm.processes import launched
-from ldm.run import Run, WandB, start_wandb
-from ldm.stages.stage import Stage, samples_per_step
+from ldm.distributed.ddp import check_strategy, register
+from ldm.distributed.launch import launched
+from ldm.io import checkpoint as ckpt
+from ldm.latents.manifest import check_source, folders
+from ldm.loggers.wandb import WandbSamplesLogger
+from ldm.runs.artifacts import publish_run, use_upstream, use_weights
+from ldm.runs.folder import Run, WandB, start_wandb
+from ldm.runs.precision import Precision, Trainer, check_precision
+from ldm.stages.stage import Stage, global_batch_size
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.yaml"
 HELP = """Train a stage: autoencoder, CLIP or diffusion.
@@ -79,7 +79,7 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(Preemption, "preemption")
         parser.add_lightning_class_args(Watchdog, "watchdog")
         parser.add_lightning_class_args(EMA, "ema")
-        parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_lightning_class_args(SampleGrid, "sample_grid")
         parser.link_arguments("run", "trainer.default_root_dir")
 
     def before_instantiate_classes(self) -> None:
@@ -101,7 +101,7 @@ class FitCLI(LightningCLI):
         if logger is None or logger is True:
             logger = self.run_folder.loggers(self.config_init.wandb, self.model.name)
         if self.start is None and self.config.weights is not None:
-            self.model.start_with(ckpt.read(self.config.weights, self.model.name))
+            self.model.init_from(ckpt.read(self.config.weights, self.model.name))
         try:
             return super().instantiate_trainer(logger=logger, **kwargs)
         except RuntimeError as error:
@@ -143,7 +143,7 @@ class Record(SaveConfigCallback):
         run = Run(trainer.default_root_dir)
         run.record(text)
         for logger in trainer.loggers:
-            if isinstance(logger, SamplesWandb):
+            if isinstance(logger, WandbSamplesLogger):
                 logger.keep_files(run.records)
 
 
@@ -196,7 +196,8 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
         if isinstance(callback, Preemption):
             callback.notice = notice or callback.notice
     check_strategy(cli.trainer)
-    check_source(cli.datamodule, cli.model)
+    data, upstream = cli.datamodule, cli.model.upstream()
+    check_source(data.fields, data.train_shards, data.val_shards, data.image_size, upstream)
     is_first = cli.trainer.is_global_zero
     for logger in cli.trainer.loggers:
         if isinstance(logger, WandbLogger) and is_first:
@@ -206,27 +207,29 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
         if (warning := cli.precision.warning()) is not None:
             print(warning, file=sys.stderr, flush=True)
     tracked = _tracked(cli)
-    use_upstream(tracked, cli.model, cli.datamodule)
+    latents = folders(data.train_shards, "data.train") if "latent" in data.fields else []
+    use_upstream(tracked, upstream, latents)
     if cli.start is None and cli.config.weights is not None:
         use_weights(tracked, cli.config.weights)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
-    publish_run(tracked, cli.run_folder, cli.model)  # not reached by a run that is to be resumed
+    about = {"samples": cli.model.samples_seen, "upstream": upstream}
+    publish_run(tracked, cli.run_folder, cli.model.name, about)  # not reached by a run that is to be resumed
     if is_first:
         print(f"{cli.config.run}: done, {cli.trainer.global_step} steps, {cli.model.samples_seen} samples")
 
 
-def _tracked(cli: FitCLI) -> list[SamplesWandb]:
+def _tracked(cli: FitCLI) -> list[WandbSamplesLogger]:
     """Return where artifacts go: nowhere unless asked for, and from the first process only."""
     if not (cli.config_init.wandb.artifacts and cli.trainer.is_global_zero):
         return []
-    return [logger for logger in cli.trainer.loggers if isinstance(logger, SamplesWandb)]
+    return [logger for logger in cli.trainer.loggers if isinstance(logger, WandbSamplesLogger)]
 
 
 def _beginning(cli: FitCLI) -> str:
     """Say what is about to happen, in one line."""
     size = sum(p.numel() for p in cli.model.parameters() if p.requires_grad)
     start = f"resumes {cli.start}" if cli.start else f"starts with {cli.config.weights or 'random weights'}"
-    samples = samples_per_step(cli.trainer, cli.datamodule)
+    samples = global_batch_size(cli.trainer, cli.datamodule)
     lr = cli.model.optimizer.lr * cli.model.optimizer.scaling.factor(samples)
     return (
         f"{cli.config.run}: {start}; {cli.model.name}, {size:,} parameters to train, "

@@ -1,4 +1,4 @@
-"""Draw pictures: ``python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "a red circle"``."""
+"""Draw images: ``python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "a red circle"``."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 from tqdm import tqdm
 
-import ldm.stages.autoguidance  # noqa: F401  (imported, it can be named without its module)
-from ldm import checkpoint as ckpt
+import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm.cli import check_at_least, command_parser, default_device, device, run_command, version
 from ldm.data.module import decoded
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.metrics.record import drawn_by
-from ldm.pictures import from_bytes, grid, to_bytes, write_png
+from ldm.evaluation.record import drawn_by
+from ldm.io import checkpoint as ckpt
+from ldm.io.images import from_bytes, grid, to_bytes, write_png
+from ldm.sampling.requests import FILES, SampleOptions, SampleRequest, as_batch, expand_requests, read_files
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 from ldm.types import Batch
-from ldm.wishes import FILES, Asked, Wish, as_batch, read_files, wishes
 
 GRID_SIZE = 64
-"""Pictures of the grid, at most."""
+"""Images of the grid, at most."""
 STRENGTH = 0.75
-"""Share of the walk that redraws a picture, unless told otherwise."""
-HELP = """Draw pictures with a trained diffusion stage.
+"""Share of the walk that redraws an image, unless told otherwise."""
+HELP = """Draw images with a trained diffusion stage.
 
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "a large red ring in the center"
   python -m ldm.sample --checkpoint runs/demo/digits --labels 0 1 2 3 --num-per-prompt 8 --guidance 2
 
-A model conditioned on pictures, maps or layouts gets them from files, or from the samples of shards:
+A model conditioned on images, maps or layouts gets them from files, or from the samples of shards:
 
   python -m ldm.sample --checkpoint runs/demo/semantic --label-map map.png
   python -m ldm.sample --checkpoint runs/demo/semantic --shards shards/shapes/val-000000.tar --num 16
 
-Any other model redraws a picture (--image, --strength), or only what --mask shows white:
+Any other model redraws an image (--image, --strength), or only what --mask shows white:
 
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "..." --image old.png --strength 0.6
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "..." --image old.png --mask mask.png
 
 Writes 000000.png ... and grid.png into --out; each file carries the settings that drew it in its text
-chunks. A picture depends on its condition, copy, seed, model and sampler, not on the others of the call."""
+chunks. An image depends on its condition, copy, seed, model and sampler, not on the others of the call."""
 
 
 @dataclass(frozen=True)
 class Redraw:
-    """A picture to start from, instead of noise.
+    """An image to start from, instead of noise.
 
     Args:
         image: (3, H, W) in [-1, 1].
-        strength: Share of the walk from noise to picture that is done again, in (0, 1].
-        mask: (1, H, W), 1 where to paint, 0 where the picture stays as it is; None paints everywhere.
+        strength: Share of the walk from noise to image that is done again, in (0, 1].
+        mask: (1, H, W), 1 where to paint, 0 where the image stays as it is; None paints everywhere.
     """
 
     image: Tensor
@@ -75,9 +75,9 @@ def parser() -> ArgumentParser:
     add(
         "--num",
         type=int | None,
-        help="Number of pictures without caption and label, or of samples of --shards.",
+        help="Number of images without caption and label, or of samples of --shards.",
     )
-    add("--num-per-prompt", type=int, default=1, help="Pictures of each prompt, label or sample.")
+    add("--num-per-prompt", type=int, default=1, help="Images of each prompt, label or sample.")
     _add_conditions(parser)
     add(
         "--strength",
@@ -97,10 +97,10 @@ def parser() -> ArgumentParser:
         "Autoguidance; default: as trained.",
     )
     add("--seed", type=int, default=0, help="Seed of the random numbers.")
-    add("--size", type=int | None, help="Side of the pictures in pixels; default: as trained.")
-    add("--batch-size", type=int, default=64, help="Pictures drawn at once.")
+    add("--size", type=int | None, help="Side of the images in pixels; default: as trained.")
+    add("--batch-size", type=int, default=64, help="Images drawn at once.")
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
-    add("--out", type=str, default="samples", help="Folder for the pictures.")
+    add("--out", type=str, default="samples", help="Folder for the images.")
     return parser
 
 
@@ -112,14 +112,14 @@ def _add_conditions(parser: ArgumentParser) -> None:
         type=str | None,
         help="Shards whose samples say what to draw: a path with braces or a glob.",
     )
-    add("--image", type=str | None, help="Picture to condition on, or to redraw.")
-    add("--mask", type=str | None, help="Picture that is white where to paint.")
-    add("--low-res", type=str | None, help="Picture to enlarge.")
-    add("--label-map", type=str | None, help="Picture whose grey levels or palette are classes.")
+    add("--image", type=str | None, help="Image to condition on, or to redraw.")
+    add("--mask", type=str | None, help="Image that is white where to paint.")
+    add("--low-res", type=str | None, help="Image to enlarge.")
+    add("--label-map", type=str | None, help="Image whose grey levels or palette are classes.")
     add("--layout", type=str | None, help="JSON file of classes and boxes, see data/README.md.")
 
 
-def load(options: Namespace, chosen: Namespace) -> Diffusion:
+def load_diffusion(options: Namespace, chosen: Namespace) -> Diffusion:
     """Load the model and set on it what the command line changes.
 
     Args:
@@ -140,17 +140,17 @@ def load(options: Namespace, chosen: Namespace) -> Diffusion:
         stage.image_size = options.size
     if stage.image_size is None:
         raise ValueError(
-            f"--size: '{options.checkpoint}' does not say the size of its pictures, expected it here"
+            f"--size: '{options.checkpoint}' does not say the size of its images, expected it here"
         )
     return stage.to(device(options.device))
 
 
-def asked(options: Namespace) -> Asked:
+def asked(options: Namespace) -> SampleOptions:
     """Collect what the command line asks for."""
     check_at_least("--num-per-prompt", options.num_per_prompt, 1)
     if options.num is not None:
         check_at_least("--num", options.num, 1)
-    return Asked(
+    return SampleOptions(
         prompts=(options.prompt or []) + _lines(options.prompts),
         labels=options.labels or [],
         files={field: getattr(options, field) for field in FILES if getattr(options, field) is not None},
@@ -161,19 +161,19 @@ def asked(options: Namespace) -> Asked:
 
 
 def redraw(options: Namespace, reads: Sequence[str], size: int) -> Redraw | None:
-    """Read the picture to start from; None if there is none, or if the model is conditioned on it.
+    """Read the image to start from; None if there is none, or if the model is conditioned on it.
 
     Raises:
-        ValueError: If --mask or --strength have no picture, or the strength is out of range.
+        ValueError: If --mask or --strength have no image, or the strength is out of range.
     """
     if "image" in reads:
         if options.strength is not None:
-            raise ValueError("--strength: the model is conditioned on --image, it redraws no picture")
+            raise ValueError("--strength: the model is conditioned on --image, it redraws no image")
         return None
     if options.image is None:
         for name in ("mask", "strength"):
             if getattr(options, name) is not None:
-                raise ValueError(f"--{name}: there is no picture to redraw, expected --image")
+                raise ValueError(f"--{name}: there is no image to redraw, expected --image")
         return None
     strength = options.strength if options.strength is not None else 1.0 if options.mask else STRENGTH
     if not 0.0 < strength <= 1.0:
@@ -187,10 +187,10 @@ def redraw(options: Namespace, reads: Sequence[str], size: int) -> Redraw | None
 
 
 def draw(
-    stage: Diffusion, wished: Sequence[Wish], seed: int, batch_size: int, start: Redraw | None = None
+    stage: Diffusion, wished: Sequence[SampleRequest], seed: int, batch_size: int, start: Redraw | None = None
 ) -> Iterator[Tensor]:
-    """Draw pictures one after the other, (3, H, W) uint8, with a progress bar."""
-    with tqdm(total=len(wished), desc="sample", unit=" pictures", disable=len(wished) < 2) as bar:
+    """Draw images one after the other, (3, H, W) uint8, with a progress bar."""
+    with tqdm(total=len(wished), desc="sample", unit=" images", disable=len(wished) < 2) as bar:
         for first in range(0, len(wished), batch_size):
             batch = on_device(as_batch(wished[first : first + batch_size]), stage.device)
             if start is None:
@@ -202,13 +202,13 @@ def draw(
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch, and turn its pictures, masks and maps into what stages know."""
+    """Move a batch, and turn its images, masks and maps into what stages know."""
     moved = {name: field.to(device) if isinstance(field, Tensor) else field for name, field in batch.items()}
     return decoded(cast(Batch, moved))
 
 
 def settings(stage: Diffusion, options: Namespace, start: Redraw | None) -> dict[str, str]:
-    """Say how pictures are drawn, for the text chunks of their files."""
+    """Say how images are drawn, for the text chunks of their files."""
     files = {field: getattr(options, field) for field in FILES}
     return {
         **{name: str(value) for name, value in drawn_by(stage).items()},
@@ -231,18 +231,20 @@ def sample(arguments: Sequence[str] | None = None) -> None:
     command = parser()
     options = command.parse_args(arguments)
     check_at_least("--batch-size", options.batch_size, 1)
-    stage = load(options, command.instantiate(options))
+    stage = load_diffusion(options, command.instantiate(options))
     reads, size = stage.conditioner.reads, int(stage.image_size or 0)
-    wished = wishes(asked(options), reads, size)
+    wished = expand_requests(asked(options), reads, size)
     stage.conditioner.check(as_batch(wished))
     start = redraw(options, reads, size)
-    says, out, shown = settings(stage, options, start), Path(options.out), []
+    metadata, out, shown = settings(stage, options, start), Path(options.out), []
     for i, image in enumerate(draw(stage, wished, options.seed, options.batch_size, start)):
-        write_png(out / f"{i:06d}.png", image, {"prompt": wished[i].subject, "key": wished[i].key, **says})
+        write_png(
+            out / f"{i:06d}.png", image, {"prompt": wished[i].subject, "key": wished[i].key, **metadata}
+        )
         shown += [image] if i < GRID_SIZE else []
     subjects = "\n".join(wish.subject for wish in wished[:GRID_SIZE])
-    write_png(out / "grid.png", grid(torch.stack(shown)), {"prompt": subjects, **says})
-    print(f"{out}: {len(wished)} pictures, and {out / 'grid.png'}")
+    write_png(out / "grid.png", grid(torch.stack(shown)), {"prompt": subjects, **metadata})
+    print(f"{out}: {len(wished)} images, and {out / 'grid.png'}")
 
 
 def _lines(path: str | None) -> list[str]:

@@ -19,7 +19,7 @@ class Batch(TypedDict, total=False):
 
     key: list[str]
     """Names of the samples, unique over the data set; per-sample random numbers derive from them."""
-    place: Tensor
+    index: Tensor
     """(B,) int64 on the CPU: places of the samples in the set that is evaluated, whoever evaluates them."""
     image: Tensor
     """(B, 3, H, W) float32 in [-1, 1] on the device (uint8 in [0, 255] until it is there)."""
@@ -32,11 +32,11 @@ class Batch(TypedDict, total=False):
     mask: Tensor
     """(B, 1, H, W) float32, 1 = to be painted, 0 = known (uint8 until it is on the device)."""
     low_res: Tensor
-    """(B, 3, h', w') float32 in [-1, 1]: the picture in low resolution (uint8 until it is on the device)."""
+    """(B, 3, h', w') float32 in [-1, 1]: the image in low resolution (uint8 until it is on the device)."""
     label_map: Tensor
     """(B, H, W) int64: the class of every pixel (uint8 until it is on the device)."""
     layout: list[Tensor]
-    """B times (n, 5) float32: class, left, top, right, bottom of each object; fractions of the picture's side
+    """B times (n, 5) float32: class, left, top, right, bottom of each object; fractions of the image's side
     in [0, 1], from the top left corner."""
 
 
@@ -69,7 +69,7 @@ class Cond:
             picked[name] = torch.where(kept.view(shape), ours, theirs.to(ours.dtype))
         return Cond(**picked)
 
-    def beside(self, other: Cond) -> Cond:
+    def concat(self, other: Cond) -> Cond:
         """Put another condition's samples after those of this one.
 
         Args:
@@ -108,20 +108,20 @@ class Conditional(Protocol):
         """Condition on nothing, for B samples of the same shapes."""
         ...
 
-    def both(self, batch: Batch) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def cond_and_uncond(self, batch: Batch) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Condition on ``batch`` and on nothing: what ``cond`` and ``uncond`` give, in one pass."""
         ...
 
 
 @runtime_checkable
 class Generates(Protocol):
-    """A stage that makes pictures: diffusion samples, the autoencoder reconstructs."""
+    """A stage that makes images: diffusion samples, the autoencoder reconstructs."""
 
     def generate(self, batch: Batch, seed: int) -> Tensor:
-        """Make one picture per sample of ``batch``.
+        """Make one image per sample of ``batch``.
 
         The random numbers of a sample are a function of (seed, key) alone, so any split of a
-        set over batches and processes draws the same pictures.
+        set over batches and processes draws the same images.
 
         Returns:
             (B, 3, H, W) float32 in [-1, 1].
@@ -130,7 +130,7 @@ class Generates(Protocol):
 
 
 @runtime_checkable
-class Checks(Protocol):
+class ValidatesBatch(Protocol):
     """A stage that knows which values of a batch it cannot use."""
 
     def check(self, batch: Batch) -> None:
@@ -143,16 +143,16 @@ class Checks(Protocol):
 
 
 @runtime_checkable
-class Units(Protocol):
+class HasBlocks(Protocol):
     """A network that names its blocks, which are split, compiled or computed again one by one."""
 
-    def units(self) -> Iterable[nn.Module]:
+    def blocks(self) -> Iterable[nn.Module]:
         """Return modules that its forward calls, none inside another, with most of its parameters."""
         ...
 
 
 @dataclass(frozen=True)
-class Widths:
+class DenoiserDims:
     """What a denoiser must fit: the stage derives it from its latent space and its conditioner."""
 
     sample: int

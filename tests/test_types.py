@@ -22,7 +22,7 @@ def test_beside_puts_the_samples_of_every_field_after_the_others():
         Cond(tokens=torch.full((n, 4, 2), n), mask=torch.full((n, 4), n == 1), vector=torch.full((n, 5), n))
         for n in (1, 2)
     )
-    both = first.beside(second)
+    both = first.concat(second)
     assert both.spatial is None
     for field in (both.tokens, both.vector):
         assert field.flatten(1).float().mean(1).tolist() == [1.0, 2.0, 2.0]
@@ -33,4 +33,4 @@ def test_conditions_with_different_fields_are_refused():
     with pytest.raises(ValueError, match="only one of condition and null condition has 'tokens'"):
         Cond(tokens=torch.ones(1, 1, 1)).where(torch.tensor([True]), Cond())
     with pytest.raises(ValueError, match="only one of condition and null condition has 'vector'"):
-        Cond().beside(Cond(vector=torch.ones(1, 1)))
+        Cond().concat(Cond(vector=torch.ones(1, 1)))

@@ -14,7 +14,7 @@ from benchmarks.demo import measure
 from benchmarks.demo.forecast import announcement, forecast
 from benchmarks.demo.report import Times, table, write_report
 from benchmarks.demo.steps import Plan, encode_latents, pack_shapes, tiny, train
-from ldm.pictures import grid, write_png
+from ldm.io.images import grid, write_png
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import CLIPTower, load_stage
@@ -36,7 +36,7 @@ def demo(plan: Plan) -> dict[str, float]:
     figures |= times.figures()
     write_report(plan.runs / "report.json", figures)
     print(f"\n{table(figures)}")
-    print(f"pictures: {plan.runs / 'samples.png'}   figures: {plan.runs / 'report.json'}")
+    print(f"images: {plan.runs / 'samples.png'}   figures: {plan.runs / 'report.json'}")
     return figures
 
 
@@ -58,7 +58,7 @@ def _measure(plan: Plan, times: Times) -> dict[str, float]:
             "autoencoder": measure.of_autoencoder(autoencoder, val),
             "clip": measure.of_clip(clip, scenes),
             "novel": measure.read_back(images["novel"], novel["text"])
-            | measure.of_pictures(images["novel"], novel, clip),
+            | measure.of_images(images["novel"], novel, clip),
             "pairs": measure.read_back(images["pairs"], pairs["text"]),
         }
     captions = "\n".join(novel["text"][:GRID_SIZE])

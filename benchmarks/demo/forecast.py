@@ -13,18 +13,18 @@ import yaml
 from torch import Tensor, nn
 
 from ldm.callbacks.progress import clock
-from ldm.diffusion.noise import SampleNoise
 from ldm.hardware import DTYPES, choose_precision, device_of
 from ldm.nets.autoencoder import downsampling
 from ldm.nets.unet import UNet
+from ldm.optim.recipes import Optimization
+from ldm.rng import SampleNoise
 from ldm.stages.load import build_stage
-from ldm.stages.optimization import Optimization
-from ldm.types import Cond, Widths
+from ldm.types import Cond, DenoiserDims
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "demo"
 STAGES = ("autoencoder", "clip", "diffusion")
 ENCODING, DRAWING = 250, 190
-"""Encoding 20,000 pictures and drawing 700, in training steps of the autoencoder and of the U-Net."""
+"""Encoding 20,000 images and drawing 700, in training steps of the autoencoder and of the U-Net."""
 STARTS = 6
 """Starting a stage, its validations, packing and measuring, in starts of a process: for the whole demo."""
 STEPS = 5
@@ -90,7 +90,7 @@ def _diffusion_step(autoencoder: dict[str, Any], clip: dict[str, Any], diffusion
     """Time a training step of the U-Net, and the text tower that says what it is conditioned on."""
     net = autoencoder["model"]["init_args"]["net"]["init_args"]
     text = clip["model"]["init_args"]["net"]["init_args"]["text_cfg"]
-    widths = Widths(sample=net["latent_channels"], tokens=text["width"])
+    widths = DenoiserDims(sample=net["latent_channels"], tokens=text["width"])
     unet = UNet(widths, **diffusion["model"]["init_args"]["denoiser"]["init_args"]).to(_device())
     unet.to(memory_format=torch.channels_last)
     num, side = diffusion["data"]["batch_size"], diffusion["data"]["image_size"]

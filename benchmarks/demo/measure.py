@@ -9,16 +9,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data.shapes_reader import score
+from data.shapes.reader import score
 from ldm.data.module import Shards
+from ldm.io.images import from_bytes, to_bytes
 from ldm.metrics.clip_score import CLIPScore
+from ldm.metrics.extractors.clip import CLIPExtractor
 from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.frechet import Frechet
 from ldm.metrics.psnr import PSNR
 from ldm.metrics.retrieval import recall_at_1
-from ldm.metrics.towers import Towers
-from ldm.pictures import from_bytes, to_bytes
-from ldm.sample import Wish, draw
+from ldm.sample import SampleRequest, draw
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import CLIPTower
@@ -30,7 +30,7 @@ PAIR = re.compile(r"a (\w+) (\w+) (\w+) (left of|above) a (\w+) (\w+) (\w+)(.*)"
 
 
 def load(pattern: str, num: int, image_size: int) -> Batch:
-    """Load the first ``num`` samples of shards, pictures (N, 3, H, W) in [-1, 1]."""
+    """Load the first ``num`` samples of shards, images (N, 3, H, W) in [-1, 1]."""
     data = Shards(pattern, pattern, image_size=image_size, batch_size=num)
     return data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
 
@@ -57,7 +57,7 @@ def of_clip(clip: CLIPTower, batch: Batch) -> Figures:
 
 
 def told_apart(clip: CLIPTower, image: Tensor, texts: Sequence[str]) -> float:
-    """Return how often a picture is closer to its caption than to one with colours or objects swapped."""
+    """Return how often an image is closer to its caption than to one with colours or objects swapped."""
     rows, right, wrong = [], [], []
     for i, text in enumerate(texts):
         for swapped in swaps(text):
@@ -80,21 +80,23 @@ def swaps(text: str) -> list[str]:
 
 
 def drawn(stage: Diffusion, texts: Sequence[str], seed: int = 0, batch_size: int = 100) -> Tensor:
-    """Draw one picture per caption, (N, 3, H, W) uint8."""
-    return torch.stack(list(draw(stage, [Wish(text, 0, {"text": text}) for text in texts], seed, batch_size)))
+    """Draw one image per caption, (N, 3, H, W) uint8."""
+    return torch.stack(
+        list(draw(stage, [SampleRequest(text, 0, {"text": text}) for text in texts], seed, batch_size))
+    )
 
 
-def of_pictures(images: Tensor, batch: Batch, clip: CLIPTower) -> Figures:
-    """Measure pictures drawn for the captions of ``batch``, uint8, as a CLIP sees them."""
-    metrics = FeatureMetrics(Towers(clip), [Frechet(), CLIPScore()])
-    placed: Batch = {**batch, "place": torch.arange(len(images))}
-    metrics.see(placed)
+def of_images(images: Tensor, batch: Batch, clip: CLIPTower) -> Figures:
+    """Measure images drawn for the captions of ``batch``, uint8, as a CLIP sees them."""
+    metrics = FeatureMetrics(CLIPExtractor(clip), [Frechet(), CLIPScore()])
+    placed: Batch = {**batch, "index": torch.arange(len(images))}
+    metrics.update_real(placed)
     metrics.update(from_bytes(images), placed)
     return metrics.compute()
 
 
 def read_back(images: Tensor, texts: Sequence[str]) -> Figures:
-    """Read pictures (N, 3, H, W), uint8 or in [-1, 1], and compare with their captions: shares in [0, 1]."""
+    """Read images (N, 3, H, W), uint8 or in [-1, 1], and compare with their captions: shares in [0, 1]."""
     bytes_ = images if images.dtype == torch.uint8 else to_bytes(images)
     sums: dict[str, float] = defaultdict(float)
     for image, text in zip(bytes_.permute(0, 2, 3, 1).cpu().numpy(), texts, strict=True):

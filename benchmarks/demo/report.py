@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ldm.callbacks.progress import clock
-from ldm.environment import environment
 from ldm.hardware import choose_precision, device_of
-from ldm.replacing import write_text
+from ldm.io.atomic import write_text
+from ldm.runs.environment import environment
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ TABLE = [
     Line("seconds/diffusion", "  train diffusion", form="clock"),
     Line("seconds/sample", "  draw unseen captions", form="clock"),
     Line("seconds/measure", "  measure", form="clock"),
-    Line("autoencoder/psnr", "autoencoder: PSNR of held-out pictures, dB", 33.0, form=".2f"),
+    Line("autoencoder/psnr", "autoencoder: PSNR of held-out images, dB", 33.0, form=".2f"),
     Line("autoencoder/read_back_all", "  reconstructions in which everything reads right", 0.95),
     Line("clip/recall/image_to_text", "CLIP: caption found among 512 of unseen pairs (R@1)", 0.97),
-    Line("clip/recall/text_to_image", "  picture found among them", 0.97),
+    Line("clip/recall/text_to_image", "  image found among them", 0.97),
     Line("clip/swaps", "  swapped captions told apart", 0.995),
     Line("novel/count", "500 unseen captions drawn: count right", 0.97),
     Line("novel/colour", "  colours", 0.97),
@@ -80,7 +80,7 @@ TABLE = [
     Line("novel/all", "  everything at once", 0.75),
     Line("pairs/all", "200 captions with unseen pairs drawn: everything at once", 0.65),
     Line("novel/fid/clip", "Fréchet distance (CLIP features) of the unseen captions", form=".4f"),
-    Line("novel/fid_floor/clip", "  of real pictures, half against half", form=".4f"),
+    Line("novel/fid_floor/clip", "  of real images, half against half", form=".4f"),
     Line("novel/clip_score/clip", "CLIP score", form=".1f"),
 ]
 

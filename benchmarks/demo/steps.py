@@ -12,10 +12,10 @@ from pathlib import Path
 from threading import Thread
 from typing import IO
 
-from data.shapes_packer import Settings, pack
-from ldm import checkpoint as ckpt
+from data.shapes.packer import Settings, pack
 from ldm import encode
-from ldm.latent_shards import read_manifest
+from ldm.io import checkpoint as ckpt
+from ldm.latents.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ class Plan:
         shards: Folder of the packed shapes.
         latents: Folder of the encoded ones.
         runs: Folder of the runs.
-        packing: How many pictures there are.
+        packing: How many images there are.
         changes: What is passed to ldm.fit beside the configuration.
         num_novel: Unseen captions that are drawn.
         num_pairs: Captions with unseen pairs of colour and shape that are drawn.
@@ -66,7 +66,7 @@ def tiny() -> Plan:
         "data.batch_size": 8,
         "trainer.max_steps": 4,
         "trainer.val_check_interval": 4,
-        "pictures.num": 2,
+        "sample_grid.num": 2,
         "wandb.mode": "disabled",
     }
     # as many shards as the configurations name

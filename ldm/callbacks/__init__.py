@@ -1,1 +1,1 @@
-"""What a run does beside training: averages, pictures, figures. Named by configs only."""
+"""What a run does beside training: averages, images, figures. Named by configs only."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 
-from ldm.types import Units
+from ldm.types import HasBlocks
 
 
 class Compile(L.Callback):
@@ -29,6 +29,6 @@ class Compile(L.Callback):
         # of one class: several widths and sizes, with gradients or not; at its limit of 8 torch would give up
         torch._dynamo.config.recompile_limit = 256
         for network in pl_module.modules():
-            if isinstance(network, Units):
-                for unit in network.units():
+            if isinstance(network, HasBlocks):
+                for unit in network.blocks():
                     unit.compile(backend=self.backend, dynamic=False)

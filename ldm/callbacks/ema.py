@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from ldm.sharding import part, split_like
+from ldm.distributed.dtensor import reshard, shard_like
 
 Weights = dict[str, Tensor]
 
@@ -73,7 +73,7 @@ class EMA(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the average at the first weights, or go on from a checkpoint's."""
         self.shadow = {
-            name: split_like(self.shadow.get(name, weight).detach(), weight).to(
+            name: shard_like(self.shadow.get(name, weight).detach(), weight).to(
                 weight.device, torch.float32, copy=True
             )
             for name, weight in pl_module.named_parameters()
@@ -185,7 +185,7 @@ class EMA(L.Callback):
     @torch.no_grad()
     def _unswap(self, pl_module: nn.Module) -> None:
         raw, self._raw = self._raw or {}, None
-        part(pl_module)  # an error may have come while it was whole
+        reshard(pl_module)  # an error may have come while it was whole
         for name, weight in self._weights(pl_module).items():
             if name in raw:
                 weight.copy_(raw[name])

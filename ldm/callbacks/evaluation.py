@@ -12,19 +12,20 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ldm.callbacks.ema import EMA
-from ldm.callbacks.logging import log_records, log_samples, samples_seen
-from ldm.callbacks.share import first, replaced, share, without_trace
-from ldm.metrics.group import default_group
-from ldm.metrics.measurement import Measurement, Value
-from ldm.metrics.metric import Metric, Reals, Says
-from ldm.metrics.record import append_lines, drawn_by
-from ldm.pictures import from_bytes, to_bytes
+from ldm.callbacks.validation_subset import first, share
+from ldm.distributed.group import default_group
+from ldm.evaluation.isolation import replaced, without_trace
+from ldm.evaluation.record import append_lines, drawn_by
+from ldm.evaluation.session import Measurement, Value
+from ldm.io.images import from_bytes, to_bytes
+from ldm.loggers.media import log_records, log_samples, samples_seen
+from ldm.metrics.metric import Metadata, Metric, ReferenceInfo
 from ldm.types import Batch, Generates
 
 
 @runtime_checkable
 class Identified(Protocol):
-    """Real pictures that can be told from others."""
+    """Real images that can be told from others."""
 
     def identity(self, num: int) -> str:
         """Return text that changes when the first ``num`` of them do."""
@@ -40,29 +41,32 @@ Part = Callable[..., Any]
 
 
 class Evaluation(L.Callback):
-    """Generates a picture for each of the first validation samples, and feeds all metrics with it.
+    """Generates an image for each of the first validation samples, and feeds all metrics with it.
 
-    Pictures are drawn with the averaged weights if there are any, in the trainer's precision, and rounded as
+    Images are drawn with the averaged weights if there are any, in the trainer's precision, and rounded as
     a PNG would be; metrics measure in float32. Values are logged as ``val/<name>`` beside the validation's
     own, so that they can be monitored, and each is written with its record to ``evaluations.jsonl`` in the
     run folder. Training goes on as if nothing had been measured: random numbers, modes and weights are as
     before.
     A metric or measure that fails is reported and left out of this evaluation; the others and the run go on,
-    also if pictures cannot be drawn. Stages that make no pictures are left alone.
+    also if images cannot be drawn. Stages that make no images are left alone.
 
     Args:
         metrics: What to measure.
-        num_samples: Number of pictures, over all processes. Fréchet distances depend on it.
+        num_samples: Number of images, over all processes. Fréchet distances depend on it.
         every_n_samples: Evaluate at the first validation after each so many training samples, and at the
             end; None evaluates at every validation.
-        seed: Seed of the pictures' random numbers.
-        sampler: Sampler that draws the pictures; None takes the stage's.
+        seed: Seed of the images' random numbers.
+        sampler: Sampler that draws the images; None takes the stage's.
         guidance: How conditional and unconditional predictions are combined; None takes the stage's.
-        cache: Folder for statistics of the real pictures, which other runs may share; None means
+        cache: Folder for statistics of the real images, which other runs may share; None means
             ``statistics`` in the run folder.
         name: What tells this evaluation from another one of the run, with other settings: its values are
             then called ``val/<value>@<name>``.
     """
+
+    values_may_be_missing = True
+    """A metric may fail, or not be due: a missing value is no error of whoever waits for it."""
 
     def __init__(  # one argument more than usual: that it has a twin is not a matter of its settings
         self,
@@ -108,13 +112,13 @@ class Evaluation(L.Callback):
         return isinstance(pl_module, Generates)
 
     def show(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> Tensor:
-        """Return the pictures to measure, (B, 3, H, W) in [-1, 1], one for each sample."""
+        """Return the images to measure, (B, 3, H, W) in [-1, 1], one for each sample."""
         assert isinstance(pl_module, Generates)
         with replaced(pl_module, self.parts), trainer.precision_plugin.forward_context():
             return pl_module.generate(batch, self.seed)
 
-    def how(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Says:
-        """Say how the pictures came about, beside stage, progress and weights."""
+    def how(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Metadata:
+        """Say how the images came about, beside stage, progress and weights."""
         with replaced(pl_module, self.parts):
             drawn = drawn_by(pl_module)
         return {"precision": str(trainer.precision_plugin.precision), "seed": self.seed, **drawn}
@@ -156,7 +160,7 @@ class Evaluation(L.Callback):
             return
         batch = first(batch, missing)
         mine = torch.arange(self._taken, self._taken + len(batch["key"]))
-        batch["place"] = trainer.global_rank + mine * trainer.world_size
+        batch["index"] = trainer.global_rank + mine * trainer.world_size
         self._taken += len(mine)
         with without_trace(pl_module):
             try:
@@ -165,7 +169,7 @@ class Evaluation(L.Callback):
                 self._measurement.fail(error)
                 self._taken = self.num_samples
                 return
-            self._measurement.see(batch)
+            self._measurement.update_real(batch)
             self._measurement.update(from_bytes(to_bytes(images)), batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -187,7 +191,7 @@ class Evaluation(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, values: list[Value], failures: list[str]
     ) -> None:
         drawn = self._stands(trainer, pl_module) | self.how(trainer, pl_module)
-        records = {f"val/{value.name}{self._suffix}": {**value.says, **drawn} for value in values}
+        records = {f"val/{value.name}{self._suffix}": {**value.metadata, **drawn} for value in values}
         lines: list[dict[str, object]] = [
             {"name": name, "value": value.value, **record}
             for value, (name, record) in zip(values, records.items(), strict=True)
@@ -200,7 +204,7 @@ class Evaluation(L.Callback):
         except OSError as error:  # a full disk
             rank_zero_warn(f"records of this evaluation are not in {path}: {error}")
 
-    def _stands(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Says:
+    def _stands(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Metadata:
         """Say which weights are measured."""
         averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         return {
@@ -209,14 +213,14 @@ class Evaluation(L.Callback):
             "weights": "ema" if averaged else "raw",
         }
 
-    def _reals(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Reals:
-        """Name the real pictures; part of a validation set has no name."""
+    def _reals(self, trainer: L.Trainer, pl_module: L.LightningModule) -> ReferenceInfo:
+        """Name the real images; part of a validation set has no name."""
         size = getattr(pl_module, "image_size", None)
         real = getattr(trainer.datamodule, "evaluation", None)  # type: ignore[attr-defined]
         if not isinstance(real, Identified) or trainer.limit_val_batches != 1.0:
-            return Reals(size=size)
+            return ReferenceInfo(size=size)
         cache, num = Path(self.cache or Path(trainer.default_root_dir) / "statistics"), self.num_samples
-        return Reals(real.identity(num), cache, size, real.fingerprint(num))
+        return ReferenceInfo(real.identity(num), cache, size, real.fingerprint(num))
 
     def _is_due(self, trainer: L.Trainer, seen: int) -> bool:
         if trainer.sanity_checking:

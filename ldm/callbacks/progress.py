@@ -10,7 +10,7 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from ldm.callbacks.logging import samples_seen
+from ldm.loggers.media import samples_seen
 from ldm.types import Batch
 
 BAR_SECONDS = 0.5

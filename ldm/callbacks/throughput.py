@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from ldm.callbacks.logging import log_samples
+from ldm.loggers.media import log_samples
 from ldm.types import Batch
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ldm.callbacks.watch import Beats, Watch
+from ldm.callbacks.heartbeat import HeartbeatMonitor, HeartbeatStore
 from ldm.types import Batch
 
 
@@ -36,12 +36,12 @@ class Watchdog(L.Callback):
         if timeout is not None and timeout <= 0:
             raise ValueError(f"watchdog.timeout: got {timeout:g} s, expected a positive number, or null")
         self.timeout = timeout
-        self._watch: Watch | None = None
+        self._watch: HeartbeatMonitor | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin to watch."""
         if self.timeout is not None and self._watch is None:
-            self._watch = Watch(self.timeout, _beats(trainer), lambda code: _leave(trainer, code))
+            self._watch = HeartbeatMonitor(self.timeout, _beats(trainer), lambda code: _leave(trainer, code))
             self._watch.start()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -104,12 +104,12 @@ class Watchdog(L.Callback):
             self._watch.sign(phase)
 
 
-def _beats(trainer: L.Trainer) -> Beats:
+def _beats(trainer: L.Trainer) -> HeartbeatStore:
     if trainer.world_size == 1:
-        return Beats(0, 1, torch.distributed.HashStore())
+        return HeartbeatStore(0, 1, torch.distributed.HashStore())
     # a connection of its own: one that waits must not keep the other waiting
     store = torch.distributed.distributed_c10d._get_default_store().clone()
-    return Beats(trainer.global_rank, trainer.world_size, store)
+    return HeartbeatStore(trainer.global_rank, trainer.world_size, store)
 
 
 def _leave(trainer: L.Trainer, code: int) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from ldm.comparison.curves import Curve, panel, stroke
 from ldm.comparison.runs import Evaluated, Run, differing
 from ldm.comparison.style import SCRIPT, STYLE
-from ldm.pictures import read_text
-from ldm.run import LARGER_IS_BETTER, SMALLER_IS_BETTER
+from ldm.io.images import read_text
+from ldm.runs.folder import LARGER_IS_BETTER, SMALLER_IS_BETTER
 
 DRAWN = (
     *("stage", "samples", "weights", "precision", "seed", "sampler", "guidance", "steps", "evaluation"),
@@ -98,10 +98,10 @@ def _importance(title: str) -> tuple[int, str]:
 
 def _samples(runs: Sequence[Run], most: int) -> str:
     """Show the sheets of each kind side by side, with one slider for all."""
-    kinds = sorted({kind for run in runs for kind in run.pictures})
+    kinds = sorted({kind for run in runs for kind in run.images})
     if not kinds:
         return ""
-    shown = {(run.name, kind): _thinned(run.pictures.get(kind, {}), most) for run in runs for kind in kinds}
+    shown = {(run.name, kind): _thinned(run.images.get(kind, {}), most) for run in runs for kind in kinds}
     seen = sorted({count for sheets in shown.values() for count in sheets})
     slider = (
         f'<div class="controls"><input type="range" id="seen" min="0" max="{len(seen) - 1}" '
@@ -110,10 +110,8 @@ def _samples(runs: Sequence[Run], most: int) -> str:
     )
     rows = []
     for kind in kinds:
-        figures = [
-            _sheets(i, run, shown[run.name, kind]) for i, run in enumerate(runs) if kind in run.pictures
-        ]
-        drawn_for = _drawn_for([shown[run.name, kind] for run in runs if kind in run.pictures])
+        figures = [_sheets(i, run, shown[run.name, kind]) for i, run in enumerate(runs) if kind in run.images]
+        drawn_for = _drawn_for([shown[run.name, kind] for run in runs if kind in run.images])
         rows.append(f'<h3>{escape(kind)}</h3>{drawn_for}<div class="samples">{"".join(figures)}</div>')
     note = "<p class='note'>The newest sheet of each run up to as many samples seen.</p>"
     return f"<h2>Samples</h2>{note}{slider}{''.join(rows)}"

@@ -1,4 +1,4 @@
-"""What a run's folder says of the run: settings, environment, curves, pictures, records."""
+"""What a run's folder says of the run: settings, environment, curves, images, records."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Run:
         settings: Its resolved configuration, dotted key to value.
         environment: Versions and hardware, the same way.
         curves: Values over samples seen, by name.
-        pictures: Sheets of pictures: what they show (the name before the number) to samples seen to file.
+        images: Sheets of images: what they show (the name before the number) to samples seen to file.
         records: Last record of each value that has one.
     """
 
@@ -49,7 +49,7 @@ class Run:
     settings: dict[str, str]
     environment: dict[str, str]
     curves: dict[str, Points]
-    pictures: dict[str, dict[int, Path]]
+    images: dict[str, dict[int, Path]]
     records: dict[str, Evaluated]
 
     @property
@@ -85,7 +85,7 @@ def _read(folder: Path, name: str) -> Run:
     settings.pop("run", None)  # its own folder: differs always, says nothing
     environment = dict(_flat(_load(folder / "environment.json")))
     curves, records = _curves(folder / "metrics.csv"), _records(folder / "evaluations.jsonl")
-    return Run(name, folder, settings, environment, curves, _pictures(folder / "pictures"), records)
+    return Run(name, folder, settings, environment, curves, _images(folder / "images"), records)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -141,7 +141,7 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _pictures(folder: Path) -> dict[str, dict[int, Path]]:
+def _images(folder: Path) -> dict[str, dict[int, Path]]:
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.glob("*.png")):
         if match := re.fullmatch(r"(.+)-(\d+)\.png", path.name):

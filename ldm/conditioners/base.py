@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
-from ldm.diffusion.noise import SampleNoise
-from ldm.latents import LatentSpace
+from ldm.latents.space import LatentSpace
+from ldm.rng import SampleNoise
 from ldm.types import Batch, Cond
 
 

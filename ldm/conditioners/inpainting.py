@@ -1,4 +1,4 @@
-"""A picture with a hole."""
+"""An image with a hole."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.conditioners.spatial import Spatial
-from ldm.latents import LatentSpace
+from ldm.latents.space import LatentSpace
 from ldm.types import Batch, Cond
 
 
 class Inpainting(Spatial):
     """The mask and the latent of what it leaves: 1 + C channels, in the order of Stable Diffusion inpainting.
 
-    Rombach et al. 2021, sec. 4.5. The masked picture is grey (0) where it is to be painted; its latent is the
-    mean of q(z | picture), so the condition is not random. The mask comes to the latent's size by nearest
+    Rombach et al. 2021, sec. 4.5. The masked image is grey (0) where it is to be painted; its latent is the
+    mean of q(z | image), so the condition is not random. The mask comes to the latent's size by nearest
     neighbour, as in Stable Diffusion. The null condition is that of a mask that leaves nothing.
 
     Args:

@@ -13,7 +13,7 @@ from ldm.nets.attention import Attention, FeedForward
 from ldm.types import Batch, Cond
 
 FREQUENCIES = 8
-"""Waves per coordinate: of 1/2 to 64 periods over the picture's side."""
+"""Waves per coordinate: of 1/2 to 64 periods over the image's side."""
 
 
 class Layout(Conditioner):
@@ -22,13 +22,13 @@ class Layout(Conditioner):
     Layouts go through a transformer into cross-attention, as in Rombach et al. 2021, sec. 4.3.1 and app.
     E.2.1. There coordinates are discrete tokens; here a box is the embedding of its class plus a projection
     of its coordinates' sines and cosines (after Li et al. 2023, arXiv:2301.07093), so boxes are a set. Of
-    more than ``max_boxes`` boxes training takes the first. The scene's token also tells a picture without
+    more than ``max_boxes`` boxes training takes the first. The scene's token also tells an image without
     boxes from the null condition, which is a learned token of its own.
 
     Args:
         num_classes: Classes of the boxes are 0 .. num_classes - 1.
         width: D of the tokens.
-        max_boxes: Boxes of a picture, at most.
+        max_boxes: Boxes of an image, at most.
         depth: Layers of the transformer.
         num_heads: Its attention heads; divides ``width``.
         dropout: Share of training samples that get the null condition.
@@ -72,7 +72,7 @@ class Layout(Conditioner):
         return Cond(tokens=tokens, mask=mask)
 
     def check(self, batch: Batch) -> None:
-        """Check that no picture has more boxes than fit."""
+        """Check that no image has more boxes than fit."""
         self._require(batch)
         self.check_values(batch)
         for key, boxes in zip(batch["key"], batch["layout"], strict=True):

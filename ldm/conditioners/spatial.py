@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ldm.conditioners.base import Conditioner
-from ldm.latents import LatentSpace
+from ldm.latents.space import LatentSpace
 
 
 class Spatial(Conditioner):

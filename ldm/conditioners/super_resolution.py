@@ -1,4 +1,4 @@
-"""A picture of low resolution."""
+"""An image of low resolution."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ldm.types import Batch, Cond
 
 
 class SuperResolution(Spatial):
-    """The low-resolution picture at the latent's size: 3 channels (Rombach et al. 2021, sec. 4.4).
+    """The low-resolution image at the latent's size: 3 channels (Rombach et al. 2021, sec. 4.4).
 
     It is resized bicubically (antialiased where it shrinks) and kept in [-1, 1]. The null condition is grey.
 
     Args:
-        scale: Side of the picture per side of the low-resolution one.
+        scale: Side of the image per side of the low-resolution one.
         dropout: Share of training samples of which nothing is shown.
     """
 
@@ -43,10 +43,10 @@ class SuperResolution(Spatial):
         return Cond(spatial=low.new_zeros(len(low), 3, *size))
 
     def check_values(self, batch: Batch) -> None:
-        """Check that pictures are ``scale`` times as large as their low-resolution copies."""
+        """Check that images are ``scale`` times as large as their low-resolution copies."""
         low, image = batch.get("low_res"), batch.get("image")
         if low is not None and image is not None and image.shape[-1] != self.scale * low.shape[-1]:
             raise ValueError(
-                f"pictures of size {image.shape[-1]} have low-resolution copies of size {low.shape[-1]}, "
+                f"images of size {image.shape[-1]} have low-resolution copies of size {low.shape[-1]}, "
                 f"expected {image.shape[-1] / self.scale:g} at conditioner.scale={self.scale}"
             )

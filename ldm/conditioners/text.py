@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm import checkpoint as ckpt
 from ldm.conditioners.base import Conditioner
-from ldm.frozen import Frozen
+from ldm.io import checkpoint as ckpt
 from ldm.nets.clip import CLIPModel
+from ldm.nets.frozen import Frozen
 from ldm.nets.text import TextTower
 from ldm.types import Batch, Cond
 
@@ -27,16 +27,16 @@ class CLIPText(Conditioner):
         dropout: Share of training samples that get the empty caption.
         frozen: Keep the tower as it is, and out of this stage's checkpoints. False trains it along with the
             denoiser, from the weights of ``checkpoint``.
-        skip_last: Last layers to leave out; 1 gives the penultimate layer's tokens.
+        clip_skip: Last layers to leave out; 1 gives the penultimate layer's tokens.
     """
 
     reads = ("text",)
 
     def __init__(
-        self, checkpoint: str, dropout: float = 0.1, frozen: bool = True, skip_last: int = 0
+        self, checkpoint: str, dropout: float = 0.1, frozen: bool = True, clip_skip: int = 0
     ) -> None:
         super().__init__(dropout)
-        tower = load_tower(checkpoint).skip_last(skip_last)
+        tower = load_tower(checkpoint).clip_skip(clip_skip)
         self.text: nn.Module = Frozen(tower) if frozen else tower
         self.token_width = tower.width
         self._upstream = {str(checkpoint): ckpt.sha256(checkpoint)}

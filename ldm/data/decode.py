@@ -95,15 +95,15 @@ def decode(
     Args:
         members: Member name ("jpg", "txt", ...) to its bytes.
         origin: Where the sample comes from.
-        fields: Any of ``FIELDS``. A picture is decoded only if "image" is among them.
-        image_size: Side S of the picture in pixels, and of what lies on it; the low-resolution picture
+        fields: Any of ``FIELDS``. An image is decoded only if "image" is among them.
+        image_size: Side S of the image in pixels, and of what lies on it; the low-resolution image
             keeps its own.
         draw: A random number of 63 bits that chooses among several captions (training), or None to take
             the canonical caption (evaluation).
 
     Raises:
         BadSample: If a field is missing or cannot be decoded, a caption is empty, or what lies on the
-            picture has other proportions.
+            image has other proportions.
     """
     sample: Sample = {"key": origin.key}
     sizes: dict[str, tuple[int, int]] = {}
@@ -132,7 +132,7 @@ def json_fields(members: Mapping[str, bytes], origin: Origin) -> set[str]:
 def _on_square(
     field: str, members: Mapping[str, bytes], origin: Origin, image_size: int
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Return what a raster holds of the picture's central square, and the raster's height and width."""
+    """Return what a raster holds of the image's central square, and the raster's height and width."""
     if field == "image":
         whole = _raster(field, raster.rgb, members, origin)
         found = raster.square(whole, image_size)
@@ -149,13 +149,13 @@ def _on_square(
 
 
 _SQUARE = (1, 1)
-"""Height and width of a picture of which nothing is said."""
+"""Height and width of an image of which nothing is said."""
 
 
 def _check_proportions(
     sizes: Mapping[str, tuple[int, int]], members: Mapping[str, bytes], origin: Origin
 ) -> None:
-    """Check that all that lies on the picture has its proportions: or the central square would be another."""
+    """Check that all that lies on the image has its proportions: or the central square would be another."""
     if "image" not in sizes or len(sizes) == 1:
         return
     height, width = sizes["image"]
@@ -164,9 +164,7 @@ def _check_proportions(
         if abs(width * h - w * height) > rounding:
             name = next(name for name in MEMBERS[field] if name in members)
             what = "'width' and 'height' are" if field == "layout" else "is"
-            raise origin.bad(
-                name, f"{what} {w}x{h}, expected the proportions of the picture, {width}x{height}"
-            )
+            raise origin.bad(name, f"{what} {w}x{h}, expected the proportions of the image, {width}x{height}")
 
 
 def _raster(
@@ -221,7 +219,7 @@ def _label(members: Mapping[str, bytes], origin: Origin) -> int:
 
 
 def _layout(members: Mapping[str, bytes], origin: Origin) -> tuple[Tensor, tuple[int, int]]:
-    """Return the boxes on the central square, (n, 5), and the picture's height and width."""
+    """Return the boxes on the central square, (n, 5), and the image's height and width."""
     meta = _json(members, origin) if "json" in members else {}
     if "layout" not in meta:
         raise _missing("layout", members, origin)
@@ -236,12 +234,12 @@ def _layout(members: Mapping[str, bytes], origin: Origin) -> tuple[Tensor, tuple
 
 
 def _cropped(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Move boxes from the picture to its central square; those that lie outside are left out."""
+    """Move boxes from the image to its central square; those that lie outside are left out."""
     corners = boxes[:, 1:]
     if not ((corners > -1e-3) & (corners < 1.001)).all() or not (corners[:, :2] < corners[:, 2:]).all():
         raise ValueError("a box is empty or outside")
     if height < 1 or width < 1:
-        raise ValueError(f"the picture is {width}x{height}")
+        raise ValueError(f"the image is {width}x{height}")
     side, (top, left) = min(height, width), raster.corner(height, width)
     scale = torch.tensor([width, height, width, height]) / side
     moved = corners * scale - torch.tensor([left, top, left, top]) / side

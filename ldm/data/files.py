@@ -9,7 +9,7 @@ from io import FileIO
 from typing import Any
 
 from ldm.data.decode import Origin, Sample, decode, wanted
-from ldm.data.index import Index, Summary, load
+from ldm.data.index import Index, Summary, load_index
 
 _KEEP_OPEN = 64
 
@@ -61,7 +61,7 @@ class ShardFiles:
             self._open.move_to_end(shard)
             return self._open[shard]
         summary = self.summaries[shard]
-        index = load(summary.path, self.index_dir)
+        index = load_index(summary.path, self.index_dir)
         file = FileIO(summary.path)
         if os.fstat(file.fileno()).st_size != summary.size or len(index) != summary.count:
             raise _changed(summary.path)

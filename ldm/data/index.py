@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ldm.data.decode import EXTENSIONS
 from ldm.data.tar import members, split_name
-from ldm.replacing import replacing
+from ldm.io.atomic import replacing
 
 _VERSION = 2  # raise it when the arrays or EXTENSIONS change: older sidecars are then rebuilt
 
@@ -114,7 +114,7 @@ def sidecar(path: str, index_dir: str | None) -> Path:
     return Path(index_dir) / f"{Path(path).stem}-{tag}.index.npz"
 
 
-def load(path: str, index_dir: str | None) -> Index:
+def load_index(path: str, index_dir: str | None) -> Index:
     """Read the index of a shard, building it if it is missing or stale."""
     summarize(path, index_dir)
     with np.load(sidecar(path, index_dir), allow_pickle=False) as arrays:

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 from ldm.data.decode import FIELDS, Field, Sample
 from ldm.data.readers import Indexed, Reader
-from ldm.data.source import Evaluation, Place, Source, Spec
+from ldm.data.source import DataRank, EvaluationSet, Source, Spec
 from ldm.data.streaming import Streaming
-from ldm.pictures import from_bytes
-from ldm.types import Batch, Checks
+from ldm.io.images import from_bytes
+from ldm.types import Batch, ValidatesBatch
 
 __all__ = ["Indexed", "Shards", "Streaming"]
 
@@ -40,12 +40,12 @@ class Shards(L.LightningDataModule):
     Args:
         train: Training shards: paths with braces (``train-{000000..000019}.tar``) or globs, one or a list.
         val: Validation shards, likewise.
-        image_size: Side of the square pictures in pixels; others are cropped and resized.
+        image_size: Side of the square images in pixels; others are cropped and resized.
         batch_size: Samples per batch and process.
         num_workers: Processes that read and decode; 0 reads in the training process.
         reader: ``Indexed`` (local files, exact) or ``Streaming`` (webdataset's pipeline, also URLs).
         fields: What training samples load: any of image, text, label, latent, mask, low_res, label_map,
-            layout. Validation always loads the picture and everything else the shards have.
+            layout. Validation always loads the image and everything else the shards have.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Shards(L.LightningDataModule):
         self.reader = reader
         self.fields = _checked_fields(fields)
         self._source: Source | None = None
-        self._evaluation: Evaluation | None = None
+        self._evaluation: EvaluationSet | None = None
         self._base = {"samples": 0, "batches": 0}
         self._seed = 0
         self._bad: dict[str, int] = {}
@@ -104,7 +104,7 @@ class Shards(L.LightningDataModule):
         return self._source
 
     @property
-    def evaluation(self) -> Evaluation:
+    def evaluation(self) -> EvaluationSet:
         """The validation samples; opened on first use."""
         if self._evaluation is None:
             spec = Spec(("image",), self.image_size, _global_seed())
@@ -150,12 +150,12 @@ class Shards(L.LightningDataModule):
             self._bad[message] = self._bad.get(message, 0) + 1
         if self.trainer is not None and self.trainer.training:
             self.source.observe(batch)
-        if self.trainer is not None and isinstance(self.trainer.lightning_module, Checks):
+        if self.trainer is not None and isinstance(self.trainer.lightning_module, ValidatesBatch):
             self.trainer.lightning_module.check(batch)
         return cast(Batch, batch)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Turn pictures, masks and maps from uint8 into what ``Batch`` says, on the device."""
+        """Turn images, masks and maps from uint8 into what ``Batch`` says, on the device."""
         return decoded(batch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -203,10 +203,10 @@ class Shards(L.LightningDataModule):
                 stacklevel=1,
             )
 
-    def _place(self) -> Place:
+    def _place(self) -> DataRank:
         if self.trainer is None:
-            return Place(0, 1)
-        return Place(self.trainer.global_rank, self.trainer.world_size)
+            return DataRank(0, 1)
+        return DataRank(self.trainer.global_rank, self.trainer.world_size)
 
     def _batches_per_step(self) -> int:
         return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
@@ -223,7 +223,7 @@ class Shards(L.LightningDataModule):
 
 
 def decoded(batch: Batch) -> Batch:
-    """Turn pictures, masks and maps of a batch from uint8 into what ``Batch`` says, where they are."""
+    """Turn images, masks and maps of a batch from uint8 into what ``Batch`` says, where they are."""
     found = cast(dict[str, Any], dict(batch))
     for name, convert in _FROM_BYTES.items():
         if name in found and found[name].dtype == torch.uint8:

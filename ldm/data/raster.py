@@ -1,4 +1,4 @@
-"""Bytes of pictures to pixels: what is accepted, and one geometry for all that lies on a picture."""
+"""Bytes of images to pixels: what is accepted, and one geometry for all that lies on an image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def rgb(content: bytes) -> Tensor:
-    """Decode a picture: upright, alpha over white, 16-bit grey scaled to 8 bits.
+    """Decode an image: upright, alpha over white, 16-bit grey scaled to 8 bits.
 
     Returns:
         (3, H, W) uint8.
 
     Raises:
-        ValueError: If it is no JPEG, PNG or WebP picture; the message is the reason alone.
+        ValueError: If it is no JPEG, PNG or WebP image; the message is the reason alone.
     """
     return torch.from_numpy(_opened(content, _rgb)).permute(2, 0, 1)
 
@@ -31,7 +31,7 @@ def mask(content: bytes) -> Tensor:
         (1, H, W) uint8, 0 or 1.
 
     Raises:
-        ValueError: If it is no picture.
+        ValueError: If it is no image.
     """
     return torch.from_numpy(_opened(content, _grey) >= 128).to(torch.uint8)[None]
 
@@ -43,7 +43,7 @@ def classes(content: bytes) -> Tensor:
         (1, H, W) uint8.
 
     Raises:
-        ValueError: If it is no picture of one byte or bit per pixel.
+        ValueError: If it is no image of one byte or bit per pixel.
     """
     return torch.from_numpy(_opened(content, _indices))[None]
 
@@ -54,7 +54,7 @@ def square(image: Tensor, size: int | None, mode: str = "bicubic") -> Tensor:
     Args:
         image: (C, H, W) uint8.
         size: Side of the result; None takes the square as large as it is.
-        mode: "bicubic" for pictures, "nearest-exact" for what must not be mixed.
+        mode: "bicubic" for images, "nearest-exact" for what must not be mixed.
 
     Returns:
         (C, size, size) uint8.
@@ -78,34 +78,34 @@ def corner(height: int, width: int) -> tuple[int, int]:
 
 def _opened(content: bytes, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as picture:
-            return read(picture)
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
+            return read(image)
     except UnidentifiedImageError as error:
-        raise ValueError(f"its {len(content)} bytes are no JPEG, PNG or WebP picture") from error
+        raise ValueError(f"its {len(content)} bytes are no JPEG, PNG or WebP image") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace("\n", " ")
-        raise ValueError(f"cannot be decoded as a picture ({reason})") from error
+        raise ValueError(f"cannot be decoded as an image ({reason})") from error
 
 
-def _grey(picture: Image.Image) -> np.ndarray:
-    return np.array(ImageOps.exif_transpose(picture).convert("L"))
+def _grey(image: Image.Image) -> np.ndarray:
+    return np.array(ImageOps.exif_transpose(image).convert("L"))
 
 
-def _indices(picture: Image.Image) -> np.ndarray:
-    if picture.mode not in ("L", "P", "1"):
-        raise ValueError(f"pixel mode {picture.mode} holds no classes, expected 8-bit grey or a palette")
-    return np.array(ImageOps.exif_transpose(picture), dtype=np.uint8)
+def _indices(image: Image.Image) -> np.ndarray:
+    if image.mode not in ("L", "P", "1"):
+        raise ValueError(f"pixel mode {image.mode} holds no classes, expected 8-bit grey or a palette")
+    return np.array(ImageOps.exif_transpose(image), dtype=np.uint8)
 
 
-def _rgb(picture: Image.Image) -> np.ndarray:
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        grey = (np.asarray(picture).astype(np.uint32) + 128) // 257
+def _rgb(image: Image.Image) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
         return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"pixel mode {picture.mode} is not supported, expected 8 or 16 bits per channel")
-    if picture.has_transparency_data:
-        canvas = Image.new("RGBA", picture.size, "white")
-        canvas.alpha_composite(picture.convert("RGBA"))
-        picture = canvas
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixel mode {image.mode} is not supported, expected 8 or 16 bits per channel")
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -14,8 +14,8 @@ from ldm.data.index import fingerprint
 from ldm.data.order import Order
 from ldm.data.source import (
     MAX_BAD,
-    Evaluation,
-    Place,
+    DataRank,
+    EvaluationSet,
     Source,
     Spec,
     check_fields,
@@ -54,18 +54,18 @@ class Reader(ABC):
         """Index the shards of the config key ``name`` and give random access to them."""
         return ShardFiles(summarize_shared(expand(patterns, name), self.index_dir), self.index_dir)
 
-    def evaluation(self, patterns: str | Sequence[str], spec: Spec) -> Evaluation:
-        """Open validation shards: they give the picture and everything else that all of them have.
+    def evaluation(self, patterns: str | Sequence[str], spec: Spec) -> EvaluationSet:
+        """Open validation shards: they give the image and everything else that all of them have.
 
         Raises:
             FileNotFoundError: If a pattern matches nothing.
-            ValueError: If shards are broken or have no pictures.
+            ValueError: If shards are broken or have no images.
         """
         files = self.files(patterns, "data.val")
         check_fields(files, ["image"], "data.val")
         found = set.intersection(*(fields_of(files, shard) for shard in range(len(files.summaries))))
         fields = tuple(field for field in FIELDS if field in found)
-        return Evaluation(files, Spec(fields, spec.image_size, spec.seed))
+        return EvaluationSet(files, Spec(fields, spec.image_size, spec.seed))
 
 
 class Indexed(Reader):
@@ -142,19 +142,19 @@ class IndexedSource(Source, Dataset[Sample]):
         }
 
     def loader(
-        self, position: Callable[[], int], batch_size: int, num_workers: int, place: Place
+        self, position: Callable[[], int], batch_size: int, num_workers: int, process: DataRank
     ) -> DataLoader[Sample]:
         """Make a loader without end, see ``Source.loader``."""
-        return make_loader(self, _Batches(position, batch_size, place), num_workers)
+        return make_loader(self, _Batches(position, batch_size, process), num_workers)
 
 
 class _Batches(Sampler[list[int]]):
     """Yields the positions of this rank's batches, from wherever training stands when it is iterated."""
 
-    def __init__(self, position: Callable[[], int], batch_size: int, place: Place) -> None:
+    def __init__(self, position: Callable[[], int], batch_size: int, process: DataRank) -> None:
         self.position = position
         self.batch_size = batch_size
-        self.place = place
+        self.process = process
 
     def __iter__(self) -> Iterator[list[int]]:
-        return forever(self.position(), self.batch_size, self.place)
+        return forever(self.position(), self.batch_size, self.process)

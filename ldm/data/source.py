@@ -29,7 +29,7 @@ class Spec:
 
     Args:
         fields: Any of ``FIELDS``.
-        image_size: Side of the pictures in pixels.
+        image_size: Side of the images in pixels.
         seed: Seed of the order and of the choice of captions.
     """
 
@@ -37,13 +37,13 @@ class Spec:
     image_size: int
     seed: int
 
-    def draw(self, *place: int) -> int:
-        """Return 63 random bits for the sample at ``place``: a function of (seed, place) alone."""
-        return mix(self.seed, 0xD4A3, *place) >> 1
+    def draw(self, *position: int) -> int:
+        """Return 63 random bits for the sample at ``position``: a function of (seed, position) alone."""
+        return mix(self.seed, 0xD4A3, *position) >> 1
 
 
 @dataclass(frozen=True)
-class Place:
+class DataRank:
     """Which process this is.
 
     Args:
@@ -67,7 +67,7 @@ class Source(ABC):
 
     @abstractmethod
     def loader(
-        self, position: Callable[[], int], batch_size: int, num_workers: int, place: Place
+        self, position: Callable[[], int], batch_size: int, num_workers: int, process: DataRank
     ) -> DataLoader[Sample]:
         """Make a loader without end.
 
@@ -75,7 +75,7 @@ class Source(ABC):
             position: Gives the global number of samples processed; asked whenever an iteration begins.
             batch_size: Samples per batch and process.
             num_workers: Worker processes.
-            place: Which process this is.
+            process: Which process this is.
         """
 
     def observe(self, batch: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Source(ABC):
         return None
 
 
-class Evaluation(Dataset[Sample]):
+class EvaluationSet(Dataset[Sample]):
     """Samples in the order of their shards, each once. A bad sample is an error.
 
     Args:
@@ -109,7 +109,7 @@ class Evaluation(Dataset[Sample]):
         return int(self.ends[-1])
 
     def fingerprint(self, num: int) -> str:
-        """Hash which pictures the first ``num`` are: shards by name, size and count, and the pictures' side.
+        """Hash which images the first ``num`` are: shards by name, size and count, and the images' side.
 
         The same wherever the shards lie.
         """
@@ -117,7 +117,7 @@ class Evaluation(Dataset[Sample]):
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def identity(self, num: int) -> str:
-        """Return text that changes when the first ``num`` pictures do, or when shards are written anew."""
+        """Return text that changes when the first ``num`` images do, or when shards are written anew."""
         return f"{self.fingerprint(num)} {[summary.mtime_ns for summary in self.files.summaries]}"
 
     def __getitem__(self, position: int) -> Sample:
@@ -126,15 +126,15 @@ class Evaluation(Dataset[Sample]):
         row = position - int(self.ends[shard] - self.files.summaries[shard].count)
         return self.files.sample(shard, row, self.spec.fields, self.spec.image_size, draw=None)
 
-    def loader(self, batch_size: int, num_workers: int, place: Place) -> DataLoader[Sample]:
+    def loader(self, batch_size: int, num_workers: int, process: DataRank) -> DataLoader[Sample]:
         """Make the loader of one process.
 
         Rank r of w reads positions r, r + w, ...: each sample once over all ranks, no padding. All ranks get
         the same number of batches (of sizes that differ by one at most, so up to batch_size + 1), because a
         model under DDP synchronises its buffers on every forward pass.
         """
-        positions = np.arange(place.rank, len(self), place.world)
-        num_batches = max(1, -(-(len(self) // place.world) // batch_size))
+        positions = np.arange(process.rank, len(self), process.world)
+        num_batches = max(1, -(-(len(self) // process.world) // batch_size))
         batches = [part.tolist() for part in np.array_split(positions, num_batches)]
         return make_loader(self, batches, num_workers, persistent=True)
 
@@ -215,9 +215,9 @@ def _describe(summary: Summary) -> str:
     return f"{summary.count} samples with members {', '.join(found)}"
 
 
-def forever(start: int, batch_size: int, place: Place) -> Iterator[list[int]]:
+def forever(start: int, batch_size: int, process: DataRank) -> Iterator[list[int]]:
     """Yield the global positions of a rank's batches: rank r of w reads r, r + w, ... from ``start`` on."""
-    first, step = start + place.rank, batch_size * place.world
+    first, step = start + process.rank, batch_size * process.world
     while True:
-        yield list(range(first, first + step, place.world))
+        yield list(range(first, first + step, process.world))
         first += step

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ldm.data.decode import EXTENSIONS, BadSample, Origin, Sample, decode, wanted
 from ldm.data.order import mix, permutation
 from ldm.data.readers import Reader
-from ldm.data.source import MAX_BAD, Place, Source, Spec, collate
+from ldm.data.source import MAX_BAD, DataRank, Source, Spec, collate
 from ldm.data.tar import expand, split_name, urls
 
 
@@ -77,7 +77,7 @@ class StreamingSource(Source):
         self.spec = spec
         self.shuffle_buffer = shuffle_buffer
         self.turn = 0
-        """Place in the endless sequence of shards that a resumed run begins with."""
+        """Position in the endless sequence of shards that a resumed run begins with."""
         self._first, self._width = 0, 1
 
     def identity(self) -> dict[str, Any]:
@@ -89,12 +89,12 @@ class StreamingSource(Source):
         }
 
     def loader(
-        self, position: Callable[[], int], batch_size: int, num_workers: int, place: Place
+        self, position: Callable[[], int], batch_size: int, num_workers: int, process: DataRank
     ) -> DataLoader[Sample]:
         """Make a loader without end; it begins at ``turn`` and not at ``position``."""
-        self._first, self._width = self.turn, place.world * max(1, num_workers)
+        self._first, self._width = self.turn, process.world * max(1, num_workers)
         return DataLoader(
-            _Stream(self, place),
+            _Stream(self, process),
             batch_size=batch_size,
             num_workers=num_workers,
             collate_fn=_collate,
@@ -118,14 +118,14 @@ class StreamingSource(Source):
 class _Stream(IterableDataset[Sample]):
     """The pipeline of one process; a worker takes its part of it."""
 
-    def __init__(self, source: StreamingSource, place: Place) -> None:
+    def __init__(self, source: StreamingSource, process: DataRank) -> None:
         self.shards, self.spec, self.buffer = source.shards, source.spec, source.shuffle_buffer
-        self.source, self.place = source, place
+        self.source, self.process = source, process
 
     def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        part, parts = self.place.rank * num_workers + worker, self.place.world * num_workers
+        part, parts = self.process.rank * num_workers + worker, self.process.world * num_workers
         turns = islice(self._turns(self.source.turn), part, None, parts)
         rng = Random(mix(self.spec.seed, self.source.turn, part))
         raw = wds.filters.shuffle(self.buffer, initial=self.buffer, rng=rng)(_samples(turns))

@@ -18,7 +18,7 @@ from torch import distributed
 
 from ldm.data.decode import EXTENSIONS
 from ldm.data.index import Summary, summarize_all
-from ldm.replacing import replacing
+from ldm.io.atomic import replacing
 
 
 def summarize_shared(paths: Sequence[str], index_dir: str | None) -> list[Summary]:

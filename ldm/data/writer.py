@@ -8,7 +8,7 @@ from pathlib import Path
 
 import webdataset
 
-from ldm.replacing import replacing
+from ldm.io.atomic import replacing
 
 
 @contextmanager

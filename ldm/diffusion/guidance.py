@@ -64,7 +64,7 @@ class ClassifierFree(Guidance):
             return model.cond(batch)
         if self.scale == 0.0:
             return model.uncond(batch)
-        both = model.both(batch)
+        both = model.cond_and_uncond(batch)
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
             cond, uncond = both(x_t, t)
@@ -78,7 +78,7 @@ class Rescaled(Guidance):
 
     The guided estimate is scaled to the standard deviation of the conditional one, and mixed with what it
     was. The paper does so with the network's output; here it is x0_hat, whose deviation is what over-exposes
-    a picture, so that every prediction gives the same. At alpha = 0 with velocity prediction the two are the
+    an image, so that every prediction gives the same. At alpha = 0 with velocity prediction the two are the
     same.
 
     Args:
@@ -97,7 +97,7 @@ class Rescaled(Guidance):
         """Guide, then restore each sample's standard deviation over (C, h, w)."""
         if self.scale == 1.0:
             return model.cond(batch)
-        both = model.both(batch)
+        both = model.cond_and_uncond(batch)
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
             cond, uncond = both(x_t, t)

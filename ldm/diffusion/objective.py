@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm.diffusion.noise import SampleNoise
 from ldm.diffusion.prediction import Epsilon, Prediction
 from ldm.diffusion.schedule import ScaledLinear, Schedule
 from ldm.diffusion.times import Times, UniformTimes
 from ldm.diffusion.weighting import Uniform, Weighting
+from ldm.rng import SampleNoise
 from ldm.types import Denoise
 
 

@@ -192,7 +192,7 @@ class ZeroTerminalSNR(Schedule):
     """Another schedule, moved to end in pure noise: Lin et al. 2023 (arXiv:2305.08891), Algorithm 1.
 
     sqrt(abar) is shifted to end at 0 and scaled to begin where it began. Training and sampling then agree on
-    where a picture starts; without it a model never learns to make one much brighter or darker than grey.
+    where an image starts; without it a model never learns to make one much brighter or darker than grey.
 
     Args:
         schedule: The variance-preserving schedule to move.
@@ -221,7 +221,7 @@ class RectifiedFlow(Schedule):
 
     Args:
         num_steps: T, number of timesteps.
-        shift: s > 0; above 1 more timesteps are noisy, as larger pictures need.
+        shift: s > 0; above 1 more timesteps are noisy, as larger images need.
     """
 
     def __init__(self, num_steps: int = 1000, shift: float = 1.0) -> None:

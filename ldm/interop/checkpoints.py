@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.callbacks.checkpoint_io import AtomicCheckpointIO
+from ldm.checkpointing.writer import AtomicCheckpointIO
 
 
 def write_checkpoint(
@@ -28,7 +28,7 @@ def write_checkpoint(
         config: ``{"class_path": ..., "init_args": {...}}`` that rebuilds it.
         weights: Its state dict.
         source: Where the weights come from.
-        image_size: Side of the pictures that it was trained on, if known.
+        image_size: Side of the images that it was trained on, if known.
         upstream: Checkpoints that the stage is built on, with their SHA-256.
 
     Returns:

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm import checkpoint as ckpt
 from ldm.diffusion.schedule import ScaledLinear
 from ldm.interop.compvis_keys import Pairs, autoencoder_modules, averaged, names, unet_modules
 from ldm.interop.compvis_shapes import autoencoder_arguments, unet_arguments, unet_widths
-from ldm.interop.compvis_text import OPEN_CLIP, read_text, write_text
+from ldm.interop.compvis_text import OPEN_CLIP, read_text, write_text_tower
 from ldm.interop.files import record
 from ldm.interop.latents import fold, kept, of_factor, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import betas, build, process, scheduler_config
+from ldm.io import checkpoint as ckpt
+from ldm.io.weights import check, read_metadata, read_weights, write_weights
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
-from ldm.weights import check, read_metadata, read_weights, write_weights
 
 UNET, AUTOENCODER, UNFOLDED = "model.diffusion_model.", "first_stage_model.", "ldm_latents."
 """How the names of weights begin; the last is ours, see ``latents.kept``."""
@@ -52,7 +52,7 @@ class Unseen:
         prediction: What the U-Net predicts; usual is the noise, "epsilon".
         num_heads: Heads of the U-Net at every level; usual are 8 with convolutional projections (1.x), and
             heads of 64 channels with linear ones (2.x).
-        image_size: Side of the pictures that it was trained on; usual is 512.
+        image_size: Side of the images that it was trained on; usual is 512.
     """
 
     weights: Literal["ema", "raw"] | None = None
@@ -78,13 +78,13 @@ def import_file(file: str | Path, out: str | Path, unseen: Unseen) -> tuple[Path
     """
     file = Path(file)
     weights = read_weights(file)
-    says = json.loads(read_metadata(file).get(SAYS, "{}"))
-    unet, kind = _read_unet(weights, says.get("unet"), unseen, str(file))
-    autoencoder, latents = _read_autoencoder(weights, says.get("autoencoder"), str(file))
+    metadata = json.loads(read_metadata(file).get(SAYS, "{}"))
+    unet, kind = _read_unet(weights, metadata.get("unet"), unseen, str(file))
+    autoencoder, latents = _read_autoencoder(weights, metadata.get("autoencoder"), str(file))
     text = read_text(weights, str(file))
-    scheduler, guessed = _scheduler(weights, says, unseen)
-    size = unseen.image_size or says.get("image_size") or 512
-    text = Network(says.get("text", text.arguments), text.weights)
+    scheduler, guessed = _scheduler(weights, metadata, unseen)
+    size = unseen.image_size or metadata.get("image_size") or 512
+    text = Network(metadata.get("text", text.arguments), text.weights)
     model = TextToImage(unet, autoencoder, text, latents, process(scheduler, str(file)), size)
     model.check(dict.fromkeys(("unet", "autoencoder", "text"), str(file)))
     source = {"program": "CompVis", "name": file.name, "sha256": ckpt.sha256(file), "weights": kind}
@@ -109,7 +109,7 @@ def export_file(run: str | Path, file: str | Path) -> Path:
     if file.suffix != ".safetensors" or file.exists():
         found = "is there already" if file.exists() else f"ends in '{file.suffix}'"
         raise ValueError(f"--out: '{file}' {found}, expected a new file that ends in .safetensors")
-    model, says = read_run(run), record(ckpt.read(run), run)
+    model, metadata = read_run(run), record(ckpt.read(run), run)
     unseen = {
         **{name: getattr(model, name).arguments for name in ("unet", "autoencoder", "text")},
         "scheduler": scheduler_config(model.process),
@@ -118,15 +118,15 @@ def export_file(run: str | Path, file: str | Path) -> Path:
     tensors = {
         **_renamed(model.unet.weights, unet_modules(model.unet.arguments), UNET),
         **_write_autoencoder(model),
-        **write_text(model.text),
+        **write_text_tower(model.text),
         **_tables(model),
     }
-    write_weights(file, tensors, {SAYS: json.dumps(unseen), "record": json.dumps(says)})
+    write_weights(file, tensors, {SAYS: json.dumps(unseen), "record": json.dumps(metadata)})
     return file
 
 
 def _read_unet(
-    weights: Weights, says: dict[str, Any] | None, unseen: Unseen, name: str
+    weights: Weights, metadata: dict[str, Any] | None, unseen: Unseen, name: str
 ) -> tuple[Network, str]:
     """Read the U-Net; also return which of its weights."""
     raw = _under(weights, UNET, f"{name}: the file has no U-Net")
@@ -135,7 +135,7 @@ def _read_unet(
         raise ValueError(f"{name}: the file has no averaged weights (model_ema.*), expected --weights raw")
     kind = unseen.weights or ("ema" if ema else "raw")
     theirs = ema if kind == "ema" else raw
-    arguments = says or unet_arguments(raw, name)
+    arguments = metadata or unet_arguments(raw, name)
     if unseen.num_heads is not None:
         arguments = {**arguments, "num_heads": unseen.num_heads}
     widths = unet_widths(raw, name)
@@ -146,12 +146,14 @@ def _read_unet(
     return _taken(theirs, unet, arguments, unet_modules(arguments), f"{name} ({UNET}*)"), kind
 
 
-def _read_autoencoder(weights: Weights, says: dict[str, Any] | None, name: str) -> tuple[Network, Latents]:
+def _read_autoencoder(
+    weights: Weights, metadata: dict[str, Any] | None, name: str
+) -> tuple[Network, Latents]:
     found = _under(weights, AUTOENCODER, f"{name}: the file has no autoencoder")
     # 1x1 convolutions there, matrices here
     theirs = {key: w.flatten(1) if ".attn_1." in key and w.ndim == 4 else w for key, w in found.items()}
     where = f"{name} ({AUTOENCODER}*)"
-    arguments = says or autoencoder_arguments(theirs, where)
+    arguments = metadata or autoencoder_arguments(theirs, where)
 
     def autoencoder() -> nn.Module:
         return KLAutoencoder(**arguments)
@@ -178,10 +180,12 @@ def _write_autoencoder(model: TextToImage) -> dict[str, Tensor]:
     }
 
 
-def _scheduler(weights: Weights, says: Mapping[str, Any], unseen: Unseen) -> tuple[dict[str, Any], list[str]]:
+def _scheduler(
+    weights: Weights, metadata: Mapping[str, Any], unseen: Unseen
+) -> tuple[dict[str, Any], list[str]]:
     """Return what a scheduler_config.json would say, and what of it is guessed."""
     guessed = []
-    if not (config := says.get("scheduler")):
+    if not (config := metadata.get("scheduler")):
         beta = weights["betas"].double() if "betas" in weights else betas(ScaledLinear())
         guessed += [] if "betas" in weights else [BETAS]
         if unseen.prediction is None and any(key.startswith(OPEN_CLIP) for key in weights):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.types import Widths
+from ldm.types import DenoiserDims
 
 HEAD_WIDTH = 64
 """Channels of a head in Stable Diffusion 2.x, and in CLIP's towers."""
@@ -57,7 +57,7 @@ def unet_arguments(weights: Weights, name: str) -> dict[str, Any]:
     }
 
 
-def unet_widths(weights: Weights, name: str) -> Widths:
+def unet_widths(weights: Weights, name: str) -> DenoiserDims:
     """Infer channels and widths of a U-Net.
 
     Args:
@@ -70,7 +70,7 @@ def unet_widths(weights: Weights, name: str) -> Widths:
     sample, first = _rows(weights, "out.2.weight", name), "input_blocks.0.0.weight"
     _rows(weights, first, name)
     tokens = next((w.shape[1] for key, w in weights.items() if key.endswith("attn2.to_k.weight")), None)
-    return Widths(sample, tokens=tokens, spatial=weights[first].shape[1] - sample)
+    return DenoiserDims(sample, tokens=tokens, spatial=weights[first].shape[1] - sample)
 
 
 def autoencoder_arguments(weights: Weights, name: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def read_text(weights: Weights, name: str) -> Network:
     )
 
 
-def write_text(text: Network) -> dict[str, Tensor]:
+def write_text_tower(text: Network) -> dict[str, Tensor]:
     """Name a tower's weights: as in 1.x with OpenAI's approximation of GELU, as in 2.x with the exact one."""
     if not text.arguments["quick_gelu"]:
         return {f"{OPEN_CLIP}{key}": value for key, value in to_open_clip(text).items()}

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm import checkpoint as ckpt
 from ldm.interop import tokenizer
 from ldm.interop.diffusers_configs import unet_arguments, unet_config, vae_arguments, vae_config
 from ldm.interop.files import new_folder, read_json, record, write_json
@@ -16,10 +15,11 @@ from ldm.interop.latents import fold, kept, of_factor, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import process, scheduler_config
-from ldm.interop.transformers import empty_tower, tower_weights, write_text
+from ldm.interop.transformers import empty_tower, tower_weights, write_text_encoder
+from ldm.io import checkpoint as ckpt
+from ldm.io.weights import read_weights, write_weights
 from ldm.nets.autoencoder import downsampling
 from ldm.nets.text import TextTower
-from ldm.weights import read_weights, write_weights
 
 PIPELINES = {False: "StableDiffusionPipeline", True: "StableDiffusionInpaintPipeline"}
 """Pipeline of a model, by whether it inpaints."""
@@ -79,13 +79,13 @@ def export_pipeline(run: str | Path, out: str | Path) -> Path:
         ValueError: If the run has parts that Stable Diffusion has not, or ``out`` has files.
     """
     with new_folder(out) as folder:
-        model, says = read_run(run), record(ckpt.read(run), run)
-        metadata = {"software": says["software"], "source_sha256": says["sha256"]}
+        model, produced_by = read_run(run), record(ckpt.read(run), run)
+        metadata = {"software": produced_by["software"], "source_sha256": produced_by["sha256"]}
         _write_unet(model, folder / "unet", metadata)
         _write_vae(model, folder / "vae", metadata)
         _write_text(model, folder)
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(model.process))
-        write_json(folder / "ldm.json", says)
+        write_json(folder / "ldm.json", produced_by)
         write_json(folder / "model_index.json", _index(model.inpaints))
     return Path(out)
 
@@ -163,7 +163,7 @@ def _write_vae(model: TextToImage, folder: Path, metadata: dict[str, str]) -> No
 def _write_text(model: TextToImage, out: Path) -> None:
     tower = TextTower(**model.text.arguments)
     tower.load_state_dict(model.text.weights)
-    write_text(tower, out / "text_encoder")
+    write_text_encoder(tower, out / "text_encoder")
     tokenizer.write_tokenizer(out / "tokenizer", tower.context_length, tower.pad_id)
 
 

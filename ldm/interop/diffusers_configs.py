@@ -58,7 +58,7 @@ UNET_FREE: dict[str, Any] = {
     "upcast_attention": False,
     "addition_embed_type_num_heads": 64,
 }
-"""Settings that may have any value, with diffusers' defaults: arguments, and what changes no picture."""
+"""Settings that may have any value, with diffusers' defaults: arguments, and what changes no image."""
 VAE_FIXED: dict[str, Any] = {
     "act_fn": "silu",
     "shift_factor": None,

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ldm import checkpoint as ckpt
 from ldm.cli import version
-from ldm.replacing import unfinished, write_text
+from ldm.io import checkpoint as ckpt
+from ldm.io.atomic import unfinished, write_text
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def record(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
     """Say what produced an export: what its ldm.json holds.
 
     Args:
-        checkpoint: What ``ldm.checkpoint.read`` returned.
+        checkpoint: What ``ldm.io.checkpoint.read`` returned.
         path: The checkpoint file or run folder that it was read from.
     """
     return {

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.interop.files import read_json
-from ldm.weights import read_weights
+from ldm.io.weights import read_weights
 
 FALLBACK = "fp16"
 """Variant that is taken where the weights without a name are not there."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.io.weights import check
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.text import TextTower
 from ldm.nets.unet import UNet
-from ldm.types import Widths
-from ldm.weights import check
+from ldm.types import DenoiserDims
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class Process:
-    """What the U-Net was trained for, and how pictures are drawn with it, as configurations name it.
+    """What the U-Net was trained for, and how images are drawn with it, as configurations name it.
 
     Args:
         schedule: ``{"class_path", "init_args"}`` of a ``Schedule``.
@@ -72,7 +72,7 @@ class TextToImage:
         text: Of ``TextTower``.
         latents: How its latents are normalised.
         process: Schedule, prediction and sampler.
-        image_size: Side of the pictures that it was trained on, in pixels; None if unknown.
+        image_size: Side of the images that it was trained on, in pixels; None if unknown.
     """
 
     unet: Network
@@ -83,11 +83,11 @@ class TextToImage:
     image_size: int | None
 
     @property
-    def widths(self) -> Widths:
+    def widths(self) -> DenoiserDims:
         """Widths of the U-Net; spatial channels are what the input has beyond the latent's."""
         channels = len(self.latents.mean)
         inputs = self.unet.weights["conv_in.weight"].shape[1]
-        return Widths(channels, tokens=self.text.arguments["width"], spatial=inputs - channels)
+        return DenoiserDims(channels, tokens=self.text.arguments["width"], spatial=inputs - channels)
 
     @property
     def inpaints(self) -> bool:

@@ -13,12 +13,12 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
-from ldm import checkpoint as ckpt
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.files import new_folder, read_json, record, write_json
+from ldm.io import checkpoint as ckpt
+from ldm.io.weights import bare, check, read_weights, write_weights
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import VOCAB_SIZE
-from ldm.weights import bare, check, read_weights, write_weights
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 """Files of a folder that open_clip opens as ``local-dir:<folder>``."""
@@ -66,7 +66,7 @@ def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path
 def clip_arguments(model: str | Path) -> dict[str, Any]:
     """Read the arguments of a ``CLIPModel`` from a configuration of open_clip.
 
-    Pictures are normalised as its ``preprocess_cfg`` says; where it says nothing, which is so for models that
+    Images are normalised as its ``preprocess_cfg`` says; where it says nothing, which is so for models that
     open_clip knows by name, as OpenAI and LAION did.
 
     Raises:

@@ -9,20 +9,20 @@ from typing import Any, TypeVar
 import yaml
 from torch import nn
 
-from ldm import checkpoint as ckpt
 from ldm.conditioners.base import Conditioner
+from ldm.conditioners.composite import Composite
 from ldm.conditioners.inpainting import Inpainting
 from ldm.conditioners.text import CLIPText
-from ldm.conditioners.together import Together
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.prediction import Prediction
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.model import Latents, Network, Process, TextToImage, arguments
 from ldm.interop.schedules import PREDICTIONS, betas, named, recognised, sampler
-from ldm.latents import AutoencoderLatents
+from ldm.io import checkpoint as ckpt
+from ldm.io.atomic import write_text
+from ldm.latents.space import AutoencoderLatents
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
-from ldm.replacing import write_text
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
@@ -123,14 +123,14 @@ def _conditioner(model: TextToImage, text: str) -> dict[str, Any]:
     captions = named(CLIPText, checkpoint=text)
     if not model.inpaints:
         return captions
-    return named(Together, conditioners=[captions, named(Inpainting)])
+    return named(Composite, conditioners=[captions, named(Inpainting)])
 
 
 def _text(conditioner: Conditioner) -> CLIPText:
     """Find the captions' conditioner where it is the only one, or has a mask beside it."""
-    parts = conditioner.parts if type(conditioner) is Together else [conditioner]
+    parts = conditioner.parts if type(conditioner) is Composite else [conditioner]
     kinds = [type(part) for part in parts]
-    projected = isinstance(conditioner, Together) and bool(list(conditioner.projections.parameters()))
+    projected = isinstance(conditioner, Composite) and bool(list(conditioner.projections.parameters()))
     if kinds not in ([CLIPText], [CLIPText, Inpainting]) or projected:
         found = " and ".join(kind.__name__ for kind in kinds)
         found += " with projected tokens" if projected else ""

@@ -69,7 +69,7 @@ def sampler(found: Sampler) -> dict[str, Any]:
 def process(config: Mapping[str, Any], name: str) -> Process:
     """Read a scheduler_config.json.
 
-    A PNDM becomes PLMS, anything else DDIM, with the file's timesteps and 50 steps: how pictures are drawn
+    A PNDM becomes PLMS, anything else DDIM, with the file's timesteps and 50 steps: how images are drawn
     unless one asks for something else. Ours end at clean, theirs may end at the first timestep's level.
 
     Args:

@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from ldm.interop.files import read_json, write_json
+from ldm.io.atomic import write_text
 from ldm.nets.text import VOCAB_SIZE, byte_pairs
-from ldm.replacing import write_text
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 """Marks of begin and end, by transformers' names."""

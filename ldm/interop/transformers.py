@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm import checkpoint as ckpt
 from ldm.conditioners.text import CLIPText, load_tower
 from ldm.interop import tokenizer
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.files import new_folder, read_json, record, write_json
+from ldm.io import checkpoint as ckpt
+from ldm.io.weights import check, read_weights, write_weights
 from ldm.nets.text import VOCAB_SIZE, TextTower
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
-from ldm.weights import check, read_weights, write_weights
 
 PREFIX = "text_model."
 """Begins the names of all parameters up to transformers 4; version 5 reads them with it and without."""
@@ -139,13 +139,13 @@ def export_text(run: str | Path, out: str | Path) -> Path:
     with new_folder(out) as folder:
         state = ckpt.read(run)
         tower = _tower_of_diffusion(str(run)) if state["stage"] == "diffusion" else load_tower(str(run))
-        write_text(tower, folder)
+        write_text_encoder(tower, folder)
         tokenizer.write_tokenizer(folder, tower.context_length, tower.pad_id)
         write_json(folder / "ldm.json", record(state, ckpt.find(run)))
     return Path(out)
 
 
-def write_text(tower: TextTower, folder: str | Path) -> None:
+def write_text_encoder(tower: TextTower, folder: str | Path) -> None:
     """Write config.json and model.safetensors of a tower."""
     weights = {f"{PREFIX}{name}": value for name, value in tower.state_dict().items()}
     write_json(Path(folder) / "config.json", text_config(tower))

@@ -1,1 +1,1 @@
-"""Measures of generated pictures: float64 sums, no Lightning."""
+"""Measures of generated images: float64 sums, no Lightning."""

@@ -1,4 +1,4 @@
-"""How well pictures follow their captions, in the eyes of a CLIP."""
+"""How well images follow their captions, in the eyes of a CLIP."""
 
 from __future__ import annotations
 

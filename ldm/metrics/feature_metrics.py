@@ -1,4 +1,4 @@
-"""All measures of one network's features, from one pass of each picture through it."""
+"""All measures of one network's features, from one pass of each image through it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from ldm.distributed.group import Group
 from ldm.metrics.features import Extractor, FeatureSet, Needs
-from ldm.metrics.group import Group
 from ldm.metrics.measure import Measure
-from ldm.metrics.metric import Metric, Reals, Says, told
+from ldm.metrics.metric import Metadata, Metric, ReferenceInfo, error_text
 from ldm.metrics.reference import FromBatches, FromFile, Reference
 from ldm.types import Batch
 
 
 class FeatureMetrics(Metric):
-    """Compares generated with real pictures in the eyes of one network.
+    """Compares generated with real images in the eyes of one network.
 
-    A picture passes the network once for all measures. The real pictures are those of the batches, unless
+    An image passes the network once for all measures. The real images are those of the batches, unless
     there is a file of statistics; they are looked at in the first evaluation only.
 
     Args:
         extractor: The network.
         measures: What to compute; a value is called ``<measure>/<name of the extractor>``.
-        reference: File of statistics to compare with, .npz with ``mu`` and ``sigma`` or pictures ``arr_0``;
-            None: the real pictures of the batches.
-        max_rows: Measures that need each picture's features (KID, precision, ...) take the first so many.
+        reference: File of statistics to compare with, .npz with ``mu`` and ``sigma`` or images ``arr_0``;
+            None: the real images of the batches.
+        max_rows: Measures that need each image's features (KID, precision, ...) take the first so many.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class FeatureMetrics(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all pictures, but not the real ones of earlier evaluations."""
+        """Forget all images, but not the real ones of earlier evaluations."""
         self.generated = FeatureSet(self._needs, max_rows=self.max_rows)
         self.real = FeatureSet(self._needs_real, num_parts=2, max_rows=self.max_rows)
         self._knows_real = not self._needs_real.views
 
-    def begin(self, reals: Reals, group: Group) -> None:
-        """Look for statistics of the real pictures: in memory, in the cache, or in the file.
+    def begin(self, reals: ReferenceInfo, group: Group) -> None:
+        """Look for statistics of the real images: in memory, in the cache, or in the file.
 
         Raises:
             ValueError: If the file cannot be used; on all processes.
@@ -68,30 +68,30 @@ class FeatureMetrics(Metric):
         if self._knows_real:
             return
         found, problem = self._find(reals) if group.rank == 0 else (False, "")
-        self._knows_real, problem = group.tell((found, problem))
+        self._knows_real, problem = group.broadcast((found, problem))
         if problem:
             raise ValueError(problem)
 
     @property
-    def wants_real(self) -> bool:
-        """Whether the real pictures are not known yet."""
+    def needs_real(self) -> bool:
+        """Whether the real images are not known yet."""
         return not self._knows_real
 
-    def see(self, batch: Batch) -> None:
-        """Look at the real pictures ``batch["image"]`` unless they are known."""
+    def update_real(self, batch: Batch) -> None:
+        """Look at the real images ``batch["image"]`` unless they are known."""
         if not self._knows_real:
             with torch.no_grad():
                 seen = self.extractor(batch["image"], batch, self._needs_real.views)
-            self.real.add(seen, batch["place"])
+            self.real.add(seen, batch["index"])
 
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Look at generated pictures."""
+        """Look at generated images."""
         self.reference.check(images.shape[-1])
         with torch.no_grad():
-            self.generated.add(self.extractor(images, batch, self._needs.views), batch["place"])
+            self.generated.add(self.extractor(images, batch, self._needs.views), batch["index"])
 
     def sync(self, group: Group) -> None:
-        """Bring everything to the first process, and keep what is known of the real pictures."""
+        """Bring everything to the first process, and keep what is known of the real images."""
         self.generated.sync(group)
         if not self._knows_real:
             self.real.sync(group)
@@ -106,28 +106,31 @@ class FeatureMetrics(Metric):
         self.generated.device = self.real.device = self._device()
         return {name: value for measure in self.measures for name, value in self._values(measure).items()}
 
-    def says(self, name: str) -> Says:
-        """Name measure, network, reference and numbers of pictures."""
+    def metadata(self, name: str) -> Metadata:
+        """Name measure, network, reference and numbers of images."""
         measure = self._by_name[name]
-        says: Says = {"metric": f"{type(measure).__module__}.{type(measure).__qualname__}", **measure.says()}
-        says |= self.extractor.says()
-        says |= {"num": min(self.generated.count, self.max_rows if measure.generated.rows else 2**62)}
+        metadata: Metadata = {
+            "metric": f"{type(measure).__module__}.{type(measure).__qualname__}",
+            **measure.metadata(),
+        }
+        metadata |= self.extractor.metadata()
+        metadata |= {"num": min(self.generated.count, self.max_rows if measure.generated.rows else 2**62)}
         if measure.real.views:
             num = min(self.real.count, self.max_rows if measure.real.rows else 2**62)
-            says |= {"num_real": num or "unknown", "reference": self.reference.name}
-        return says
+            metadata |= {"num_real": num or "unknown", "reference": self.reference.name}
+        return metadata
 
     def _values(self, measure: Measure) -> dict[str, float]:
         try:
             found = measure.compute(self.generated, self.real)
         except Exception as error:  # the others have all that they need
-            self.failures[f"{type(measure).__name__} of {self.extractor.name}"] = told(error)
+            self.failures[f"{type(measure).__name__} of {self.extractor.name}"] = error_text(error)
             return {}
         values = {f"{name}/{self.extractor.name}": value for name, value in found.items()}
         self._by_name |= dict.fromkeys(values, measure)
         return values
 
-    def _find(self, reals: Reals) -> tuple[bool, str]:
+    def _find(self, reals: ReferenceInfo) -> tuple[bool, str]:
         try:
             found = self.reference.find(self.real, self.extractor, reals)
             self.reference.check(reals.size)

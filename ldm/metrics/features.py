@@ -1,4 +1,4 @@
-"""What networks see in a set of pictures: sums, and rows in the order of the pictures' places."""
+"""What networks see in a set of images: sums, and rows in the order of the images' places."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from ldm.metrics.group import Group
-from ldm.metrics.metric import Says
+from ldm.distributed.group import Group
+from ldm.metrics.metric import Metadata
 from ldm.metrics.moments import Gaussian, GaussianMoments
 from ldm.types import Batch
 
 
 class Extractor(nn.Module, ABC):
-    """A network that metrics measure with. It gives one or more views of a picture, all in one pass.
+    """A network that metrics measure with. It gives one or more views of an image, all in one pass.
 
     Views: ``features`` (B, F), what distances are taken of; ``spatial`` (B, F'), which keeps places;
-    ``logits`` (B, K) of a classifier; ``embedding`` and ``text`` (B, E), unit vectors of a picture and of its
+    ``logits`` (B, K) of a classifier; ``embedding`` and ``text`` (B, E), unit vectors of an image and of its
     caption in one space; ``agreement`` (B, 1), their cosine, negative ones taken for 0; ``caption`` (B,)
     int64, equal for equal captions.
 
@@ -38,12 +38,12 @@ class Extractor(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where pictures must be: it may hold frozen networks only, whose parameters are not its own."""
+        """Where images must be: it may hold frozen networks only, whose parameters are not its own."""
         return self._here.device
 
     @abstractmethod
     def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
-        """Look at pictures.
+        """Look at images.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
@@ -52,13 +52,13 @@ class Extractor(nn.Module, ABC):
         """
 
     @abstractmethod
-    def says(self) -> Says:
-        """Say what it is: implementation, SHA-256 of the weights, and how pictures are resized."""
+    def metadata(self) -> Metadata:
+        """Say what it is: implementation, SHA-256 of the weights, and how images are resized."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What is kept of a set of pictures.
+    """What is kept of a set of images.
 
     Args:
         moments: Views of which mean and covariance are kept.
@@ -79,11 +79,11 @@ class Needs:
 
 
 class FeatureSet:
-    """What is kept of the features of a set of pictures.
+    """What is kept of the features of a set of images.
 
     Args:
         needs: What to keep.
-        num_parts: Picture i belongs to part i modulo ``num_parts``; moments are kept for each part.
+        num_parts: Image i belongs to part i modulo ``num_parts``; moments are kept for each part.
         max_rows: Rows are kept of the first so many places only: the bound of memory.
     """
 
@@ -98,11 +98,11 @@ class FeatureSet:
         self._places: list[Tensor] = []
 
     def add(self, features: dict[str, Tensor], places: Tensor) -> None:
-        """Add pictures.
+        """Add images.
 
         Args:
             features: (B, F) for each view.
-            places: (B,) int64, places of the pictures in the set.
+            places: (B,) int64, places of the images in the set.
         """
         places = places.cpu()
         self.count += len(places)
@@ -119,16 +119,16 @@ class FeatureSet:
 
     def sync(self, group: Group) -> None:
         """Add up over processes; rows come to the first process alone."""
-        self.count = int(group.sum(torch.tensor(self.count)))
+        self.count = int(group.all_reduce(torch.tensor(self.count)))
         for parts in self.moments.values():
             for part in parts:
                 part.sync(group)
         if self._rows:
-            places = group.collect(_joined(self._places, torch.int64))
+            places = group.gather(_joined(self._places, torch.int64))
             order = places.argsort()
             self._places = [places[order]]
             for view, rows in self._rows.items():
-                self._rows[view] = [group.collect(_joined(rows, torch.float32))[order]]
+                self._rows[view] = [group.gather(_joined(rows, torch.float32))[order]]
 
     def gaussian(self, view: str) -> Gaussian:
         """Return mean and covariance of a view."""
@@ -137,11 +137,11 @@ class FeatureSet:
         return reduce(GaussianMoments.merge, self.moments[view]).gaussian
 
     def mean(self, view: str) -> Tensor:
-        """Return the mean (F,) of a view whose moments are kept; NaN without pictures."""
+        """Return the mean (F,) of a view whose moments are kept; NaN without images."""
         return reduce(GaussianMoments.merge, self.moments[view]).mean
 
     def parts(self, view: str) -> list[Gaussian]:
-        """Return mean and covariance of each part; none if one part has too few pictures for it."""
+        """Return mean and covariance of each part; none if one part has too few images for it."""
         parts = self.moments.get(view, [])
         return [part.gaussian for part in parts] if all(part.count > 1 for part in parts) else []
 

@@ -1,7 +1,7 @@
-"""The Fréchet distance between two sets of pictures, as Gaussians of their features.
+"""The Fréchet distance between two sets of images, as Gaussians of their features.
 
 Heusel et al. 2017 (arXiv:1706.08500), Eq. 6: with means m and covariances C,
-d^2 = |m_1 - m_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)). The value falls with the number of pictures and
+d^2 = |m_1 - m_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)). The value falls with the number of images and
 with the features used: compare values of equal number and features only, and against the floor.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.metrics.features import FeatureSet, Needs
 from ldm.metrics.measure import Measure
-from ldm.metrics.metric import Says
+from ldm.metrics.metric import Metadata
 from ldm.metrics.moments import Gaussian
 
 
@@ -22,7 +22,7 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """Compute the squared Fréchet distance between two Gaussians.
 
     With C = R R^T, Tr (C_1 C_2)^(1/2) is the sum of the singular values of R_1^T R_2: no complex numbers, no
-    iteration that may fail, and no root of a rounding error where there are fewer pictures than features.
+    iteration that may fail, and no root of a rounding error where there are fewer images than features.
 
     Raises:
         ValueError: If their widths differ.
@@ -40,7 +40,7 @@ def _root(gaussian: Gaussian) -> Tensor:
     """Return R (F, rank) with R R^T the covariance; what is nothing but rounding is left out."""
     values, vectors = torch.linalg.eigh(gaussian.covariance)
     kept = values > values[-1].clamp_min(0.0) * len(values) * torch.finfo(torch.float64).eps
-    if gaussian.count:  # count pictures span at most so many dimensions
+    if gaussian.count:  # count images span at most so many dimensions
         kept[: max(0, len(values) - (gaussian.count - 1))] = False
     root: Tensor = vectors[:, kept] * values[kept].sqrt()
     return root
@@ -49,8 +49,8 @@ def _root(gaussian: Gaussian) -> Tensor:
 class Frechet(Measure):
     """Fréchet distance: FID on Inception's ``features``, sFID on its ``spatial`` view.
 
-    Reports beside it the floor: the distance between two halves of the real pictures. A generator whose
-    value is near the floor cannot be told from the data. (Halves have half the pictures: the floor is high
+    Reports beside it the floor: the distance between two halves of the real images. A generator whose
+    value is near the floor cannot be told from the data. (Halves have half the images: the floor is high
     rather than low.)
 
     Args:
@@ -64,7 +64,7 @@ class Frechet(Measure):
         self.generated = self.real = Needs(moments=frozenset({view}))
 
     def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
-        """Return the distance, and its floor if the real pictures are known in halves."""
+        """Return the distance, and its floor if the real images are known in halves."""
         a, b = generated.gaussian(self.view), real.gaussian(self.view)
         self._warn_if_few(a, "generated")
         self._warn_if_few(b, "real")
@@ -74,7 +74,7 @@ class Frechet(Measure):
             values[f"{self.name}_floor"] = frechet_distance(*halves)
         return values
 
-    def says(self) -> Says:
+    def metadata(self) -> Metadata:
         """Name the view."""
         return {"view": self.view}
 
@@ -82,7 +82,7 @@ class Frechet(Measure):
         width = len(gaussian.mean)
         if 0 < gaussian.count <= width:
             warnings.warn(
-                f"{self.name}: {gaussian.count} {which} pictures for a covariance of rank {width}: take more "
-                f"than {width}, or compare with values of equally many pictures only",
+                f"{self.name}: {gaussian.count} {which} images for a covariance of rank {width}: take more "
+                f"than {width}, or compare with values of equally many images only",
                 stacklevel=2,
             )

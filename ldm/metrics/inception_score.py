@@ -1,4 +1,4 @@
-"""How sure a classifier is of each picture, and how unsure of all together."""
+"""How sure a classifier is of each image, and how unsure of all together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.metrics.features import FeatureSet, Needs
 from ldm.metrics.measure import Measure
-from ldm.metrics.metric import Says
+from ldm.metrics.metric import Metadata
 
 
 class InceptionScore(Measure):
@@ -20,7 +20,7 @@ class InceptionScore(Measure):
 
     Args:
         num_splits: Parts of the set that p(y) is taken over; the value depends on it.
-        seed: Seed of the order in which pictures are split.
+        seed: Seed of the order in which images are split.
     """
 
     def __init__(self, num_splits: int = 10, seed: int = 2020) -> None:
@@ -34,7 +34,7 @@ class InceptionScore(Measure):
         count = len(logits)
         if count < self.num_splits:
             raise ValueError(
-                f"is: got {count} pictures for {self.num_splits} splits, expected at least as many"
+                f"is: got {count} images for {self.num_splits} splits, expected at least as many"
             )
         order = torch.from_numpy(np.random.RandomState(self.seed).permutation(count))
         logits = logits[order.to(logits.device)]
@@ -42,7 +42,7 @@ class InceptionScore(Measure):
         scores = [_score(logits[low:high]) for low, high in pairwise(bounds)]
         return {"is": float(np.mean(scores)), "is_std": float(np.std(scores))}
 
-    def says(self) -> Says:
+    def metadata(self) -> Metadata:
         """Name the splits."""
         return {"splits": self.num_splits, "seed_of_splits": self.seed}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.metrics.features import FeatureSet, Needs
 from ldm.metrics.measure import Measure
-from ldm.metrics.metric import Says
+from ldm.metrics.metric import Metadata
 
 BLOCK = 8192
 """Rows of a kernel matrix held at once."""
@@ -40,11 +40,11 @@ def unbiased_mmd2(x: Tensor, y: Tensor) -> float:
 class KID(Measure):
     """Kernel Inception distance (Bińkowski et al. 2018, arXiv:1801.01401): averaged over subsets.
 
-    The subsets are those of torch-fidelity for the same seed, and a function of the pictures' places alone.
+    The subsets are those of torch-fidelity for the same seed, and a function of the images' places alone.
 
     Args:
         num_subsets: Subsets that are averaged.
-        subset_size: Pictures of each side in a subset, at most all.
+        subset_size: Images of each side in a subset, at most all.
         seed: Seed of the subsets.
     """
 
@@ -60,7 +60,7 @@ class KID(Measure):
         size = min(self.subset_size, len(x), len(y))
         if size < 2:
             raise ValueError(
-                f"kid: got {len(x)} generated and {len(y)} real pictures, expected at least 2 each"
+                f"kid: got {len(x)} generated and {len(y)} real images, expected at least 2 each"
             )
         draw = np.random.RandomState(self.seed)
         values = []
@@ -70,7 +70,7 @@ class KID(Measure):
             values.append(unbiased_mmd2(x[one], y[other]))
         return {"kid": float(np.mean(values)), "kid_std": float(np.std(values))}
 
-    def says(self) -> Says:
+    def metadata(self) -> Metadata:
         """Name the subsets."""
         return {"subsets": self.num_subsets, "subset_size": self.subset_size, "seed_of_subsets": self.seed}
 
@@ -78,7 +78,7 @@ class KID(Measure):
 class CMMD(Measure):
     """CLIP maximum mean discrepancy (Jayasumana et al. 2024, arXiv:2401.09603), sec. 4, times 1000.
 
-    k(x, y) = exp(-|x - y|^2 / (2 sigma^2)) on unit vectors, all pairs counted, a picture with itself too: the
+    k(x, y) = exp(-|x - y|^2 / (2 sigma^2)) on unit vectors, all pairs counted, an image with itself too: the
     estimator of the authors' program. Comparable with theirs on their network only, ViT-L/14 at 336 pixels.
 
     Args:
@@ -93,13 +93,11 @@ class CMMD(Measure):
         """Return ``cmmd``."""
         x, y = generated.rows("embedding"), real.rows("embedding")
         if not len(x) or not len(y):
-            raise ValueError(
-                f"cmmd: got {len(x)} generated and {len(y)} real pictures, expected some of each"
-            )
+            raise ValueError(f"cmmd: got {len(x)} generated and {len(y)} real images, expected some of each")
         distance = self._gap(x, x) + self._gap(y, y) - 2.0 * self._gap(x, y)
         return {"cmmd": 1000.0 * distance}
 
-    def says(self) -> Says:
+    def metadata(self) -> Metadata:
         """Name the kernel's width."""
         return {"sigma": self.sigma}
 

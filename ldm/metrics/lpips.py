@@ -1,4 +1,4 @@
-"""How close pictures come to their originals, to the eye."""
+"""How close images come to their originals, to the eye."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from ldm.metrics.metric import MeanMetric, Says
+from ldm.io.weights import bare, read_weights, sha256
+from ldm.metrics.metric import MeanMetric, Metadata
 from ldm.types import Batch
-from ldm.weights import bare, read_weights, sha256
 
 FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 
@@ -36,13 +36,13 @@ class LPIPS(MeanMetric):
 
     @torch.no_grad()
     def measure(self, images: Tensor, batch: Batch) -> Tensor:
-        """Compare pictures with their originals; 0 is equal."""
+        """Compare images with their originals; 0 is equal."""
         distance: Tensor = self.network(images.float(), batch["image"].float())
         return distance.flatten()
 
-    def says(self, name: str) -> Says:
+    def metadata(self, name: str) -> Metadata:
         """Add network and weights."""
-        return super().says(name) | {"network": self.net, "weights_sha256": self.weights_sha256}
+        return super().metadata(name) | {"network": self.net, "weights_sha256": self.weights_sha256}
 
     def _fill(self, features: dict[str, Tensor], weights: str) -> None:
         """Give the slices of the network torchvision's numbers: their layers keep them as names."""

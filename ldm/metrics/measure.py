@@ -1,18 +1,18 @@
-"""What is computed from the features of two sets of pictures."""
+"""What is computed from the features of two sets of images."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
 from ldm.metrics.features import FeatureSet, Needs
-from ldm.metrics.metric import Says
+from ldm.metrics.metric import Metadata
 
 
 class Measure(ABC):
-    """Computes numbers from generated and real features; it never sees a picture.
+    """Computes numbers from generated and real features; it never sees an image.
 
     Attributes:
-        generated: What it needs of the generated pictures.
+        generated: What it needs of the generated images.
         real: What it needs of the real ones.
     """
 
@@ -24,9 +24,9 @@ class Measure(ABC):
         """Return the values by name.
 
         Raises:
-            ValueError: If there are too few pictures.
+            ValueError: If there are too few images.
         """
 
-    def says(self) -> Says:
+    def metadata(self) -> Metadata:
         """Say which settings the values depend on."""
         return {}

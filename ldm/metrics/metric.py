@@ -1,4 +1,4 @@
-"""What every metric is: sums over pictures, which processes can add up."""
+"""What every metric is: sums over images, which processes can add up."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.metrics.group import Group
+from ldm.distributed.group import Group
 from ldm.types import Batch
 
-Says = dict[str, str | int | float]
+Metadata = dict[str, str | int | float]
 """A record: what one must know to repeat a number."""
 
 
 @dataclass(frozen=True)
-class Reals:
-    """The real pictures of an evaluation, before anyone has looked at them.
+class ReferenceInfo:
+    """The real images of an evaluation, before anyone has looked at them.
 
     Args:
         identity: Text that changes when they do (data, number, size, crop); None: nobody knows.
         cache: Folder for their statistics; None keeps them in memory only.
-        size: Side of the pictures that are measured, in pixels; None: nobody knows yet.
-        fingerprint: What records call them: the same for the same pictures wherever they lie; None takes a
+        size: Side of the images that are measured, in pixels; None: nobody knows yet.
+        fingerprint: What records call them: the same for the same images wherever they lie; None takes a
             hash of ``identity``.
     """
 
@@ -36,9 +36,9 @@ class Reals:
 
 
 class Metric(ABC):
-    """Measures generated pictures: ``begin``, ``see`` and ``update`` for each batch, ``sync``, ``compute``.
+    """Measures generated images: ``begin``, ``see`` and ``update`` for each batch, ``sync``, ``compute``.
 
-    States are float64 sums, or rows with the place of their picture: so any split over batches and processes
+    States are float64 sums, or rows with the place of their image: so any split over batches and processes
     gives the same value.
 
     Attributes:
@@ -47,22 +47,22 @@ class Metric(ABC):
 
     failures: Mapping[str, str] = {}
 
-    def begin(self, reals: Reals, group: Group) -> None:
+    def begin(self, reals: ReferenceInfo, group: Group) -> None:
         """Begin an evaluation; all processes call it. Most metrics only forget the one before."""
         self.reset()
 
     @property
-    def wants_real(self) -> bool:
-        """Whether ``see`` must be called with all real pictures before ``sync``."""
+    def needs_real(self) -> bool:
+        """Whether ``see`` must be called with all real images before ``sync``."""
         return False
 
-    def see(self, batch: Batch) -> None:
-        """Look at the real pictures ``batch["image"]``, if they are to be compared with as a set."""
+    def update_real(self, batch: Batch) -> None:
+        """Look at the real images ``batch["image"]``, if they are to be compared with as a set."""
         return None
 
     @abstractmethod
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Add the pictures of one batch.
+        """Add the images of one batch.
 
         Args:
             images: (B, 3, H, W) in [-1, 1], generated for the samples of ``batch``, on the levels of uint8.
@@ -79,9 +79,9 @@ class Metric(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget all pictures."""
+        """Forget all images."""
 
-    def says(self, name: str) -> Says:
+    def metadata(self, name: str) -> Metadata:
         """Say how the value ``name`` of the last ``compute`` came about."""
         return {"metric": f"{type(self).__module__}.{type(self).__qualname__}"}
 
@@ -92,13 +92,13 @@ class Metric(ABC):
                 part.to(device)
 
 
-def told(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Write an error as its kind and message."""
     return f"{type(error).__name__}: {error}"
 
 
 class Mean:
-    """A mean over all pictures: sum and count."""
+    """A mean over all images: sum and count."""
 
     def __init__(self) -> None:
         self._sums = torch.zeros(2, dtype=torch.float64)
@@ -109,21 +109,21 @@ class Mean:
         return int(self._sums[1])
 
     def update(self, values: Tensor) -> None:
-        """Add one value per picture, (B,)."""
+        """Add one value per image, (B,)."""
         self._sums += torch.tensor([float(values.cpu().double().sum()), len(values)], dtype=torch.float64)
 
     def sync(self, group: Group) -> None:
         """Add up over processes."""
-        self._sums = group.sum(self._sums)
+        self._sums = group.all_reduce(self._sums)
 
     def compute(self, name: str) -> dict[str, float]:
-        """Return ``{name: mean}``, or nothing without pictures."""
+        """Return ``{name: mean}``, or nothing without images."""
         total, count = self._sums.tolist()
         return {name: total / count} if count else {}
 
 
 class MeanMetric(Metric):
-    """A metric that is the mean of one number per picture.
+    """A metric that is the mean of one number per image.
 
     Args:
         name: Name of the value.
@@ -135,14 +135,14 @@ class MeanMetric(Metric):
 
     @abstractmethod
     def measure(self, images: Tensor, batch: Batch) -> Tensor:
-        """Return one number per picture, (B,)."""
+        """Return one number per image, (B,)."""
 
     def reset(self) -> None:
-        """Forget all pictures."""
+        """Forget all images."""
         self._mean = Mean()
 
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Add pictures."""
+        """Add images."""
         self._mean.update(self.measure(images, batch))
 
     def sync(self, group: Group) -> None:
@@ -153,6 +153,6 @@ class MeanMetric(Metric):
         """Return the mean."""
         return self._mean.compute(self.name)
 
-    def says(self, name: str) -> Says:
-        """Add the number of pictures."""
-        return super().says(name) | {"num": self._mean.count}
+    def metadata(self, name: str) -> Metadata:
+        """Add the number of images."""
+        return super().metadata(name) | {"num": self._mean.count}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm.metrics.group import Group
+from ldm.distributed.group import Group
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class GaussianMoments:
             ValueError: If there are fewer than two vectors.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 pictures, got {self.count}")
+            raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
         return Gaussian(self.mean, self.covariance, self.count)
 
     def update(self, features: Tensor) -> None:
@@ -74,12 +74,16 @@ class GaussianMoments:
         return both
 
     def sync(self, group: Group) -> None:
-        """Add up over processes; one that saw no picture learns the width from the others."""
+        """Add up over processes; one that saw no image learns the width from the others."""
         width = len(self.sum)
-        seen = group.sum(torch.tensor([self.count, width, width > 0], dtype=torch.float64)).tolist()
+        seen = group.all_reduce(torch.tensor([self.count, width, width > 0], dtype=torch.float64)).tolist()
         if seen[2]:
             self._make_room(int(seen[1] / seen[2]))
-            self.count, self.sum, self.outer = int(seen[0]), group.sum(self.sum), group.sum(self.outer)
+            self.count, self.sum, self.outer = (
+                int(seen[0]),
+                group.all_reduce(self.sum),
+                group.all_reduce(self.outer),
+            )
 
     def _make_room(self, width: int) -> None:
         if len(self.sum) == 0:

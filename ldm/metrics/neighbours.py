@@ -1,4 +1,4 @@
-"""Fidelity and diversity apart: which pictures lie among the nearest neighbours of the other kind."""
+"""Fidelity and diversity apart: which images lie among the nearest neighbours of the other kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ldm.metrics.features import FeatureSet, Needs
 from ldm.metrics.measure import Measure
-from ldm.metrics.metric import Says
+from ldm.metrics.metric import Metadata
 
 BLOCK = 2048
 """Rows of a matrix of distances held at once."""
@@ -18,11 +18,11 @@ SAME = 1e-13
 class Neighbours(Measure):
     """Precision, recall, density and coverage.
 
-    Take around each picture the ball that reaches its k-th neighbour of its own kind. Precision is the share
-    of generated pictures in some real one's ball, recall the other way round (Kynkäänniemi et al. 2019,
-    arXiv:1904.06991, Eqs. 1 and 2). Density is the mean number of real balls that a generated picture lies
-    in, over k; coverage the share of real balls with a generated picture in them (Naeem et al. 2020,
-    arXiv:2002.09797, sec. 3). All of them depend on the number of pictures.
+    Take around each image the ball that reaches its k-th neighbour of its own kind. Precision is the share
+    of generated images in some real one's ball, recall the other way round (Kynkäänniemi et al. 2019,
+    arXiv:1904.06991, Eqs. 1 and 2). Density is the mean number of real balls that a generated image lies
+    in, over k; coverage the share of real balls with a generated image in them (Naeem et al. 2020,
+    arXiv:2002.09797, sec. 3). All of them depend on the number of images.
 
     Args:
         k: Neighbours for precision and recall.
@@ -40,11 +40,11 @@ class Neighbours(Measure):
         needed = max(self.k, self.k_density) + 1
         if min(len(x), len(y)) < needed:
             raise ValueError(
-                f"precision: got {len(x)} generated and {len(y)} real pictures, expected {needed} or more"
+                f"precision: got {len(x)} generated and {len(y)} real images, expected {needed} or more"
             )
         radius_x = _radii(x, (self.k,))[0]
         radius_y, radius_density = _radii(y, (self.k, self.k_density))
-        inside = torch.zeros(len(y), dtype=torch.bool, device=x.device)  # real balls with a picture in them
+        inside = torch.zeros(len(y), dtype=torch.bool, device=x.device)  # real balls with an image in them
         precise, density, nearest = 0, 0, torch.zeros(len(y), dtype=torch.bool, device=x.device)
         for part, radius in zip(x.split(BLOCK), radius_x.split(BLOCK), strict=True):
             gaps = squared_distances(part, y)
@@ -59,7 +59,7 @@ class Neighbours(Measure):
             "coverage": float(inside.double().mean()),
         }
 
-    def says(self) -> Says:
+    def metadata(self) -> Metadata:
         """Name the neighbours."""
         return {"k": self.k, "k_density": self.k_density}
 

@@ -1,4 +1,4 @@
-"""Where the statistics of real pictures come from: batches, a cache of them, or a published file."""
+"""Where the statistics of real images come from: batches, a cache of them, or a published file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ldm.io.atomic import replacing
+from ldm.io.images import from_bytes
+from ldm.io.weights import sha256
 from ldm.metrics.features import Extractor, FeatureSet
-from ldm.metrics.metric import Reals
+from ldm.metrics.metric import ReferenceInfo
 from ldm.metrics.moments import Gaussian
-from ldm.pictures import from_bytes
-from ldm.replacing import replacing
 from ldm.types import Batch
-from ldm.weights import sha256
 
 Arrays = dict[str, NDArray[Any]]
 SUFFIX = {"features": "", "spatial": "_s"}
@@ -28,7 +28,7 @@ BATCH_SIZE = 50
 
 
 class Reference(ABC):
-    """Statistics of the real pictures.
+    """Statistics of the real images.
 
     Attributes:
         name: What a record calls them: a hash.
@@ -37,7 +37,7 @@ class Reference(ABC):
     name: str = "unknown"
 
     @abstractmethod
-    def find(self, real: FeatureSet, extractor: Extractor, reals: Reals) -> bool:
+    def find(self, real: FeatureSet, extractor: Extractor, reals: ReferenceInfo) -> bool:
         """Fill ``real`` if the statistics are known already; called on the first process."""
 
     def keep(self, real: FeatureSet) -> None:
@@ -45,7 +45,7 @@ class Reference(ABC):
         return None
 
     def check(self, size: int | None) -> None:
-        """Check the side of the pictures that are compared with them, if both sides are known.
+        """Check the side of the images that are compared with them, if both sides are known.
 
         Raises:
             ValueError: If they differ.
@@ -61,14 +61,14 @@ class FromBatches(Reference):
         self._key = ""
         self._path: Path | None = None
 
-    def find(self, real: FeatureSet, extractor: Extractor, reals: Reals) -> bool:
-        """Look in memory, then in the cache, under a hash of pictures, network and what is kept of them."""
+    def find(self, real: FeatureSet, extractor: Extractor, reals: ReferenceInfo) -> bool:
+        """Look in memory, then in the cache, under a hash of images, network and what is kept of them."""
         self.name, self._key, self._path = "unknown", "", None
         if reals.identity is None:
             return False
         self.name = reals.fingerprint or hashlib.sha256(reals.identity.encode()).hexdigest()
         kept = [sorted(real.needs.moments), sorted(real.needs.rows), real.max_rows]
-        question = json.dumps([reals.identity, extractor.says(), kept], sort_keys=True)
+        question = json.dumps([reals.identity, extractor.metadata(), kept], sort_keys=True)
         self._key = hashlib.sha256(question.encode()).hexdigest()
         self._path = reals.cache / f"{self._key}.npz" if reals.cache else None
         if self._kept and self._kept[0] == self._key:
@@ -86,7 +86,7 @@ class FromBatches(Reference):
         try:
             write_arrays(self._path, {name: value.numpy() for name, value in self._kept[1].items()})
         except OSError as error:  # a full disk, a folder that is not ours
-            warnings.warn(f"statistics of real pictures are not kept in {self._path}: {error}", stacklevel=2)
+            warnings.warn(f"statistics of real images are not kept in {self._path}: {error}", stacklevel=2)
 
     def _read(self, path: Path, real: FeatureSet) -> bool:
         try:
@@ -94,7 +94,7 @@ class FromBatches(Reference):
                 state = {name: torch.from_numpy(file[name]) for name in file.files}
             real.load(state)
         except Exception as error:  # a cache may always be thrown away
-            warnings.warn(f"statistics of real pictures in {path} are computed anew: {error}", stacklevel=2)
+            warnings.warn(f"statistics of real images in {path} are computed anew: {error}", stacklevel=2)
             return False
         self._kept = (self._key, state)
         return True
@@ -104,7 +104,7 @@ class FromFile(Reference):
     """Those of a file as ADM's evaluation reads and writes (Dhariwal & Nichol 2021).
 
     ``mu`` and ``sigma`` are of Inception's ``features``, ``mu_s`` and ``sigma_s`` of its ``spatial`` view;
-    ``arr_0`` are pictures (N, H, W, 3) uint8, from which the extractor computes what else is needed. Where a
+    ``arr_0`` are images (N, H, W, 3) uint8, from which the extractor computes what else is needed. Where a
     file says which network its statistics are of (``record``, as ours do), it must be the same.
 
     Args:
@@ -118,7 +118,7 @@ class FromFile(Reference):
         if not Path(path).is_file():
             raise FileNotFoundError(f"reference: statistics '{path}' do not exist")
 
-    def find(self, real: FeatureSet, extractor: Extractor, reals: Reals) -> bool:
+    def find(self, real: FeatureSet, extractor: Extractor, reals: ReferenceInfo) -> bool:
         """Read the file, at the first time.
 
         Raises:
@@ -136,7 +136,7 @@ class FromFile(Reference):
         """Compare with the side of ``arr_0``, or with the one that the file has recorded."""
         if size is not None and self.size not in (None, size):
             raise ValueError(
-                f"reference: '{self.path}' is of pictures of side {self.size}, got pictures of side {size}"
+                f"reference: '{self.path}' is of images of side {self.size}, got images of side {size}"
             )
 
     def _fill(self, real: FeatureSet, extractor: Extractor) -> None:
@@ -145,21 +145,21 @@ class FromFile(Reference):
             arrays = {name: file[name] for name in names}
         record = json.loads(str(arrays["record"])) if "record" in arrays else {}
         self._check(record, extractor)
-        pictures = arrays.get("arr_0")
-        self.size = pictures.shape[1] if pictures is not None else record.get("size")
+        images = arrays.get("arr_0")
+        self.size = images.shape[1] if images is not None else record.get("size")
         real.gaussians = _gaussians(arrays, real, int(record.get("num", 0)))
         lacking = sorted((real.needs.moments - real.gaussians.keys()) | real.needs.rows)
         if lacking:
-            if pictures is None:
+            if images is None:
                 raise ValueError(
                     f"reference: '{self.path}' has {sorted(arrays)}, expected 'arr_0' for the views {lacking}"
                 )
-            _look(pictures, real, extractor)
+            _look(images, real, extractor)
             real.gaussians = _gaussians(arrays, real, int(record.get("num", 0)))
         real.count = real.count or int(record.get("num", 0))
 
     def _check(self, record: dict[str, Any], extractor: Extractor) -> None:
-        mine = extractor.says()
+        mine = extractor.metadata()
         for key in ("weights_sha256", "resize"):
             if key in record and record[key] != mine.get(key):
                 raise ValueError(
@@ -198,15 +198,15 @@ def _gaussians(arrays: Arrays, real: FeatureSet, count: int) -> dict[str, Gaussi
     return found
 
 
-def _look(pictures: NDArray[Any], real: FeatureSet, extractor: Extractor) -> None:
-    """Pass pictures (N, H, W, 3) uint8 through the extractor."""
-    if pictures.ndim != 4 or pictures.shape[3] != 3 or pictures.dtype != np.uint8:
+def _look(images: NDArray[Any], real: FeatureSet, extractor: Extractor) -> None:
+    """Pass images (N, H, W, 3) uint8 through the extractor."""
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         raise ValueError(
-            f"reference: arr_0 is {pictures.dtype} {pictures.shape}, expected uint8 pictures (N, H, W, 3)"
+            f"reference: arr_0 is {images.dtype} {images.shape}, expected uint8 images (N, H, W, 3)"
         )
     views = real.needs.views
-    for start in range(0, len(pictures), BATCH_SIZE):
-        part = torch.from_numpy(pictures[start : start + BATCH_SIZE]).permute(0, 3, 1, 2).to(extractor.device)
+    for start in range(0, len(images), BATCH_SIZE):
+        part = torch.from_numpy(images[start : start + BATCH_SIZE]).permute(0, 3, 1, 2).to(extractor.device)
         batch: Batch = {"key": [str(start + i) for i in range(len(part))]}
         with torch.no_grad():
             seen = extractor(from_bytes(part), batch, views)

@@ -1,4 +1,4 @@
-"""Whether a picture finds its caption among many, and a caption its picture."""
+"""Whether an image finds its caption among many, and a caption its image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.metrics.features import FeatureSet, Needs
 from ldm.metrics.measure import Measure
-from ldm.metrics.metric import Says
+from ldm.metrics.metric import Metadata
 
 BLOCK = 4096
 """Rows of a matrix of similarities held at once."""
@@ -18,8 +18,8 @@ BLOCK = 4096
 class Retrieval(Measure):
     """R@k both ways (Radford et al. 2021, sec. 3.1): how often one of the k nearest is right.
 
-    Of generated pictures it says how well they can be told apart by their captions; of real ones, how good
-    the CLIP is. Among more pictures it is harder: compare values of equal number only.
+    Of generated images it says how well they can be told apart by their captions; of real ones, how good
+    the CLIP is. Among more images it is harder: compare values of equal number only.
 
     Args:
         ks: Numbers of nearest ones that are looked at.
@@ -35,7 +35,7 @@ class Retrieval(Measure):
         image, text, scene = (generated.rows(view) for view in ("embedding", "text", "caption"))
         return {f"{way}@{k}": value for k in self.ks for way, value in recall(image, text, scene, k).items()}
 
-    def says(self) -> Says:
+    def metadata(self) -> Metadata:
         """Name the numbers."""
         return {"ks": ", ".join(map(str, self.ks))}
 
@@ -44,7 +44,7 @@ def recall_at_1(image: Tensor, text: Tensor, captions: list[str] | None = None) 
     """Compute R@1 both ways.
 
     Args:
-        image: (N, E) unit vectors of pictures.
+        image: (N, E) unit vectors of images.
         text: (N, E) unit vectors of their captions, in the same order.
         captions: The N captions; equal ones are equally right. None takes all for different.
 
@@ -56,7 +56,7 @@ def recall_at_1(image: Tensor, text: Tensor, captions: list[str] | None = None) 
     """
     if len(image) != len(text):
         raise ValueError(
-            f"recall_at_1: got {len(image)} pictures and {len(text)} captions, expected equally many"
+            f"recall_at_1: got {len(image)} images and {len(text)} captions, expected equally many"
         )
     names = captions if captions is not None else [str(i) for i in range(len(text))]
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
@@ -68,7 +68,7 @@ def recall(image: Tensor, text: Tensor, scene: Tensor, k: int) -> dict[str, floa
     """Compute R@k both ways.
 
     Args:
-        image: (N, E) unit vectors of pictures.
+        image: (N, E) unit vectors of images.
         text: (N, E) unit vectors of their captions, in the same order.
         scene: (N,) numbers; equal ones are equally right.
         k: How many nearest ones are looked at; at most all.

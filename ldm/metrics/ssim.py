@@ -1,4 +1,4 @@
-"""How close pictures come to their originals, in local means, contrasts and structure."""
+"""How close images come to their originals, in local means, contrasts and structure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ldm.types import Batch
 
 
 class SSIM(MeanMetric):
-    """Structural similarity (Wang et al. 2004, Eq. 13) against ``batch["image"]``, averaged over pictures.
+    """Structural similarity (Wang et al. 2004, Eq. 13) against ``batch["image"]``, averaged over images.
 
-    torchmetrics' on pictures in [0, 1]: Gaussian window of deviation 1.5, K = (0.01, 0.03), all channels.
+    torchmetrics' on images in [0, 1]: Gaussian window of deviation 1.5, K = (0.01, 0.03), all channels.
 
     Args:
         name: Name of the value.
@@ -22,7 +22,7 @@ class SSIM(MeanMetric):
         super().__init__(name)
 
     def measure(self, images: Tensor, batch: Batch) -> Tensor:
-        """Compare pictures with their originals; 1 is equal."""
+        """Compare images with their originals; 1 is equal."""
         # not in [-1, 1]: the luminance term takes means for positive
         one, other = (x.double() / 2.0 + 0.5 for x in (images, batch["image"]))
         value = structural_similarity_index_measure(one, other, reduction="none", data_range=1.0)

@@ -1,4 +1,4 @@
-"""Whether a CLIP knows the classes of pictures by their names alone."""
+"""Whether a CLIP knows the classes of images by their names alone."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.metrics.group import Group
-from ldm.metrics.metric import Mean, Metric, Says
-from ldm.metrics.towers import ImageText, tower_says
+from ldm.distributed.group import Group
+from ldm.metrics.extractors.clip import ImageText, network_metadata
+from ldm.metrics.metric import Mean, Metadata, Metric
 from ldm.types import Batch
 
 TEMPLATES = ("a photo of a {}.",)
 
 
 class ZeroShot(Metric):
-    """Share of pictures whose class ``batch["label"]`` is among the k nearest (Radford et al. 2021).
+    """Share of images whose class ``batch["label"]`` is among the k nearest (Radford et al. 2021).
 
     A class is the mean, scaled to length 1, of the vectors of its name in all templates (its sec. 3.1.4).
 
@@ -57,7 +57,7 @@ class ZeroShot(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all pictures."""
+        """Forget all images."""
         self._means = {k: Mean() for k in self.ks if k <= len(self.classes)}
 
     def to(self, device: torch.device | str) -> None:
@@ -66,7 +66,7 @@ class ZeroShot(Metric):
         self._heads = None
 
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Classify pictures.
+        """Classify images.
 
         Raises:
             ValueError: If the samples have no labels, or one that is no class.
@@ -96,12 +96,12 @@ class ZeroShot(Metric):
             name: v for k, mean in self._means.items() for name, v in mean.compute(f"{self.name}@{k}").items()
         }
 
-    def says(self, name: str) -> Says:
-        """Name the towers, the classes and the templates, and the number of pictures."""
+    def metadata(self, name: str) -> Metadata:
+        """Name the towers, the classes and the templates, and the number of images."""
         words = json.dumps([self.classes, self.templates]).encode()
         return {
-            **super().says(name),
-            **tower_says(self.clip),
+            **super().metadata(name),
+            **network_metadata(self.clip),
             "num": max((mean.count for mean in self._means.values()), default=0),
             "num_classes": len(self.classes),
             "num_templates": len(self.templates),

@@ -58,7 +58,7 @@ class KLAutoencoder(nn.Module):
         block_out_channels: Channels of each level, finest first; each level but the last halves the size.
         layers_per_block: ResNet blocks per level of the encoder; the decoder has one more.
         norm_groups: Groups of the group norms; divides every level's channels.
-        image_channels: Channels of the picture.
+        image_channels: Channels of the image.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class KLAutoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
     def encode(self, image: Tensor) -> DiagonalGaussian:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             image: (B, 3, H, W) in [-1, 1], H and W divisible by ``factor``.
@@ -101,7 +101,7 @@ class KLAutoencoder(nn.Module):
         return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode unscaled latents (B, C, h, w) to pictures (B, 3, H, W), about [-1, 1], not clamped."""
+        """Decode unscaled latents (B, C, h, w) to images (B, 3, H, W), about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(z))
 
     def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, DiagonalGaussian]:
@@ -109,7 +109,7 @@ class KLAutoencoder(nn.Module):
         posterior = self.encode(image)
         return self.decode(posterior.sample(noise)), posterior
 
-    def units(self) -> list[nn.Module]:
+    def blocks(self) -> list[nn.Module]:
         """Return the blocks that hold nearly all parameters, in no order."""
         kinds = (ResnetBlock, AttentionBlock, Downsample, Upsample)
         return [module for module in self.modules() if isinstance(module, kinds)]
@@ -173,10 +173,10 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture (B, in_channels, H, W) to moments (B, out_channels, H / factor, W / factor).
+    """Image (B, in_channels, H, W) to moments (B, out_channels, H / factor, W / factor).
 
     Args:
-        in_channels: Channels of the picture.
+        in_channels: Channels of the image.
         out_channels: Channels of the result: twice the latent's.
         channels: Channels of each level, finest first.
         num_layers: ResNet blocks per level.
@@ -206,11 +206,11 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, in_channels, h, w) to picture (B, out_channels, H, W).
+    """Latent (B, in_channels, h, w) to image (B, out_channels, H, W).
 
     Args:
         in_channels: Channels of the latent.
-        out_channels: Channels of the picture.
+        out_channels: Channels of the image.
         channels: Channels of each level, finest first.
         num_layers: ResNet blocks per level of the encoder; here one more.
         norm_groups: Groups of the group norms.

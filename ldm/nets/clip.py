@@ -27,7 +27,7 @@ class CLIPModel(nn.Module):
         vision_cfg: open_clip's ``vision_cfg``: image_size, patch_size, width, layers, head_width ...
         text_cfg: open_clip's ``text_cfg``: context_length, width, heads, layers ...
         quick_gelu: Use the sigmoid approximation of GELU, as OpenAI's weights need.
-        image_mean: What the image tower takes off the red, green and blue of a picture in [0, 1]. Published
+        image_mean: What the image tower takes off the red, green and blue of an image in [0, 1]. Published
             weights need what they were trained with: OpenAI's and LAION's .48145466, .4578275, .40821073.
         image_std: What it then divides them by: with OpenAI's and LAION's .26862954, .26130258, .27577711.
     """
@@ -58,7 +58,7 @@ class CLIPModel(nn.Module):
         size = open_clip.utils.to_2tuple(self.model.visual.image_size)  # residual networks say one number
         self.image_size = int(size[0])
         mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (image_mean, image_std))
-        # (x + 1) / 2 is the picture in [0, 1]; with mean and deviation .5 the tower sees x itself, to the bit
+        # (x + 1) / 2 is the image in [0, 1]; with mean and deviation .5 the tower sees x itself, to the bit
         self.register_buffer("image_scale", (0.5 / std).float(), persistent=False)
         self.register_buffer("image_shift", ((0.5 - mean) / std).float(), persistent=False)
 
@@ -75,11 +75,11 @@ class CLIPModel(nn.Module):
         return num_tokens(caption)
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
+        """Map images (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
         return F.normalize(self.image_features(image).float(), dim=-1)
 
     def image_features(self, image: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W) in [-1, 1] to their embeddings (B, E) before normalisation."""
+        """Map images (B, 3, H, W) in [-1, 1] to their embeddings (B, E) before normalisation."""
         if image.shape[-1] != self.image_size:
             size = (self.image_size, self.image_size)
             image = F.interpolate(image, size, mode="bicubic", antialias=True)
@@ -98,7 +98,7 @@ class CLIPModel(nn.Module):
         with _attention_kernel():
             return model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask))
 
-    def units(self) -> list[nn.Module]:
+    def blocks(self) -> list[nn.Module]:
         """Return the blocks of the transformers; an image tower of another kind has none."""
         from open_clip.transformer import ResidualAttentionBlock
 

@@ -115,7 +115,7 @@ class Embeddings(nn.Module):
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
 
 
-class Encoder(nn.Module):
+class TextEncoder(nn.Module):
     """Layers in a row.
 
     Args:
@@ -162,7 +162,7 @@ class TextTower(nn.Module):
         self.width, self.heads, self.context_length = width, heads, context_length
         self.mlp_ratio, self.quick_gelu, self.pad_id = mlp_ratio, quick_gelu, pad_id
         self.embeddings = Embeddings(width, context_length)
-        self.encoder = Encoder([self._layer() for _ in range(layers)])
+        self.encoder = TextEncoder([self._layer() for _ in range(layers)])
         self.final_layer_norm = nn.LayerNorm(width)
 
     def _layer(self) -> Layer:
@@ -206,7 +206,7 @@ class TextTower(nn.Module):
         """Count the tokens of a caption with its begin and end marks."""
         return num_tokens(caption)
 
-    def skip_last(self, count: int) -> TextTower:
+    def clip_skip(self, count: int) -> TextTower:
         """Leave out the last layers, in place, but keep the norm that follows them.
 
         Args:
@@ -217,7 +217,7 @@ class TextTower(nn.Module):
         """
         if not 0 <= count < self.layers:
             raise ValueError(
-                f"skip_last: got {count}, expected 0 to {self.layers - 1}, as the text tower has "
+                f"clip_skip: got {count}, expected 0 to {self.layers - 1}, as the text tower has "
                 f"{self.layers} layers"
             )
         self.encoder.layers = self.encoder.layers[: self.layers - count]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm.nets.attention import Transformer2D
 from ldm.nets.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, timestep_embedding
-from ldm.types import Cond, Widths
+from ldm.types import Cond, DenoiserDims
 
 
 class UNet(nn.Module):
@@ -34,7 +34,7 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        widths: Widths,
+        widths: DenoiserDims,
         block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
         layers_per_block: int = 2,
         attention: Sequence[bool] = (True, True, True, False),
@@ -89,7 +89,7 @@ class UNet(nn.Module):
             hidden = block.up(hidden, time, cond, skips)
         return self.conv_out(F.silu(self.conv_norm_out(hidden)))
 
-    def units(self) -> list[nn.Module]:
+    def blocks(self) -> list[nn.Module]:
         """Return the blocks that hold nearly all parameters, in no order."""
         kinds = (ResnetBlock, Transformer2D, Downsample, Upsample)
         return [module for module in self.modules() if isinstance(module, kinds)]

@@ -7,23 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.diffusion.noise import SampleNoise
-from ldm.losses import kl_to_standard_normal, psnr, squared_error
+from ldm.losses.terms import kl_to_standard_normal, psnr, squared_error
 from ldm.nets.autoencoder import DiagonalGaussian, KLAutoencoder
-from ldm.stages.optimization import AdamW, Optimization
+from ldm.optim.recipes import AdamW, Optimization
+from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage
 from ldm.types import Batch
 
 
 class Autoencoder(Stage):
-    """Trains L = sum of squared errors + beta * KL (Kingma & Welling 2013; Rombach et al. 2021, Eq. 25).
+    """Trains L = sum of squared errors + kl_weight * KL (Kingma & Welling 2013; Rombach et al. 2021, Eq. 25).
 
     Every validation measures the mean and deviation of the latents; they travel with the
     checkpoint, so that no later stage has to be told a scale.
 
     Args:
         net: The autoencoder.
-        beta: Weight of the KL divergence in nats against the squared error summed over a picture.
+        kl_weight: Weight of the KL divergence in nats against the squared error summed over an image.
         optimizer: How the parameters are updated.
     """
 
@@ -32,10 +32,12 @@ class Autoencoder(Stage):
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, net: KLAutoencoder, beta: float = 1e-3, optimizer: Optimization | None = None) -> None:
+    def __init__(
+        self, net: KLAutoencoder, kl_weight: float = 1e-3, optimizer: Optimization | None = None
+    ) -> None:
         super().__init__(optimizer or AdamW())
         self.net = net
-        self.beta = beta
+        self.kl_weight = kl_weight
         unknown = torch.full((net.latent_channels,), float("nan"))
         self.register_buffer("latent_mean", unknown)
         self.register_buffer("latent_std", unknown.clone())
@@ -52,7 +54,7 @@ class Autoencoder(Stage):
         if not self.training:
             self._measure(posterior)
         return {
-            "loss": (reconstruction + self.beta * kl).mean(),
+            "loss": (reconstruction + self.kl_weight * kl).mean(),
             "reconstruction": reconstruction.mean(),
             "kl": kl.mean(),
             "psnr": psnr(output.detach(), image).mean(),

@@ -10,11 +10,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.diffusion.noise import SampleNoise
-from ldm.metrics.group import default_group
+from ldm.distributed.group import default_group
 from ldm.nets.clip import CLIPModel
-from ldm.stages.optimization import AdamW, Optimization
-from ldm.stages.stage import Stage, samples_per_step
+from ldm.optim.recipes import AdamW, Optimization
+from ldm.rng import SampleNoise
+from ldm.stages.stage import Stage, global_batch_size
 from ldm.types import Batch
 
 MAX_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, sec. 2.5
@@ -76,10 +76,10 @@ class CLIP(Stage):
         are together as large.
         """
         group, mine = default_group(self.device), torch.cat(self._vectors)
-        places = group.collect(group.rank + group.world * torch.arange(len(mine)))
-        vectors = group.collect(mine)
+        places = group.gather(group.rank + group.world * torch.arange(len(mine)))
+        vectors = group.gather(mine)
         values = self._means(vectors[places.argsort()]) if group.rank == 0 else {}
-        for name, value in group.tell(values).items():
+        for name, value in group.broadcast(values).items():
             self.log(f"val/{name}", value)
 
     def _means(self, vectors: Tensor) -> dict[str, float]:
@@ -95,7 +95,7 @@ class CLIP(Stage):
     def _pairs(self) -> int:
         """Pairs that are contrasted at once in training."""
         trainer = self.trainer
-        return samples_per_step(trainer, trainer.datamodule) // trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        return global_batch_size(trainer, trainer.datamodule) // trainer.accumulate_grad_batches  # type: ignore[attr-defined]
 
     def on_train_start(self) -> None:
         """Say how many pairs are contrasted, where that is not what a step counts."""
@@ -113,11 +113,11 @@ class CLIP(Stage):
             self.net.model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
     def image_features(self, image: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W) in [-1, 1] to embeddings (B, E) before normalisation."""
+        """Map images (B, 3, H, W) in [-1, 1] to embeddings (B, E) before normalisation."""
         return self.net.image_features(image)
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
+        """Map images (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
         return self.net.encode_image(image)
 
     def encode_text(self, text: list[str]) -> Tensor:

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from ldm.conditioners.base import Conditioner
 from ldm.diffusion.guidance import Guidance, Unguided, inpainted
-from ldm.diffusion.noise import SampleNoise
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.timesteps import Step
-from ldm.latents import LatentSpace
-from ldm.stages.optimization import AdamW, Optimization
+from ldm.latents.space import LatentSpace
+from ldm.optim.recipes import AdamW, Optimization
+from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage
-from ldm.types import Batch, Cond, Denoise, Widths
+from ldm.types import Batch, Cond, Denoise, DenoiserDims
 
 QUARTERS = 4
 """Parts of the timesteps, from almost clean to noise, that validation reports the loss of."""
@@ -32,7 +32,7 @@ class Diffusion(Stage):
         conditioner: What conditions it.
         denoiser: Network; called with the channels and widths that the other two say of themselves.
         objective: Noise schedule, prediction and weighting.
-        sampler: How validation and ``ldm.sample`` draw pictures, unless told otherwise.
+        sampler: How validation and ``ldm.sample`` draw images, unless told otherwise.
         guidance: How they combine the conditional and the unconditional prediction.
         optimizer: How the parameters are updated.
     """
@@ -44,7 +44,7 @@ class Diffusion(Stage):
         self,
         latents: LatentSpace,
         conditioner: Conditioner,
-        denoiser: Callable[[Widths], nn.Module],
+        denoiser: Callable[[DenoiserDims], nn.Module],
         objective: Objective | None = None,
         sampler: Sampler | None = None,
         guidance: Guidance | None = None,
@@ -55,7 +55,7 @@ class Diffusion(Stage):
         self.conditioner = conditioner
         conditioner.bind(latents)
         self.denoiser = denoiser(
-            Widths(
+            DenoiserDims(
                 latents.channels,
                 conditioner.token_width,
                 conditioner.vector_width,
@@ -114,7 +114,7 @@ class Diffusion(Stage):
 
     @torch.no_grad()
     def generate(self, batch: Batch, seed: int) -> Tensor:
-        """Draw one picture per sample of ``batch``, conditioned on it.
+        """Draw one image per sample of ``batch``, conditioned on it.
 
         The size is that of ``batch["image"]``, or else the one trained on.
 
@@ -123,7 +123,7 @@ class Diffusion(Stage):
         """
         size = batch["image"].shape[-1] if "image" in batch else self.image_size
         if size is None:
-            raise ValueError("the picture size is unknown: give batch['image'] or train first")
+            raise ValueError("the image size is unknown: give batch['image'] or train first")
         noise = SampleNoise(seed, batch["key"])
         x = noise.like(torch.empty(len(batch["key"]), *self.latents.shape(size), device=self.device))
         denoise = self.latents.constrain(self.guidance(self, batch))
@@ -133,17 +133,17 @@ class Diffusion(Stage):
     def redraw(
         self, batch: Batch, seed: int, image: Tensor, strength: float = 1.0, mask: Tensor | None = None
     ) -> Tensor:
-        """Noise a picture and walk back, in part or within a mask: Meng et al. 2021 (arXiv:2108.01073).
+        """Noise an image and walk back, in part or within a mask: Meng et al. 2021 (arXiv:2108.01073).
 
         Args:
             batch: What the samples are conditioned on.
             seed: Seed of the random numbers.
-            image: The picture to start from, (3, H, W) or (B, 3, H, W) in [-1, 1].
+            image: The image to start from, (3, H, W) or (B, 3, H, W) in [-1, 1].
             strength: Share of the walk that is walked, in (0, 1]; 1 keeps nothing but what the mask keeps.
-            mask: 1 where to paint, 0 where the picture stays, (1, H, W) or (B, 1, H, W); None: everywhere.
+            mask: 1 where to paint, 0 where the image stays, (1, H, W) or (B, 1, H, W); None: everywhere.
 
         Returns:
-            (B, 3, H, W) float32 in [-1, 1], outside of the mask the picture itself.
+            (B, 3, H, W) float32 in [-1, 1], outside of the mask the image itself.
         """
         noise = SampleNoise(seed, batch["key"])
         image = image.to(self.device).expand(len(batch["key"]), -1, -1, -1)
@@ -169,9 +169,9 @@ class Diffusion(Stage):
         """Condition on nothing, for as many samples as ``batch`` has."""
         return self._denoise(self.conditioner.null(batch))
 
-    def both(self, batch: Batch) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def cond_and_uncond(self, batch: Batch) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Condition on both, in one pass over 2 B samples: a few alone leave a GPU idle."""
-        denoise = self._denoise(self.conditioner(batch).beside(self.conditioner.null(batch)))
+        denoise = self._denoise(self.conditioner(batch).concat(self.conditioner.null(batch)))
 
         def pair(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             cond, uncond = denoise(torch.cat([x_t, x_t]), torch.cat([t, t])).chunk(2)

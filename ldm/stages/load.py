@@ -8,9 +8,9 @@ import jsonargparse
 import torch
 from torch import Tensor
 
-from ldm import checkpoint as ckpt
-from ldm.frozen import Frozen
+from ldm.io import checkpoint as ckpt
 from ldm.nets.clip import CLIPModel
+from ldm.nets.frozen import Frozen
 from ldm.stages.stage import Stage
 
 S = TypeVar("S", bound=Stage)
@@ -45,7 +45,7 @@ def load_stage(path: str, expected: type[S]) -> S:
         raise ValueError(
             f"checkpoint '{path}' is of a {type(stage).__name__}, expected a {expected.__name__}"
         )
-    stage.adopt(state)
+    stage.load_trained(state)
     return stage.eval()
 
 
@@ -61,7 +61,7 @@ class CLIPTower(Frozen[CLIPModel]):
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
+        """Map images (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
         return self.module.encode_image(image)
 
     @torch.no_grad()
@@ -71,5 +71,5 @@ class CLIPTower(Frozen[CLIPModel]):
 
     @torch.no_grad()
     def image_features(self, image: Tensor) -> Tensor:
-        """Map pictures (B, 3, H, W) in [-1, 1] to embeddings (B, E) before normalisation."""
+        """Map images (B, 3, H, W) in [-1, 1] to embeddings (B, E) before normalisation."""
         return self.module.image_features(image)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm.diffusion.noise import SampleNoise
+from ldm.distributed.group import default_group
 from ldm.hardware import computes
-from ldm.metrics.group import default_group
-from ldm.stages.optimization import Optimization
+from ldm.optim.recipes import Optimization
+from ldm.rng import SampleNoise
 from ldm.types import Batch
 
 _COUNTS = ("ready", "started", "processed", "completed")
@@ -35,7 +35,7 @@ class Stage(L.LightningModule, ABC):
     config: dict[str, Any] | None = None
     """``{"class_path", "init_args"}`` that rebuilds this stage; ``ldm.fit`` and ``build`` set it."""
     image_size: int | None = None
-    """Side of the pictures trained on; known once training has started."""
+    """Side of the images trained on; known once training has started."""
 
     def __init__(self, optimizer: Optimization) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Stage(L.LightningModule, ABC):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if is_whole and every and self.trainer.global_step % every == 0:  # processes wait for each other here
             mine, group = _mean(self._step_losses), default_group(self.device)
-            means = group.sum(torch.stack(list(mine.values()))) / group.world
+            means = group.all_reduce(torch.stack(list(mine.values()))) / group.world
             self.log_dict(dict(zip(mine, means, strict=True)), batch_size=size)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -118,7 +118,7 @@ class Stage(L.LightningModule, ABC):
         half = not str(self.trainer.precision).startswith(("32", "64"))
         native = computes(torch.bfloat16, self.device)
         optimizer = self.optimizer.build(self, torch.bfloat16 if half and native else torch.float32)
-        factor = self.optimizer.scaling.factor(samples_per_step(self.trainer, self.trainer.datamodule))  # type: ignore[attr-defined]
+        factor = self.optimizer.scaling.factor(global_batch_size(self.trainer, self.trainer.datamodule))  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             group["lr"] = group["lr"] * factor
         return optimizer
@@ -174,14 +174,14 @@ class Stage(L.LightningModule, ABC):
                     "restore the earlier file"
                 )
 
-    def start_with(self, checkpoint: dict[str, Any]) -> None:
+    def init_from(self, checkpoint: dict[str, Any]) -> None:
         """Take the weights of a checkpoint, averaged where it has averages, and nothing else: to fine-tune.
 
         What the checkpoint was built on need not be what this stage is built on.
         """
         self.load_state_dict(checkpoint["state_dict"], strict=True)
 
-    def adopt(self, checkpoint: dict[str, Any]) -> None:
+    def load_trained(self, checkpoint: dict[str, Any]) -> None:
         """Take weights and progress from a checkpoint that is not to be continued."""
         self.check_upstream(checkpoint)
         self.load_state_dict(checkpoint["state_dict"], strict=True)
@@ -196,11 +196,11 @@ class Stage(L.LightningModule, ABC):
         self.to(memory_format=torch.channels_last)
 
     def on_fit_start(self) -> None:
-        """Take the size of the pictures from the data."""
+        """Take the size of the images from the data."""
         self.image_size = getattr(self.trainer.datamodule, "image_size", self.image_size)  # type: ignore[attr-defined]
 
 
-def samples_per_step(trainer: L.Trainer, data: Any) -> int:
+def global_batch_size(trainer: L.Trainer, data: Any) -> int:
     """Count the samples of an optimizer step, over all processes and accumulated batches.
 
     Args:

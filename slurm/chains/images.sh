@@ -1,7 +1,7 @@
 #!/bin/bash
-# Stable Diffusion 1.x from scratch, from a folder of pictures to its figures:
+# Stable Diffusion 1.x from scratch, from a folder of images to its figures:
 #   gpus="--gpus-per-node=8 --ntasks-per-node=8"
-#   pack_args="--images pictures" autoencoder_sbatch="--nodes=2 $gpus" clip_sbatch="--nodes=4 $gpus" \
+#   pack_args="--images images" autoencoder_sbatch="--nodes=2 $gpus" clip_sbatch="--nodes=4 $gpus" \
 #       encode_sbatch="--nodes=2 $gpus" diffusion_sbatch="--nodes=16 $gpus" evaluation_sbatch="$gpus" \
 #       evaluation_args="--inception inception.pth" slurm/chains/images.sh --partition=gpu
 source "$(dirname "${BASH_SOURCE[0]}")/../chain.sh"

@@ -7,8 +7,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_stage import TinyStage, loader, trainer
 from torch import nn
 
-from ldm.callbacks.checkpoint_io import AtomicCheckpointIO
 from ldm.callbacks.ema import EMA
+from ldm.checkpointing.writer import AtomicCheckpointIO
 
 
 class Recorder(L.Callback):
@@ -167,11 +167,11 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path, hook):
 def test_error_in_validation_leaves_raw_weights_and_a_right_checkpoint(tmp_path):
     class Fails(L.Callback):
         def on_validation_batch_end(self, *args):
-            raise RuntimeError("broken picture")
+            raise RuntimeError("broken image")
 
     ema, recorder, stage = EMA(0.9, warmup=False), Recorder(), TinyStage()
     checkpoint = ModelCheckpoint(tmp_path, save_last=True, save_on_exception=True)
-    with pytest.raises(RuntimeError, match="broken picture"):
+    with pytest.raises(RuntimeError, match="broken image"):
         fit(tmp_path, checkpoint, Fails(), ema, recorder, stage=stage, enable_checkpointing=True)
     assert torch.equal(stage.scale, recorder.after_step[3])
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)

@@ -18,19 +18,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_stage import TinyStage, loader, trainer
 from torch import nn
 
-from ldm.callbacks.csv_logger import MetricsCSV
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.evaluation import Evaluation
+from ldm.io.images import from_bytes, to_bytes
+from ldm.loggers.metrics_csv import MetricsCSV
+from ldm.metrics.extractors.clip import Embedding
 from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.frechet import Frechet
 from ldm.metrics.metric import Mean, Metric
 from ldm.metrics.psnr import PSNR
-from ldm.metrics.towers import Embedding
-from ldm.pictures import from_bytes, to_bytes
 
 
 class Spy(Metric):
-    """Keeps what it is fed; measures the mean of the pictures."""
+    """Keeps what it is fed; measures the mean of the images."""
 
     def __init__(self, name="spy"):
         self.name = name
@@ -68,7 +68,7 @@ class Broken(Spy):
     def begin(self, reals, group):
         self._fail("begin")
 
-    def see(self, batch):
+    def update_real(self, batch):
         self._fail("see")
 
     def update(self, images, batch):
@@ -81,7 +81,7 @@ class Broken(Spy):
         self._fail("compute")
         return {"broken": 1.0}
 
-    def says(self, name):
+    def metadata(self, name):
         self._fail("says")
 
     def _fail(self, where):
@@ -108,7 +108,7 @@ def fit(folder, *callbacks, stage=None, datamodule=None, **changes):
     return run, stage
 
 
-def test_pictures_are_generated_once_and_rounded_for_all_metrics(tmp_path):
+def test_images_are_generated_once_and_rounded_for_all_metrics(tmp_path):
     spies = [Spy("a"), Spy("b")]
     run, stage = fit(tmp_path, Evaluation(spies, num_samples=10), max_steps=4)
     assert stage.num_generated == 10
@@ -122,15 +122,15 @@ def test_pictures_are_generated_once_and_rounded_for_all_metrics(tmp_path):
 
 
 def test_values_are_logged_in_the_validations_row_and_can_be_monitored(tmp_path):
-    best = ModelCheckpoint(tmp_path, filename="best", monitor="val/picture_psnr", mode="max")
+    best = ModelCheckpoint(tmp_path, filename="best", monitor="val/image_psnr", mode="max")
     log = MetricsCSV(str(tmp_path))
     fit(tmp_path, Evaluation([PSNR()], 8), best, logger=log, enable_checkpointing=True)
     with open(tmp_path / "metrics.csv", newline="") as file:
         validations = [row for row in csv.DictReader(file) if row["val/loss"]]
     assert [row["samples"] for row in validations] == ["16", "32"]
-    assert all(float(row["val/picture_psnr"]) > 0 for row in validations)
+    assert all(float(row["val/image_psnr"]) > 0 for row in validations)
     assert best.best_model_score.item() == pytest.approx(
-        max(float(row["val/picture_psnr"]) for row in validations)
+        max(float(row["val/image_psnr"]) for row in validations)
     )
 
 
@@ -157,11 +157,11 @@ def test_a_failing_metric_is_named_and_the_others_go_on(tmp_path, where):
         UserWarning, match="metric Broken is left out of this evaluation: RuntimeError: no weights"
     ):
         run, _ = fit(tmp_path, Evaluation([Broken(where), PSNR()], 8))
-    assert "val/picture_psnr" in run.callback_metrics and "val/broken" not in run.callback_metrics
+    assert "val/image_psnr" in run.callback_metrics and "val/broken" not in run.callback_metrics
     assert run.global_step == 8
 
 
-def test_pictures_that_cannot_be_drawn_cost_one_evaluation(tmp_path):
+def test_images_that_cannot_be_drawn_cost_one_evaluation(tmp_path):
     class Fails(Draws):
         def generate(self, batch, seed):
             images = super().generate(batch, seed)
@@ -171,11 +171,11 @@ def test_pictures_that_cannot_be_drawn_cost_one_evaluation(tmp_path):
 
     torch.manual_seed(0)
     with pytest.warns(
-        UserWarning, match="PSNR is left out of this evaluation: a picture could not be drawn: R"
+        UserWarning, match="PSNR is left out of this evaluation: an image could not be drawn: R"
     ):
         run, stage = fit(tmp_path, Evaluation([Spy(), PSNR()], 12), stage=Fails())
     lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
-    assert [line.get("name", "failed") for line in lines] == ["failed"] * 2 + ["val/spy", "val/picture_psnr"]
+    assert [line.get("name", "failed") for line in lines] == ["failed"] * 2 + ["val/spy", "val/image_psnr"]
     assert lines[-1]["num"] == 12 and stage.num_generated == 8 + 12  # none was drawn after the failure
     assert run.global_step == 8
 
@@ -198,7 +198,7 @@ def test_a_failing_measure_is_named_and_the_others_of_its_network_go_on(tmp_path
     assert [line["failed"] for line in lines if "failed" in line] == [says] * 2
 
 
-def test_statistics_of_pictures_of_another_side_are_one_line_before_any_is_measured(tmp_path):
+def test_statistics_of_images_of_another_side_are_one_line_before_any_is_measured(tmp_path):
     class Untouched(nn.Module):
         def image_features(self, image):
             raise AssertionError("it was known before")
@@ -208,16 +208,16 @@ def test_statistics_of_pictures_of_another_side_are_one_line_before_any_is_measu
     metric = FeatureMetrics(Embedding(Untouched(), "flat"), [Frechet()], str(tmp_path / "real.npz"))
     stage = TinyStage()
     stage.image_size = 4
-    with pytest.warns(UserWarning, match=r"real.npz' is of pictures of side 256, got pictures of side 4"):
+    with pytest.warns(UserWarning, match=r"real.npz' is of images of side 256, got images of side 4"):
         run, _ = fit(tmp_path, Evaluation([metric, PSNR()], 8), stage=stage, max_steps=4)
-    assert "val/picture_psnr" in run.callback_metrics
+    assert "val/image_psnr" in run.callback_metrics
 
 
 def test_records_that_cannot_be_written_are_a_warning(tmp_path):
     (tmp_path / "evaluations.jsonl").mkdir()
     with pytest.warns(UserWarning, match=r"records of this evaluation are not in .*evaluations.jsonl"):
         run, _ = fit(tmp_path, Evaluation([PSNR()], 8))
-    assert "val/picture_psnr" in run.callback_metrics and run.global_step == 8
+    assert "val/image_psnr" in run.callback_metrics and run.global_step == 8
 
 
 def test_metrics_are_not_in_the_checkpoint(tmp_path):
@@ -247,7 +247,7 @@ def test_it_is_due_every_so_many_samples_at_the_end_and_after_a_resume(tmp_path)
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    here = Path(__file__).parent
+    here = Path(two_processes.__file__).parent
     for count in "12":
         (tmp_path / count).mkdir()
     two_processes.main(str(tmp_path / "1"), 1)
@@ -256,9 +256,9 @@ def test_two_processes_equal_one(tmp_path):
     subprocess.run(script, check=True, env=environment, capture_output=True)
     read = lambda name: json.loads((tmp_path / name).read_text())  # noqa: E731
     alone, first, second = read("1/rank0.json"), read("2/rank0.json"), read("2/rank1.json")
-    assert {"val/fid/pixels", "val/fid_floor/pixels", "val/kid/pixels", "val/picture_psnr"} <= alone.keys()
+    assert {"val/fid/pixels", "val/fid_floor/pixels", "val/kid/pixels", "val/image_psnr"} <= alone.keys()
     assert first == pytest.approx(alone, rel=1e-5) and second == pytest.approx(alone, rel=1e-5)
-    sheets = [(tmp_path / name / "pictures" / "tiny-0000000064.png").read_bytes() for name in "12"]
+    sheets = [(tmp_path / name / "images" / "tiny-0000000064.png").read_bytes() for name in "12"]
     assert sheets[0] == sheets[1]
 
 
@@ -272,7 +272,10 @@ def test_a_config_names_metrics_and_the_towers_they_measure_with(tmp_path):
         {
             "class_path": "ldm.metrics.feature_metrics.FeatureMetrics",
             "init_args": {
-                "extractor": {"class_path": "ldm.metrics.towers.Towers", "init_args": {"clip": clip}},
+                "extractor": {
+                    "class_path": "ldm.metrics.extractors.clip.CLIPExtractor",
+                    "init_args": {"clip": clip},
+                },
                 "measures": [{"class_path": "ldm.metrics.frechet.Frechet"}],
             },
         },
@@ -311,14 +314,14 @@ def test_every_number_is_written_with_its_record(tmp_path):
     fit(tmp_path, Evaluation(metrics, 6, seed=3, sampler=Doubled(7)), EMA(0.9), stage=stage)
     lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
     assert [(line["name"], line["samples"]) for line in lines] == [
-        ("val/picture_psnr", 16),
+        ("val/image_psnr", 16),
         ("val/spy", 16),
-        ("val/picture_psnr", 32),
+        ("val/image_psnr", 32),
         ("val/spy", 32),
     ]
     assert lines[0]["value"] > 0
     assert {k: v for k, v in lines[0].items() if k != "value"} == {
-        "name": "val/picture_psnr",
+        "name": "val/image_psnr",
         "metric": "ldm.metrics.psnr.PSNR",
         "num": 6,
         "stage": "tiny",
@@ -361,7 +364,7 @@ class SeesDtype(Spy):
         super().update(images, batch)
 
 
-def test_pictures_are_drawn_in_the_trainers_precision_and_measured_in_float32(tmp_path):
+def test_images_are_drawn_in_the_trainers_precision_and_measured_in_float32(tmp_path):
     class Dtypes(TinyStage):
         def generate(self, batch, seed):
             self.dtype_drawn = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
@@ -413,7 +416,7 @@ class Named(L.LightningDataModule):
         return loader(12)
 
 
-def test_real_pictures_are_looked_at_once_in_a_run_and_never_in_the_next(tmp_path):
+def test_real_images_are_looked_at_once_in_a_run_and_never_in_the_next(tmp_path):
     def looked(folder, cache):
         class Counts(nn.Module):
             num_seen = 0

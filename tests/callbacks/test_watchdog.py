@@ -7,12 +7,14 @@ import pytest
 import torch.distributed as dist
 from tiny_stage import TinyStage, loader, trainer
 
-from ldm.callbacks.watch import EXIT_CODE, Beat, Beats, Verdict, Watch, blame
+from ldm.callbacks.heartbeat import EXIT_CODE, Heartbeat, HeartbeatMonitor, HeartbeatStore, Verdict, blame
 from ldm.callbacks.watchdog import Watchdog
 
 
 def beats(*signs, tick=1, **phases):
-    return {r: Beat(f"node{r}", tick, s, phases.get(f"of{r}", "in batch 1")) for r, s in enumerate(signs)}
+    return {
+        r: Heartbeat(f"node{r}", tick, s, phases.get(f"of{r}", "in batch 1")) for r, s in enumerate(signs)
+    }
 
 
 def test_a_process_that_says_nothing_new_is_blamed_before_one_that_is_behind():
@@ -40,16 +42,18 @@ def test_nobody_is_blamed_where_all_stand_at_the_same_point():
 
 
 def test_many_are_counted():
-    ranks, reason = blame(beats(*[1] * 20), {**beats(*[1] * 20), 0: Beat("node0", 2, 1, "in batch 1")}, 20)
+    ranks, reason = blame(
+        beats(*[1] * 20), {**beats(*[1] * 20), 0: Heartbeat("node0", 2, 1, "in batch 1")}, 20
+    )
     assert ranks == list(range(1, 20))
     assert "process 8 (node8) and 11 more cannot be heard" in reason
 
 
 def test_processes_hear_each_other_over_the_store():
     store = dist.HashStore()
-    first, second = Beats(0, 3, store), Beats(1, 3, store)
-    said = Beat("node1", 2, 3, "in batch 4")
-    second.tell(said)
+    first, second = HeartbeatStore(0, 3, store), HeartbeatStore(1, 3, store)
+    said = Heartbeat("node1", 2, 3, "in batch 4")
+    second.report(said)
     assert first.everyones() == {1: said}
     assert second.verdict() is None
     first.publish(Verdict([1], "it sleeps"))
@@ -60,7 +64,9 @@ def test_processes_hear_each_other_over_the_store():
 def test_a_watch_ends_what_stands_and_says_where(capsys):
     ended = threading.Event()
     codes = []
-    watch = Watch(2.0, Beats(0, 1, dist.HashStore()), lambda code: (codes.append(code), ended.set()))
+    watch = HeartbeatMonitor(
+        2.0, HeartbeatStore(0, 1, dist.HashStore()), lambda code: (codes.append(code), ended.set())
+    )
     watch.start()
     for batch in range(12):  # longer than the timeout, but moving, on a busy machine too
         watch.sign(f"in batch {batch}")
@@ -83,7 +89,7 @@ class Deaf(dist.Store):
 
 def test_a_process_ends_though_the_store_does_not_answer(capsys):
     ended = threading.Event()
-    watch = Watch(0.2, Beats(1, 2, Deaf()), lambda code: ended.set())
+    watch = HeartbeatMonitor(0.2, HeartbeatStore(1, 2, Deaf()), lambda code: ended.set())
     watch.start()
     assert ended.wait(60)
     watch.stop()
@@ -92,7 +98,7 @@ def test_a_process_ends_though_the_store_does_not_answer(capsys):
 
 def test_a_stopped_watch_ends_nothing():
     codes = []
-    watch = Watch(0.2, Beats(0, 1, dist.HashStore()), codes.append)
+    watch = HeartbeatMonitor(0.2, HeartbeatStore(0, 1, dist.HashStore()), codes.append)
     watch.start()
     watch.stop()
     time.sleep(1)

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 from tiny_runs import Chain
 
-from data.shapes_packer import Settings, pack
+from data.shapes.packer import Settings, pack
 from ldm import encode, fit
 
 

@@ -5,19 +5,10 @@ import sys
 
 import pytest
 import torch
+from comparing import error_of
 from tiny_runs import ROOT
 
 from ldm import fit, sample
-
-
-def error_of(capsys, arguments, main=fit.main):
-    capsys.readouterr()
-    assert main(arguments) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    lines = [line for line in lines if not line.startswith("Warning")]
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ from PIL import Image
 from tiny_runs import ROOT, Chain
 from torchvision.transforms.functional import pil_to_tensor
 
-from data.shapes_packer import Settings, pack
+from data.shapes.packer import Settings, pack
 from data.writing import write_shards
 from ldm import encode, fit, sample
 from ldm.data.module import Shards
-from ldm.pictures import to_bytes
+from ldm.io.images import to_bytes
+from ldm.sampling.requests import FILES
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
-from ldm.wishes import FILES
 
 pytestmark = pytest.mark.slow
 
@@ -26,14 +26,14 @@ METRICS = {
     "inpainting": {"val/known/psnr", "val/caption/all"},
     "layout": {"val/layout/all"},
     "semantic": {"val/map/objects"},
-    "super-resolution": {"val/picture_psnr", "val/caption/all"},
+    "super-resolution": {"val/image_psnr", "val/caption/all"},
     "together": {"val/known/psnr", "val/caption/all"},
 }
 
 
 @pytest.fixture(scope="module")
 def conditioned(chain, home) -> Chain:
-    """Shards with everything to condition on, and their latents beside the pictures."""
+    """Shards with everything to condition on, and their latents beside the images."""
     shards, latents = home / "shards" / "conditions", home / "shards" / "conditions-latents"
     pack(shards, Settings(train=24, val=12, novel=0, pairs=0, shard_size=12, conditions=True))
     made = Chain(home / "runs" / "conditions", shards, latents)
@@ -56,7 +56,7 @@ def arguments(chain, name, **more):
         "trainer.precision": "32-true",
         "model.sampler.num_steps": 2,
         "model.denoiser.block_out_channels": "[32,64]",
-        "pictures.num": 4,
+        "sample_grid.num": 4,
         **more,
     }
     config = ROOT / "configs" / "conditions" / f"{name}.yaml"
@@ -70,7 +70,7 @@ def test_a_condition_trains_resumes_and_draws(conditioned, name):
     run = conditioned.runs / name
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert all(any(row.get(metric) for row in rows) for metric in METRICS[name])
-    assert [path.name for path in sorted((run / "pictures").glob("*.png"))] == [
+    assert [path.name for path in sorted((run / "images").glob("*.png"))] == [
         f"{kind}-{seen:010d}.png" for kind in ("diffusion", "noise-levels") for seen in (12, 24)
     ]
     stage = load_stage(str(run), Diffusion)
@@ -108,7 +108,7 @@ def test_the_command_draws_from_files_as_from_a_batch(conditioned, tmp_path, nam
     command = [f"--checkpoint={run}", "--device=cpu"]
     assert sample.main([*command, f"--out={tmp_path / 'files'}", *given]) == 0
     found = Image.open(tmp_path / "files" / "000000.png")
-    named = batch["text"][0] if "text" in reads else "picture"
+    named = batch["text"][0] if "text" in reads else "image"
     expected = to_bytes(load_stage(run, Diffusion).generate({**batch, "key": [f"{named}/0"]}, seed=0))[0]
     assert (pil_to_tensor(found).int() - expected.int()).abs().max() <= 1
     assert sample.main([*command, f"--out={tmp_path / 'shards'}", f"--shards={shard}", "--num=2"]) == 0

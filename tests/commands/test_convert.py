@@ -5,13 +5,13 @@ import json
 
 import pytest
 import torch
+from comparing import error_of
 from PIL import Image
-from test_bad_input import error_of
 from torchvision.transforms.functional import pil_to_tensor
 
 from benchmarks import export
-from ldm import checkpoint as ckpt
 from ldm import convert, fit, sample
+from ldm.io import checkpoint as ckpt
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 
@@ -33,7 +33,7 @@ def there(chain, home, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_an_exported_run_draws_the_same_pictures_elsewhere(chain, there):
+def test_an_exported_run_draws_the_same_images_elsewhere(chain, there):
     from diffusers import DiffusionPipeline
 
     stage = load_stage(str(chain.runs / "diffusion"), Diffusion)
@@ -62,8 +62,8 @@ def test_what_comes_back_draws_the_same_and_can_be_trained_further(chain, there,
         assert sample.main([f"--checkpoint={runs / 'diffusion'}", f"--out={out}", *options]) == 0
     assert torch.equal(*(pil_to_tensor(Image.open(tmp_path / name / "000000.png")) for name in "ab"))
     model = [f"--config={back / 'model.yaml'}", f"--weights={back / 'diffusion'}"]
-    pictures = [f"--data.train={fresh.shards / 'train-000000.tar'}", "--data.fields=[image,text]"]
-    assert fit.main(fresh.arguments("diffusion", *model, *pictures, "--trainer.max_steps=1")) == 0
+    images = [f"--data.train={fresh.shards / 'train-000000.tar'}", "--data.fields=[image,text]"]
+    assert fit.main(fresh.arguments("diffusion", *model, *images, "--trainer.max_steps=1")) == 0
 
 
 def test_what_cannot_be_expressed_is_one_clear_line(chain, fresh, capsys, tmp_path):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import CLIPTextModel
 
-from ldm import checkpoint as ckpt
 from ldm import convert, fit
 from ldm.conditioners.text import load_tower
+from ldm.io import checkpoint as ckpt
 from ldm.stages.load import CLIPTower
 
 CAPTIONS = ["a large red ring", "two blue squares"]

@@ -10,12 +10,13 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from test_bad_input import error_of
+from comparing import error_of
 from tiny_runs import ROOT
 
-from ldm import encode, encoding, fit
+from ldm import encode, fit
 from ldm.data.module import Shards
-from ldm.latent_shards import note
+from ldm.latents import encode as encoding
+from ldm.latents.manifest import note
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
 
@@ -25,7 +26,7 @@ def members(path):
         return {m.name: tar.extractfile(m).read() for m in tar}
 
 
-def test_latents_are_the_posterior_of_the_same_pictures(chain):
+def test_latents_are_the_posterior_of_the_same_images(chain):
     data = Shards(
         [str(chain.latents / "train-{000000..000002}.tar")],
         [str(chain.shards / "train-{000000..000002}.tar")],
@@ -34,15 +35,15 @@ def test_latents_are_the_posterior_of_the_same_pictures(chain):
         fields=["latent", "text"],
     )
     latents = next(iter(data.train_dataloader()))
-    pictures = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
-    order = [latents["key"].index(key) for key in pictures["key"]]
+    images = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    order = [latents["key"].index(key) for key in images["key"]]
     with torch.no_grad():
-        posterior = load_stage(str(chain.runs / "autoencoder"), Autoencoder).net.encode(pictures["image"])
+        posterior = load_stage(str(chain.runs / "autoencoder"), Autoencoder).net.encode(images["image"])
     expected = torch.cat([posterior.mean, posterior.std], 1)
     torch.testing.assert_close(latents["latent"][order], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_everything_but_the_picture_is_kept_as_it_is(chain):
+def test_everything_but_the_image_is_kept_as_it_is(chain):
     before, after = (members(folder / "train-000001.tar") for folder in (chain.shards, chain.latents))
     assert {n for n in after if not n.endswith(".latent.npy")} == {
         n for n in before if not n.endswith(".png")
@@ -120,7 +121,7 @@ def array(member):
     return np.load(io.BytesIO(member))
 
 
-def test_bad_pictures_are_left_out_and_reported(chain, tmp_path, capsys):
+def test_bad_images_are_left_out_and_reported(chain, tmp_path, capsys):
     broken = bytearray((chain.shards / "train-000000.tar").read_bytes())
     start = broken.index(b"\x89PNG")
     broken[start : start + 8] = b"notapng!"

@@ -1,4 +1,4 @@
-"""ldm.evaluate: checkpoints and pictures against shards, folders and ADM's files, by several processes."""
+"""ldm.evaluate: checkpoints and images against shards, folders and ADM's files, by several processes."""
 
 import json
 import os
@@ -8,17 +8,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from comparing import error_of
 from jsonargparse import Namespace
 from PIL import Image
-from test_bad_input import error_of
 from tiny_runs import ROOT
 
 from data.digits import WORDS, pack_digits
-from ldm import checkpoint as ckpt
 from ldm import evaluate, fit
-from ldm.chosen import Ways, check_stages, settings
 from ldm.diffusion.guidance import Interval, Rescaled, Unguided
 from ldm.diffusion.samplers.ddim import DDIM
+from ldm.evaluation.plan import Ways, check_stages, settings
+from ldm.io import checkpoint as ckpt
 
 PIXELS = """
 - class_path: ldm.metrics.feature_metrics.FeatureMetrics
@@ -44,18 +44,18 @@ def values(result):
     return {value["name"]: value["value"] for value in result["values"]}
 
 
-def pictures(folder, count, size=32, seed=0):
+def images(folder, count, size=32, seed=0):
     folder.mkdir(parents=True)
     pixels = np.random.RandomState(seed).randint(0, 256, (count, size, size, 3), dtype=np.uint8)
-    for i, picture in enumerate(pixels):
-        Image.fromarray(picture).save(folder / f"{i:03d}.png")
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{i:03d}.png")
     return pixels
 
 
 @pytest.mark.slow
 def test_a_sweep_draws_a_curve_and_records_every_number(chain, tmp_path, capsys):
     shards = chain.shards / "val-000000.tar"
-    arguments = [f"--data={shards}", f"--clip={chain.runs / 'clip'}", "--num-pictures=8", "--steps", 2]
+    arguments = [f"--data={shards}", f"--clip={chain.runs / 'clip'}", "--num-images=8", "--steps", 2]
     results = run(
         tmp_path / "out", "--checkpoint", chain.runs / "diffusion", *arguments, "--guidance", 1, 3, 6
     )
@@ -77,7 +77,7 @@ def test_a_sweep_draws_a_curve_and_records_every_number(chain, tmp_path, capsys)
 
 @pytest.mark.slow
 def test_samplers_are_swept(chain, tmp_path, metrics):
-    arguments = [f"--data={chain.shards / 'val-000000.tar'}", metrics, "--num-pictures=4", "--steps", 3, 4]
+    arguments = [f"--data={chain.shards / 'val-000000.tar'}", metrics, "--num-images=4", "--steps", 3, 4]
     arguments += ["--sampler=[DDIM, UniPC]", "--checkpoint", chain.runs / "diffusion"]
     results = run(tmp_path / "out", *arguments)
     assert [result["candidate"].partition(" ")[2] for result in results] == [
@@ -86,9 +86,9 @@ def test_samplers_are_swept(chain, tmp_path, metrics):
     assert len({values(result)["fid/coarse"] for result in results}) == 4
 
 
-def test_copies_of_a_sample_are_other_pictures(chain, tmp_path, metrics):
+def test_copies_of_a_sample_are_other_images(chain, tmp_path, metrics):
     shards = chain.shards / "val-000000.tar"
-    more = [f"--data={shards}", metrics, "--num-pictures=30", "--steps", 2, "--save-pictures"]
+    more = [f"--data={shards}", metrics, "--num-images=30", "--steps", 2, "--save-images"]
     run(tmp_path / "out", "--checkpoint", chain.runs / "diffusion", *more)
     (path,) = (tmp_path / "out").glob("*.npz")
     found = np.load(path)["arr_0"]
@@ -97,40 +97,40 @@ def test_copies_of_a_sample_are_other_pictures(chain, tmp_path, metrics):
 
 
 def test_a_folder_against_itself_a_folder_and_an_npz_file(tmp_path, metrics):
-    mine = pictures(tmp_path / "mine", 40)
-    real = pictures(tmp_path / "real", 30, seed=1)
+    mine = images(tmp_path / "mine", 40)
+    real = images(tmp_path / "real", 30, seed=1)
     np.savez(tmp_path / "real.npz", arr_0=real)
     np.savez(tmp_path / "mine.npz", arr_0=mine)
-    common = [metrics, "--pictures", tmp_path / "mine", tmp_path / "mine.npz"]
+    common = [metrics, "--images", tmp_path / "mine", tmp_path / "mine.npz"]
     folder = run(tmp_path / "a", *common, f"--reference={tmp_path / 'real'}")
     assert values(folder[0]) == values(folder[1]) and values(folder[0])["fid/coarse"] > 1e-4
     as_file = run(tmp_path / "c", *common, f"--reference={tmp_path / 'real.npz'}")
     assert values(as_file[0]) == values(folder[0])
     itself = run(tmp_path / "b", *common, f"--reference={tmp_path / 'mine'}")
     assert values(itself[0])["fid/coarse"] == pytest.approx(0.0, abs=1e-10)
-    assert folder[0]["drawn"] == {"pictures": str(tmp_path / "mine"), "size": 32}
+    assert folder[0]["drawn"] == {"images": str(tmp_path / "mine"), "size": 32}
 
 
 def test_files_beside_checkpoints_get_what_can_be_known_of_files(chain, tmp_path):
-    pictures(tmp_path / "mine", 20)
+    images(tmp_path / "mine", 20)
     arguments = [f"--data={chain.shards / 'val-000000.tar'}", f"--clip={chain.runs / 'clip'}"]
-    drawn = ["--checkpoint", chain.runs / "diffusion", "--num-pictures=8", "--steps", 2]
-    of_stage, of_files = run(tmp_path / "a", *drawn, *arguments, "--pictures", tmp_path / "mine")
+    drawn = ["--checkpoint", chain.runs / "diffusion", "--num-images=8", "--steps", 2]
+    of_stage, of_files = run(tmp_path / "a", *drawn, *arguments, "--images", tmp_path / "mine")
     assert values(of_stage).keys() - values(of_files).keys() == {"clip_score/clip"}
     assert "fid/clip" in values(of_files)
-    both = ["--checkpoint", chain.runs / "autoencoder", *arguments, "--pictures", tmp_path / "mine"]
+    both = ["--checkpoint", chain.runs / "autoencoder", *arguments, "--images", tmp_path / "mine"]
     of_stage, of_files = run(tmp_path / "b", *both)
-    assert {"picture_psnr", "ssim"} <= values(of_stage).keys()
-    assert not {"picture_psnr", "ssim"} & values(of_files).keys()
+    assert {"image_psnr", "ssim"} <= values(of_stage).keys()
+    assert not {"image_psnr", "ssim"} & values(of_files).keys()
 
 
 def test_what_was_measured_before_a_failure_is_written(tmp_path, metrics, capsys):
-    pictures(tmp_path / "good", 30)
-    pictures(tmp_path / "bad", 30, seed=1)
+    images(tmp_path / "good", 30)
+    images(tmp_path / "bad", 30, seed=1)
     broken = tmp_path / "bad" / "007.png"
     broken.write_bytes(broken.read_bytes()[:900])
     out = f"--out={tmp_path / 'out'}"
-    both = ["--pictures", str(tmp_path / "good"), str(tmp_path / "bad")]
+    both = ["--images", str(tmp_path / "good"), str(tmp_path / "bad")]
     command = [out, metrics, "--device=cpu", *both, f"--reference={tmp_path / 'good'}"]
     assert evaluate.main(command) == 2
     said = capsys.readouterr()
@@ -139,16 +139,16 @@ def test_what_was_measured_before_a_failure_is_written(tmp_path, metrics, capsys
     assert result["candidate"] == str(tmp_path / "good")
 
 
-def test_real_pictures_are_named_by_what_they_are_and_their_statistics_found_again(chain, tmp_path):
+def test_real_images_are_named_by_what_they_are_and_their_statistics_found_again(chain, tmp_path):
     clip = f"--clip={chain.runs / 'clip'}"
-    pictures(tmp_path / "mine", 20)
+    images(tmp_path / "mine", 20)
     cache, moved = tmp_path / "statistics", tmp_path / "moved" / "val-000000.tar"
     moved.parent.mkdir()
     moved.write_bytes((chain.shards / "val-000000.tar").read_bytes())
     found = [
         run(
             tmp_path / "a",
-            "--pictures",
+            "--images",
             tmp_path / "mine",
             f"--data={shards}",
             "--size=32",
@@ -181,7 +181,7 @@ def test_guidances_of_any_class_are_compared_with_scales(chain, tmp_path):
     weaker = {"class_path": "Autoguidance", "init_args": {"checkpoint": checkpoint, "scale": 2}}
     results = run(
         *(tmp_path / "out", "--checkpoint", checkpoint, f"--data={chain.shards / 'val-000000.tar'}"),
-        *(f"--clip={chain.runs / 'clip'}", "--num-pictures=8", "--steps", 2),
+        *(f"--clip={chain.runs / 'clip'}", "--num-images=8", "--steps", 2),
         *("--guidance", "1", json.dumps(weaker), '{"class_path": "Unguided"}'),
     )
     alone, itself, unguided = results
@@ -223,10 +223,10 @@ def test_checkpoints_of_other_sizes_are_not_drawn_at_one(capsys):
 
 
 @pytest.mark.slow
-def test_an_autoencoder_and_a_clip_are_measured_on_real_pictures(chain, tmp_path, metrics):
+def test_an_autoencoder_and_a_clip_are_measured_on_real_images(chain, tmp_path, metrics):
     shards = f"--data={chain.shards / 'val-000000.tar'}"
     (result,) = run(tmp_path / "a", "--checkpoint", chain.runs / "autoencoder", shards, metrics)
-    assert {"picture_psnr", "ssim", "fid/coarse"} <= values(result).keys()
+    assert {"image_psnr", "ssim", "fid/coarse"} <= values(result).keys()
     (result,) = run(tmp_path / "b", "--checkpoint", chain.runs / "clip", shards)
     found = values(result)
     assert found["image_to_text@10/clip"] >= found["image_to_text@5/clip"] >= found["image_to_text@1/clip"]
@@ -275,11 +275,11 @@ def test_a_clip_knows_classes_in_training_as_it_does_afterwards(fresh, tmp_path)
 def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
     arguments = [
         f"--checkpoint={chain.runs / 'diffusion'}",
-        "--save-pictures",
+        "--save-images",
         "--device=cpu",
         metrics,
         f"--data={chain.shards / 'val-000000.tar'}",
-        "--num-pictures=13",
+        "--num-images=13",
         "--steps",
         "2",
         "--batch-size=1",
@@ -303,35 +303,35 @@ def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ([], "got neither --checkpoint nor --pictures"),
-        (["--pictures", "nowhere"], "got neither --data nor --reference"),
-        (["--pictures", "nowhere", "--reference=empty"], "folder 'empty' holds none, expected some of .png"),
+        ([], "got neither --checkpoint nor --images"),
+        (["--images", "nowhere"], "got neither --data nor --reference"),
+        (["--images", "nowhere", "--reference=empty"], "folder 'empty' holds none, expected some of .png"),
         (
-            ["--pictures", "mixed", "--reference=good"],
+            ["--images", "mixed", "--reference=good"],
             "16 x 16 pixels, expected 32 x 32 like 'mixed/00",
         ),
-        (["--pictures", "small", "--reference=good"], "its pictures have side 16, the real ones 32"),
-        (["--pictures", "good", "--reference=gone.npz"], "--reference: 'gone.npz' does not exist"),
-        (["--pictures", "good", "--reference=page.npz"], "page.npz' is no .npz of arrays"),
+        (["--images", "small", "--reference=good"], "its images have side 16, the real ones 32"),
+        (["--images", "good", "--reference=gone.npz"], "--reference: 'gone.npz' does not exist"),
+        (["--images", "good", "--reference=page.npz"], "page.npz' is no .npz of arrays"),
         (
-            ["--pictures", "good", "--reference=mu.npz"],
-            "has no pictures 'arr_0', which --metrics need",
+            ["--images", "good", "--reference=mu.npz"],
+            "has no images 'arr_0', which --metrics need",
         ),
-        (["--pictures", "page.npz", "--reference=good"], "page.npz' holds no pictures 'arr_0'"),
+        (["--images", "page.npz", "--reference=good"], "page.npz' holds no images 'arr_0'"),
         (
-            ["--pictures", "good", "--reference=good", "--num-pictures=41"],
+            ["--images", "good", "--reference=good", "--num-images=41"],
             "got 41, but 'good' holds 40",
         ),
-        (["--pictures", "good", "--reference=good", "--precision=8"], "got 8, expected one of 32-true"),
-        (["--pictures", "good", "--reference=good", "--inception=gone.pth"], "'gone.pth' do not exist"),
+        (["--images", "good", "--reference=good", "--precision=8"], "got 8, expected one of 32-true"),
+        (["--images", "good", "--reference=good", "--inception=gone.pth"], "'gone.pth' do not exist"),
         (["--checkpoint", "gone", "--reference=good"], "--data: got none, expected shards"),
     ],
 )
 def test_bad_input(tmp_path, monkeypatch, capsys, metrics, more, says):
     monkeypatch.chdir(tmp_path)
-    pictures(tmp_path / "good", 40)
-    pictures(tmp_path / "small", 40, 16)
-    pictures(tmp_path / "mixed", 3)
+    images(tmp_path / "good", 40)
+    images(tmp_path / "small", 40, 16)
+    images(tmp_path / "mixed", 3)
     Image.new("RGB", (16, 16)).save(tmp_path / "mixed" / "zzz.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "page.npz").write_text("<html>")
@@ -341,6 +341,6 @@ def test_bad_input(tmp_path, monkeypatch, capsys, metrics, more, says):
 
 def test_no_metric_at_all_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    pictures(tmp_path / "good", 4)
-    line = error_of(capsys, ["--pictures", "good", "--reference=good", "--device=cpu"], evaluate.main)
+    images(tmp_path / "good", 4)
+    line = error_of(capsys, ["--images", "good", "--reference=good", "--device=cpu"], evaluate.main)
     assert "got no metric, expected --inception, --clip, --lpips or --metrics" in line

@@ -10,8 +10,8 @@ import torch
 import yaml
 from tiny_runs import ROOT
 
-from ldm import checkpoint as ckpt
 from ldm import fit
+from ldm.io import checkpoint as ckpt
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.clip import CLIP
 from ldm.stages.diffusion import Diffusion
@@ -32,8 +32,8 @@ def test_a_run_leaves_one_folder(chain, name):
     assert os.uname().nodename not in (run / "environment.json").read_text()
     assert (run / "metrics.csv").is_file()
     sheets = {"autoencoder": ["autoencoder"], "clip": [], "diffusion": ["diffusion", "noise-levels"]}
-    pictures = [path.name for path in sorted((run / "pictures").glob("*.png"))]
-    assert pictures == [f"{sheet}-{n:010d}.png" for sheet in sheets[name] for n in (32, 64)]
+    images = [path.name for path in sorted((run / "images").glob("*.png"))]
+    assert images == [f"{sheet}-{n:010d}.png" for sheet in sheets[name] for n in (32, 64)]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -155,7 +155,7 @@ def test_wandb_offline_stays_in_the_run_folder(fresh, tmp_path):
     content = record.read_bytes()
     for word in (b"autoencoder", b"runs", b"val/psnr", b"block_out_channels"):
         assert word in content
-    assert len(list(record.parent.glob("files/media/images/pictures_*.png"))) == 12
+    assert len(list(record.parent.glob("files/media/images/images_*.png"))) == 12
     for name in ("config.yaml", "environment.json"):
         assert (record.parent / "files" / name).read_text() == (run / name).read_text()
     assert not [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in path.parts]

@@ -16,7 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from ldm import fit
 
 SETTINGS = [
-    "--model.optimizer.class_path=ldm.stages.optimization.AdamW",
+    "--model.optimizer.class_path=ldm.optim.recipes.AdamW",
     "--model.optimizer.lr=1e-4",
     "--model.optimizer.warmup=1",
     "--model.optimizer.decay=none",
@@ -29,7 +29,7 @@ SETTINGS = [
     "--data.batch_size=4",
     "--ema.decay=0.5",
     "--watchdog.timeout=120",
-    "--pictures.num=9",  # the first process draws twice, the second once: they do not keep step
+    "--sample_grid.num=9",  # the first process draws twice, the second once: they do not keep step
 ]
 
 
@@ -51,7 +51,11 @@ def runs(chain, home, tmp_path_factory):
         step("fsdp fsdp", "fsdp2", "fsdp"),
         step("fsdp ddp", "ddp", "fsdp"),
         step("ddp fsdp", "fsdp2", "ddp"),
-        step("again", "fsdp2", more=["--trainer.callbacks+=ldm.callbacks.recompute.Recompute"]),
+        step(
+            "again",
+            "fsdp2",
+            more=["--trainer.callbacks+=ldm.callbacks.activation_checkpointing.ActivationCheckpointing"],
+        ),
     ]
     fit_all(plan, folder / "plan.json", home)
     return folder
@@ -105,8 +109,8 @@ def test_a_run_that_was_stopped_or_computes_its_blocks_again_ends_alike(runs, ot
 
 
 @pytest.mark.slow
-def test_pictures_are_drawn_from_split_weights_as_from_whole_ones(runs):
-    ddp, fsdp = (sorted((runs / name / "pictures").glob("*.png")) for name in ("ddp", "fsdp"))
+def test_images_are_drawn_from_split_weights_as_from_whole_ones(runs):
+    ddp, fsdp = (sorted((runs / name / "images").glob("*.png")) for name in ("ddp", "fsdp"))
     assert [path.name for path in ddp] == [path.name for path in fsdp] and len(ddp) >= 4
     for ours, theirs in zip(ddp, fsdp, strict=True):
         ours, theirs = (pil_to_tensor(Image.open(path)).int() for path in (ours, theirs))
@@ -117,7 +121,7 @@ def test_pictures_are_drawn_from_split_weights_as_from_whole_ones(runs):
 def test_ten_steps_are_the_same_with_weights_split_within_each_of_two_nodes(chain, runs, tmp_path):
     folder, plan = tmp_path / "hsdp", tmp_path / "plan.json"
     more = ["--trainer.strategy=hsdp", "--data.batch_size=2", f"--run={folder}"]
-    more += ["--trainer.val_check_interval=10", "--pictures.num=1"]
+    more += ["--trainer.val_check_interval=10", "--sample_grid.num=1"]
     step = {"arguments": chain.arguments("diffusion", *SETTINGS, *more)}
     plan.write_text(json.dumps([step]))
     with socket.create_server(("127.0.0.1", 0)) as free:

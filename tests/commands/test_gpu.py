@@ -85,7 +85,7 @@ def test_two_gpus_compute_what_one_does(on_gpu, num_gpus, chain, fresh):
         assert losses(fresh.runs / stage) == pytest.approx(losses(chain.runs / stage), rel=1e-2)
 
 
-def test_the_same_pictures_are_drawn(on_gpu, chain, tmp_path):
+def test_the_same_images_are_drawn(on_gpu, chain, tmp_path):
     drawn = {}
     arguments = ["--checkpoint", chain.runs / "diffusion", "--prompt", "a red ring", "--num-per-prompt", 4]
     command(on_gpu, "ldm.sample", *arguments, f"--out={tmp_path / 'gpu'}", f"--device={DEVICE}")

@@ -4,12 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from tiny_runs import ROOT
+from tiny_runs import ROOT, SUPPORT
 
-from ldm.callbacks.watch import EXIT_CODE
+from ldm.callbacks.heartbeat import EXIT_CODE
 
 
 @pytest.mark.slow
@@ -22,10 +21,10 @@ from ldm.callbacks.watch import EXIT_CODE
 )
 def test_a_hang_ends_all_and_names_who_stands_still(fresh, rank, how, reason):
     hangs = ["interruptions.Hangs", "--trainer.callbacks.step=3", f"--trainer.callbacks.rank={rank}"]
-    both = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--pictures.num=2"]
+    both = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--sample_grid.num=2"]
     more = ["--trainer.callbacks+", *hangs, f"--trainer.callbacks.how={how}", "--watchdog.timeout=20"]
     command = [sys.executable, "-m", "ldm.fit", *fresh.arguments("autoencoder", *both, *more)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{SUPPORT}"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
     assert result.returncode != 0
     said = rf"no progress for \d+ s \(--watchdog.timeout 20\): {reason}"

@@ -4,18 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from comparing import assert_same_run, state
+from interruptions import signalled
 from one_after_another import fit_all
-from test_preemption import signalled
-from test_resume import assert_same_run, state
-from tiny_runs import ROOT, Chain
+from tiny_runs import ROOT, SUPPORT, Chain
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # one fixture runs all, on two cores
 
-TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--pictures.num=2"]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--sample_grid.num=2"]
 
 
 def dies(rank, how):
@@ -39,7 +38,7 @@ def runs(chain, home, tmp_path_factory):
     def arguments(name):
         return Chain(folder / name, chain.shards, chain.latents).arguments("autoencoder", *TWO)
 
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{SUPPORT}"}
     ended = {}
     for name, end in ENDS.items():
         command = [sys.executable, "-m", "ldm.fit", *arguments(name), *end]

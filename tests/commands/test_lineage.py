@@ -8,23 +8,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_preemption import signalled
-from tiny_runs import ROOT, Chain
+from interruptions import signalled
+from tiny_runs import ROOT, SUPPORT, Chain
 from wandb_records import Records
 
-from ldm import checkpoint as ckpt
 from ldm import fit
-from ldm.callbacks.wandb_logger import SamplesWandb
-from ldm.latent_shards import MANIFEST
-from ldm.lineage import artifact_name, publish_latents, publish_run, run_of
-from ldm.run import Run
+from ldm.io import checkpoint as ckpt
+from ldm.latents.manifest import MANIFEST
+from ldm.loggers.wandb import WandbSamplesLogger
+from ldm.runs.artifacts import artifact_name, publish_latents, publish_run, run_of
+from ldm.runs.folder import Run
 
 TRACKED = ("--wandb.mode=offline", "--wandb.artifacts=true")
 
 
 def in_a_process(command, arguments, home, code=0):
     """Run a command in a process of its own: W&B writes its file when the process ends."""
-    paths = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+    paths = f"{ROOT}{os.pathsep}{SUPPORT}"
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "WANDB_API_KEY": ""}
     call = [sys.executable, "-m", f"ldm.{command}", *arguments]
     result = subprocess.run(call, env=environment, cwd=home, capture_output=True, text=True, timeout=250)
@@ -96,9 +96,9 @@ def test_all_parts_are_in_the_group_of_their_chain_each_with_its_job_type(tracke
 
 
 @pytest.mark.slow
-def test_pictures_and_noise_levels_are_logged_over_samples(tracked):
+def test_images_and_noise_levels_are_logged_over_samples(tracked):
     *_, (diffusion,) = tracked
-    for panel in ("pictures", "noise-levels"):
+    for panel in ("images", "noise-levels"):
         shown = [row for row in diffusion.history() if f"{panel}.filenames" in row]
         assert [row["samples"] for row in shown] == [32, 64]
     assert {"val/fid/clip", "val/clip_score/clip"} <= diffusion.merged("config")["records"].keys()
@@ -118,7 +118,7 @@ def test_checkpoints_are_copied_and_shards_are_named(tracked):
     assert references == {path.name: path.as_uri() for path in mine.latents.glob("*.tar")}
 
 
-class Listener(SamplesWandb):
+class Listener(WandbSamplesLogger):
     """Keeps what it is told."""
 
     def __init__(self, error=None):
@@ -135,26 +135,24 @@ class Listener(SamplesWandb):
 
 def test_what_cannot_be_published_is_a_warning(chain, tmp_path):
     """Neither a full disk nor a server ends what trained well."""
-    stage = fit.build(chain.arguments("autoencoder", f"--run={tmp_path}")).model
     full = Listener(OSError(28, "No space left on device"))
     with pytest.warns(UserWarning, match="autoencoder are not published: .*No space left on device"):
-        publish_run([full], Run(chain.runs / "autoencoder"), stage)
+        publish_run([full], Run(chain.runs / "autoencoder"), "autoencoder", {})
     made_by = json.loads((chain.latents / MANIFEST).read_text())
     with pytest.warns(UserWarning, match="shapes-latents are not published: .*No space left on device"):
         publish_latents(full, chain.latents, made_by)
     with pytest.warns(UserWarning, match="not published: .*does not exist"):
-        publish_run([Listener()], Run(tmp_path), stage)
+        publish_run([Listener()], Run(tmp_path), "autoencoder", {})
 
 
 def test_the_best_is_published_beside_the_last_once(chain, tmp_path):
-    stage = fit.build(chain.arguments("autoencoder", f"--run={tmp_path / 'x'}")).model
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     last.write_text("the last")
     best = last.with_name("best.ckpt")
 
     def published():
-        publish_run([listener := Listener()], Run(tmp_path), stage)
+        publish_run([listener := Listener()], Run(tmp_path), "autoencoder", {})
         return listener.published[0]
 
     best.write_text("the best")

@@ -4,18 +4,11 @@ import os
 import signal
 
 import pytest
-from test_resume import assert_same_run, state
+from comparing import assert_same_run, state
+from interruptions import signalled
 
 from ldm import fit
-from ldm.callbacks.preemption import SIGNALS, Notice, Preemption, requeue
-
-
-def signalled(step, where, number, rank=0):
-    options = {"step": step, "where": where, "number": int(number), "rank": rank}
-    return [
-        "--trainer.callbacks+=interruptions.Signalled",
-        *(f"--trainer.callbacks.{key}={value}" for key, value in options.items()),
-    ]
+from ldm.checkpointing.preemption import SIGNALS, Notice, Preemption, requeue
 
 
 @pytest.mark.slow

@@ -1,50 +1,15 @@
 """Stop + resume = uninterrupted, bit for bit: weights, averages, optimizer, data order, metrics.csv."""
 
-import csv
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import ROOT, Chain
+from comparing import assert_same_run, metrics, state
+from tiny_runs import ROOT, SUPPORT, Chain
 
 from ldm import fit
-
-TIMES = ("data_wait", "images_per_second", "step_seconds")
-
-
-def state(run):
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-
-
-def metrics(run):
-    with (run / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if not any(t in k for t in TIMES)} for row in rows]
-
-
-def assert_equal(a, b, path="checkpoint"):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_equal(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{path}[{i}]")
-    else:
-        assert a == b, path
-
-
-def assert_same_run(run, uninterrupted):
-    ours, theirs = state(run), state(uninterrupted)
-    for part in ("state_dict", "callbacks", "optimizer_states", "lr_schedulers", "Shards", "samples_seen"):
-        assert_equal(ours[part], theirs[part], part)
-    assert metrics(run) == metrics(uninterrupted)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +118,7 @@ def test_a_damaged_last_checkpoint_costs_the_steps_since_the_one_before(chain, f
 
 
 def run_on_two_threads(arguments, *more):
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": f"{ROOT}:{SUPPORT}"}
     environment["OMP_WAIT_POLICY"] = "passive"  # a thread that spins takes the processor from the other
     command = [sys.executable, "-m", "ldm.fit", *arguments, *more]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -184,7 +149,7 @@ def test_the_configuration_wins_over_the_checkpoint(fresh):
 
 @pytest.mark.slow
 def test_a_learning_rate_follows_the_samples_of_a_step_also_when_it_is_resumed(fresh, capsys):
-    scaled = ["--model.optimizer.lr=0.01", "--model.optimizer.scaling=SquareRoot"]
+    scaled = ["--model.optimizer.lr=0.01", "--model.optimizer.scaling=SquareRootScaling"]
     scaled += [
         "--model.optimizer.scaling.batch=2",
         "--model.optimizer.decay=none",

@@ -1,16 +1,16 @@
-"""ldm.sample: the same pictures whatever else is drawn with them, and files that say how they were made."""
+"""ldm.sample: the same images whatever else is drawn with them, and files that say how they were made."""
 
 import pytest
 import torch
+from comparing import error_of
 from jsonargparse import Namespace
 from PIL import Image
-from test_bad_input import error_of
 from tiny_runs import ROOT
 from torchvision.transforms.functional import pil_to_tensor
 
-from ldm import checkpoint as ckpt
 from ldm import fit, sample
-from ldm.pictures import from_bytes, read_text, to_bytes
+from ldm.io import checkpoint as ckpt
+from ldm.io.images import from_bytes, read_text, to_bytes
 from ldm.sample import redraw
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
@@ -42,7 +42,7 @@ def draw(run, out, *more):
     return torch.stack([pil_to_tensor(Image.open(path)) for path in paths]).int()
 
 
-def test_a_picture_depends_on_prompt_copy_and_seed_alone(chain, tmp_path):
+def test_a_image_depends_on_prompt_copy_and_seed_alone(chain, tmp_path):
     run, two = chain.runs / "diffusion", ["--prompt=a red ring", "--prompt=a blue square"]
     together = draw(run, tmp_path / "a", *two, "--num-per-prompt=2")
     one_by_one = draw(run, tmp_path / "b", *two[::-1], "--num-per-prompt=2", "--batch-size=1")
@@ -83,35 +83,35 @@ def test_labels_and_size(digits, tmp_path):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     path = tmp_path / "old.png"
     noise = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     Image.fromarray(noise.numpy()).save(path)
     return path
 
 
-def test_a_picture_is_redrawn_the_less_the_lower_the_strength(chain, tmp_path, picture):
-    run, old = chain.runs / "diffusion", pil_to_tensor(Image.open(picture)).int()
-    more = ["--prompt=a red ring", f"--image={picture}", "--steps=10"]
+def test_a_image_is_redrawn_the_less_the_lower_the_strength(chain, tmp_path, image):
+    run, old = chain.runs / "diffusion", pil_to_tensor(Image.open(image)).int()
+    more = ["--prompt=a red ring", f"--image={image}", "--steps=10"]
     ends = [draw(run, tmp_path / s, *more, f"--strength={s}")[0] for s in ("0.1", "0.5", "1")]
     plain = draw(run, tmp_path / "plain", "--prompt=a red ring", "--steps=10")[0]
     autoencoded = load_stage(str(chain.runs / "autoencoder"), Autoencoder)
     nearest = to_bytes(autoencoded.generate({"image": from_bytes(old[None].byte())}, 0))[0].int()
     misses = [(end - nearest).abs().float().mean().item() for end in ends]
     assert misses[0] < misses[1] < misses[2]
-    # at full strength what is left of the picture is alpha_T of it
+    # at full strength what is left of the image is alpha_T of it
     assert (ends[2] - plain).abs().float().mean() < 2
     assert read_text(tmp_path / "0.5" / "000000.png")["strength"] == "0.5"
 
 
-def test_only_what_the_mask_shows_is_painted(chain, tmp_path, picture):
-    old, mask = pil_to_tensor(Image.open(picture)).int(), torch.zeros(32, 32, dtype=torch.uint8)
+def test_only_what_the_mask_shows_is_painted(chain, tmp_path, image):
+    old, mask = pil_to_tensor(Image.open(image)).int(), torch.zeros(32, 32, dtype=torch.uint8)
     mask[8:20, 4:16] = 255
     Image.fromarray(mask.numpy()).save(tmp_path / "mask.png")
     more = [
         "--prompt=a red ring",
         "--prompt=a blue square",
-        f"--image={picture}",
+        f"--image={image}",
         f"--mask={tmp_path / 'mask.png'}",
     ]
     drawn = draw(chain.runs / "diffusion", tmp_path / "out", *more)
@@ -134,7 +134,7 @@ def test_guidance_may_be_a_class(chain, tmp_path):
     whole = ["--guidance=Interval", "--guidance.low=0", "--guidance.high=999"]
     inside = ["--guidance.guidance=ClassifierFree", "--guidance.guidance.scale=3"]
     assert torch.equal(draw(run, tmp_path / "interval", prompt, *whole, *inside), plain)
-    weaker = ["--guidance=ldm.stages.autoguidance.Autoguidance", f"--guidance.checkpoint={run}"]
+    weaker = ["--guidance=ldm.sampling.autoguidance.Autoguidance", f"--guidance.checkpoint={run}"]
     drawn = draw(run, tmp_path / "auto", prompt, *weaker, "--guidance.scale=2")
     # guided by itself it is itself
     assert (drawn - draw(run, tmp_path / "none", prompt, "--guidance=1")).abs().max() <= 1
@@ -147,10 +147,10 @@ def test_guidance_may_be_a_class(chain, tmp_path):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--prompt=a", "--mask=m.png"], "--mask: there is no picture to redraw, expected --image"),
-        (["--prompt=a", "--strength=0.5"], "--strength: there is no picture to redraw, expected --image"),
+        (["--prompt=a", "--mask=m.png"], "--mask: there is no image to redraw, expected --image"),
+        (["--prompt=a", "--strength=0.5"], "--strength: there is no image to redraw, expected --image"),
         (["--prompt=a", "--image=nowhere.png"], "nowhere.png"),
-        (["--prompt=a", f"--image={__file__}"], "bytes are no JPEG, PNG or WebP picture"),
+        (["--prompt=a", f"--image={__file__}"], "bytes are no JPEG, PNG or WebP image"),
         (
             ["--prompt=a", f"--image={__file__}", "--strength=0"],
             "--strength: got 0.0, expected a number in (0, 1]",
@@ -195,7 +195,7 @@ def test_a_checkpoint_of_another_stage_and_an_unknown_class(chain, digits, tmp_p
     assert "label 10 is no class of the model, expected 0 to 9" in line
 
 
-def test_a_model_conditioned_on_the_picture_redraws_none():
+def test_a_model_conditioned_on_the_image_redraws_none():
     options = Namespace(image="old.png", mask="mask.png", strength=0.3)
     with pytest.raises(ValueError, match="--strength: the model is conditioned on --image"):
         redraw(options, ["image", "mask"], 32)

@@ -15,7 +15,7 @@ from ldm import fit
 def torchrun(fresh, *more):
     """Two processes on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    slow = ["--data.batch_size=4", "--pictures.num=2", "--preemption.every_n_steps=1", *more]
+    slow = ["--data.batch_size=4", "--sample_grid.num=2", "--preemption.every_n_steps=1", *more]
     return subprocess.Popen(
         [*command, "-m", "--", "ldm.fit", *fresh.arguments("autoencoder", *slow)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

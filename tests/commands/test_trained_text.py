@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ldm import checkpoint as ckpt
 from ldm import fit
 from ldm.conditioners.text import CLIPText
+from ldm.io import checkpoint as ckpt
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 

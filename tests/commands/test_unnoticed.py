@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from test_resume import assert_equal
+from comparing import assert_equal
 
 from ldm import fit
 from ldm.callbacks.evaluation import Evaluation
@@ -17,7 +17,7 @@ RESIDUAL = "{image_size: 32, layers: [1, 1, 1, 1], width: 8, head_width: 8}"
 def reconstructions(chain):
     """Options that measure what an autoencoder shows: rFID in the eyes of a CLIP, and PSNR."""
     tower = f"{{class_path: ldm.stages.load.CLIPTower, init_args: {{checkpoint: {chain.runs / 'clip'}}}}}"
-    clip = f"{{class_path: ldm.metrics.towers.Towers, init_args: {{clip: {tower}}}}}"
+    clip = f"{{class_path: ldm.metrics.extractors.clip.CLIPExtractor, init_args: {{clip: {tower}}}}}"
     of_features = (
         "{class_path: ldm.metrics.feature_metrics.FeatureMetrics, init_args: "
         f"{{extractor: {clip}, measures: [ldm.metrics.frechet.Frechet]}}}}"
@@ -53,7 +53,7 @@ def trained(arguments, measured):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("autoencoder", {"val/fid/clip", "val/picture_psnr"}),
+        ("autoencoder", {"val/fid/clip", "val/image_psnr"}),
         ("clip", {"val/image_to_text@1/clip"}),
         ("clip-residual", {"val/text_to_image@10/clip"}),
         ("diffusion", {"val/fid/clip", "val/clip_score/clip", "val/caption/all"}),

@@ -8,9 +8,9 @@ import pytest
 import torch
 import yaml
 
-from ldm.callbacks.csv_logger import MetricsCSV
-from ldm.metrics.record import append_lines
-from ldm.pictures import write_png
+from ldm.evaluation.record import append_lines
+from ldm.io.images import write_png
+from ldm.loggers.metrics_csv import MetricsCSV
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Folders:
         (folder / "environment.json").write_text(json.dumps({"git": {"revision": name}, "python": "3.11.7"}))
         for count in seen:
             shade = torch.full((3, 4, 4), count % 256, dtype=torch.uint8)
-            write_png(folder / "pictures" / f"diffusion-{count:010d}.png", shade, {})
+            write_png(folder / "images" / f"diffusion-{count:010d}.png", shade, {})
         if record is not None:
             when = {"samples": 64 * len(losses), "evaluation": "Evaluation"}
             append_lines(folder / "evaluations.jsonl", when, [record])

@@ -93,7 +93,7 @@ def test_the_best_is_known_only_where_the_name_says_which_end_is_good():
     assert best("val/fid/x", [3.0, None]) is None and best("val/fid/x", [3.0, 3.0]) is None
 
 
-def test_pictures_are_thinned_evenly_with_the_last():
+def test_images_are_thinned_evenly_with_the_last():
     assert thinned([1, 2, 3], 5) == [1, 2, 3]
     assert thinned(list(range(101)), 5) == [0, 25, 50, 75, 100]
     assert thinned([7, 8, 9], 1) == [9]

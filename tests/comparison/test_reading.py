@@ -5,7 +5,7 @@ import pytest
 from ldm.comparison.runs import differing, read_runs
 
 
-def test_a_run_is_its_settings_curves_pictures_and_records(folders):
+def test_a_run_is_its_settings_curves_images_and_records(folders):
     record = {"samples": 128, "name": "val/fid/x", "value": 3.5, "num": 500, "weights": "ema"}
     folder = folders.make("a", [0.5, 0.25], record=record)
     (run,) = read_runs([str(folder)])
@@ -14,7 +14,7 @@ def test_a_run_is_its_settings_curves_pictures_and_records(folders):
     assert run.environment["git.revision"] == "a"
     assert run.curves["train/loss"] == [(64.0, 1.5), (128.0, 1.25)]
     assert run.curves["val/loss"] == [(64.0, 0.5), (128.0, 0.25)]
-    assert {kind: sorted(sheets) for kind, sheets in run.pictures.items()} == {"diffusion": [64, 128]}
+    assert {kind: sorted(sheets) for kind, sheets in run.images.items()} == {"diffusion": [64, 128]}
     assert run.last["val/loss"].value == 0.25 and run.last["val/loss"].record == {}
     assert run.last["val/fid/x"].value == 3.5
     assert run.last["val/fid/x"].record == {
@@ -26,11 +26,11 @@ def test_a_run_is_its_settings_curves_pictures_and_records(folders):
 
 
 def test_sheets_of_one_moment_are_told_apart_by_what_they_show(folders):
-    folder = folders.make("a", [0.5], seen=(64,)) / "pictures"
+    folder = folders.make("a", [0.5], seen=(64,)) / "images"
     for name in ("noise-levels-0000000064.png", "notes.png", "diffusion-0000000064.png.tmp-1"):
         (folder / name).write_bytes(b"")
     (run,) = read_runs([str(folder.parent)])
-    assert {kind: list(sheets) for kind, sheets in run.pictures.items()} == {
+    assert {kind: list(sheets) for kind, sheets in run.images.items()} == {
         "diffusion": [64],
         "noise-levels": [64],
     }

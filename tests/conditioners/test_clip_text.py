@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ldm.conditioners.text import CLIPText
-from ldm.diffusion.noise import SampleNoise
 from ldm.nets.clip import CLIPModel
+from ldm.rng import SampleNoise
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import build_stage, load_stage
 
@@ -60,13 +60,13 @@ def diffusion(checkpoint, frozen):
         {
             "class_path": "ldm.stages.diffusion.Diffusion",
             "init_args": {
-                "latents": {"class_path": "ldm.latents.Pixels"},
+                "latents": {"class_path": "ldm.latents.space.Pixels"},
                 "conditioner": {
                     "class_path": "ldm.conditioners.text.CLIPText",
                     "init_args": {"checkpoint": checkpoint, "frozen": frozen, "dropout": 0.5},
                 },
                 "denoiser": {"class_path": "ldm.nets.unet.UNet", "init_args": UNET},
-                "optimizer": {"class_path": "ldm.stages.optimization.AdamW", "init_args": {"lr": 1e-2}},
+                "optimizer": {"class_path": "ldm.optim.recipes.AdamW", "init_args": {"lr": 1e-2}},
             },
         }
     )
@@ -95,7 +95,7 @@ def test_the_penultimate_layer_is_the_tower_with_a_layer_less(clip, tower):
         text=clip[1].tokenize(DATA["text"]), text_indices=2, normalize_intermediates=True
     )["text_intermediates"][0]
     for checkpoint in (clip[0], tower):
-        assert torch.allclose(CLIPText(checkpoint, skip_last=1)(DATA).tokens, tokens, atol=1e-5)
+        assert torch.allclose(CLIPText(checkpoint, clip_skip=1)(DATA).tokens, tokens, atol=1e-5)
 
 
 def test_a_frozen_tower_is_neither_trained_nor_saved(clip):

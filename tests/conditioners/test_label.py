@@ -5,9 +5,9 @@ import torch
 
 from ldm.conditioners.label import ClassLabel
 from ldm.conditioners.none import Unconditional
-from ldm.diffusion.noise import SampleNoise
-from ldm.latents import Pixels
+from ldm.latents.space import Pixels
 from ldm.nets.unet import UNet
+from ldm.rng import SampleNoise
 from ldm.stages.diffusion import Diffusion
 
 

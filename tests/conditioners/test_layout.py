@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.conditioners.layout import Layout, waves
-from ldm.diffusion.noise import SampleNoise
+from ldm.rng import SampleNoise
 
 BOXES = torch.tensor([[0, 0.1, 0.2, 0.4, 0.5], [2, 0.5, 0.5, 1.0, 0.9], [1, 0.0, 0.0, 1.0, 1.0]])
 

@@ -1,4 +1,4 @@
-"""Conditions that are maps: what they show of a picture, and that the latent space stays the stage's."""
+"""Conditions that are maps: what they show of an image, and that the latent space stays the stage's."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from ldm.conditioners.inpainting import Inpainting
 from ldm.conditioners.semantic import SemanticMap, class_shares
 from ldm.conditioners.super_resolution import SuperResolution
-from ldm.diffusion.noise import SampleNoise
-from ldm.latents import LatentSpace, Pixels
+from ldm.latents.space import LatentSpace, Pixels
 from ldm.nets.unet import UNet
+from ldm.rng import SampleNoise
 from ldm.stages.diffusion import Diffusion
 
 
@@ -66,7 +66,7 @@ def test_inpainting_shows_the_known_part_and_nothing_of_the_rest():
 
 
 def test_inpainting_channels_are_those_of_stable_diffusion():
-    """The mask as diffusers' prepare_mask_latents makes it, then the masked picture's latent."""
+    """The mask as diffusers' prepare_mask_latents makes it, then the masked image's latent."""
     data = batch()
     seen = bound(Inpainting())(data).spatial
     assert torch.equal(seen[:, :1], F.interpolate(data["mask"], size=(4, 4)))
@@ -74,7 +74,7 @@ def test_inpainting_channels_are_those_of_stable_diffusion():
     assert stage(Inpainting()).denoiser.conv_in.in_channels == 3 + 1 + 3
 
 
-def test_inpainting_in_pixels_keeps_mask_and_picture_as_they_are():
+def test_inpainting_in_pixels_keeps_mask_and_image_as_they_are():
     data = batch()
     seen = bound(Inpainting(), Pixels())(data).spatial
     assert torch.equal(seen, torch.cat([data["mask"], data["image"] * (1 - data["mask"])], 1))
@@ -87,7 +87,7 @@ def test_nothing_known_is_a_mask_of_ones():
     assert torch.equal(conditioner.null(data).spatial, conditioner(everything).spatial)
 
 
-def test_a_low_resolution_picture_of_the_latents_size_is_the_condition_itself():
+def test_a_low_resolution_image_of_the_latents_size_is_the_condition_itself():
     data = batch()
     low = F.avg_pool2d(data["image"], 2)
     assert torch.allclose(bound(SuperResolution(2))({**data, "low_res": low}).spatial, low, atol=1e-6)

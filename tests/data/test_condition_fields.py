@@ -1,4 +1,4 @@
-"""Masks, low-resolution pictures, maps and layouts keep to the picture's geometry."""
+"""Masks, low-resolution images, maps and layouts keep to the image's geometry."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read(fields, size=8, **members):
 
 
 def scene(height: int, width: int, left: int, top: int, side: int) -> dict[str, bytes]:
-    """A square at the same place in picture, mask, map and layout."""
+    """A square at the same place in image, mask, map and layout."""
     inside = np.zeros((height, width), np.uint8)
     inside[top : top + side, left : left + side] = 1
     box = [left / width, top / height, (left + side) / width, (top + side) / height]
@@ -46,14 +46,14 @@ def scene(height: int, width: int, left: int, top: int, side: int) -> dict[str, 
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 64), (48, 32)])
-def test_everything_is_cropped_and_resized_like_the_picture(height, width):
+def test_everything_is_cropped_and_resized_like_the_image(height, width):
     top, left = (height - 32) // 2 + 8, (width - 32) // 2 + 16
     found = read(FIELDS, 16, **scene(height, width, left, top, 12))
     bright = found["image"][0] > 127
     assert bright.sum() == 36 and bright[4:10, 8:14].all()
     assert torch.equal(found["mask"][0].bool(), bright)
     assert torch.equal(found["label_map"] == 5, bright)
-    assert torch.equal(found["low_res"][0] > 127, bright), "16 pixels of its own, half of the picture's 32"
+    assert torch.equal(found["low_res"][0] > 127, bright), "16 pixels of its own, half of the image's 32"
     assert torch.allclose(found["layout"], torch.tensor([[7, 0.5, 0.25, 0.875, 0.625]]))
 
 
@@ -102,14 +102,14 @@ def test_what_cannot_be_used_is_named(fields, members, message):
 
 
 @pytest.mark.parametrize("field", ["mask", "label_map", "low_res", "layout"])
-def test_other_proportions_than_the_pictures_are_refused(field):
+def test_other_proportions_than_the_images_are_refused(field):
     wide, narrow = scene(32, 64, 20, 10, 8), scene(32, 48, 20, 10, 8)
     with pytest.raises(BadSample, match=r"48x32, expected .* 64x32|24x16, expected .* 64x32"):
         read(["image", field], **{**narrow, "png": wide["png"]})
     read(["image", field], **wide)
 
 
-def test_boxes_of_a_picture_that_is_not_square_need_its_size():
+def test_boxes_of_a_image_that_is_not_square_need_its_size():
     members = scene(32, 64, 20, 10, 8)
     meta = json.loads(members["json"])
     bare = json.dumps({"layout": meta["layout"]}).encode()

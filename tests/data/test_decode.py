@@ -15,9 +15,9 @@ from ldm.data.decode import BadSample, Origin, decode, wanted
 ORIGIN = Origin("shards/train-000003.tar", "000042")
 
 
-def encoded(picture: Image.Image, format: str = "PNG", **options) -> bytes:
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
     out = io.BytesIO()
-    picture.save(out, format, **options)
+    image.save(out, format, **options)
     return out.getvalue()
 
 
@@ -29,14 +29,14 @@ def text_of(members: dict[str, bytes], draw: int | None) -> str:
     return decode(members, ORIGIN, ["text"], 8, draw)["text"]
 
 
-def test_a_picture_of_the_right_size_is_exact():
+def test_a_image_of_the_right_size_is_exact():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image = image_of(encoded(Image.fromarray(pixels)), 8)
     assert image.dtype == torch.uint8
     assert np.array_equal(image.numpy(), pixels.transpose(2, 0, 1))
 
 
-def test_grey_palette_and_16_bit_pictures_become_rgb():
+def test_grey_palette_and_16_bit_images_become_rgb():
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     expected = np.stack([grey] * 3)
     assert np.array_equal(image_of(encoded(Image.fromarray(grey)), 8), expected)
@@ -57,13 +57,13 @@ def test_alpha_is_laid_over_white():
 def test_the_camera_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned clockwise by 90 degrees
-    picture = Image.new("RGB", (8, 8))
-    picture.paste((255, 255, 255), (0, 0, 8, 4))
-    image = image_of(encoded(picture, "JPEG", quality=95, exif=exif), 8, "jpg")
+    turned = Image.new("RGB", (8, 8))
+    turned.paste((255, 255, 255), (0, 0, 8, 4))
+    image = image_of(encoded(turned, "JPEG", quality=95, exif=exif), 8, "jpg")
     assert image[:, :, 5:].min() > 200 > 50 > image[:, :, :3].max()
 
 
-def test_larger_pictures_are_cropped_in_the_centre_and_antialiased():
+def test_larger_images_are_cropped_in_the_centre_and_antialiased():
     stripes = np.zeros((64, 128, 3), np.uint8)
     stripes[:, ::2] = 255  # a pattern that resizing without antialiasing turns into black or white
     stripes[:, :32], stripes[:, 96:] = 0, 0  # outside of the central square
@@ -79,7 +79,7 @@ def test_constants_survive_any_size():
 
 
 @pytest.mark.parametrize("kind", ["jpg", "jpeg", "png", "webp"])
-def test_every_picture_member_is_read(kind):
+def test_every_image_member_is_read(kind):
     format = {"jpg": "JPEG", "jpeg": "JPEG"}.get(kind, kind.upper())
     image = image_of(encoded(Image.new("RGB", (8, 8), (200, 100, 50)), format), 8, kind)
     assert (image.float().mean((1, 2)) - torch.tensor([200.0, 100.0, 50.0])).abs().max() < 6
@@ -111,9 +111,9 @@ def latent(array: np.ndarray, **options) -> bytes:
     return out.getvalue()
 
 
-def test_latents_are_float32_and_pictures_beside_them_are_not_decoded():
+def test_latents_are_float32_and_images_beside_them_are_not_decoded():
     array = np.random.default_rng(0).normal(size=(8, 4, 4)).astype(np.float16)
-    members = {"latent.npy": latent(array), "png": b"not a picture"}
+    members = {"latent.npy": latent(array), "png": b"not an image"}
     sample = decode(members, ORIGIN, ["latent"], 32, None)
     assert set(sample) == {"key", "latent"}
     assert sample["latent"].dtype == torch.float32
@@ -127,13 +127,13 @@ class _Trap:
 
 
 BAD = {
-    "no picture": ("image", {"png": b"hello"}, "member 'png': its 5 bytes are no JPEG, PNG or WebP"),
-    "cut picture": (
+    "no image": ("image", {"png": b"hello"}, "member 'png': its 5 bytes are no JPEG, PNG or WebP"),
+    "cut image": (
         "image",
         {"png": encoded(Image.effect_noise((32, 32), 90))[:500]},
         "'png': cannot be decoded",
     ),
-    "missing picture": ("image", {"txt": b"x"}, r"'jpg or jpeg or png or webp': missing.* \(found txt\)"),
+    "missing image": ("image", {"txt": b"x"}, r"'jpg or jpeg or png or webp': missing.* \(found txt\)"),
     "empty caption": ("text", {"txt": b" \n"}, "member 'txt': the caption is empty"),
     "null caption": ("text", {"json": b'{"caption": null}'}, "member 'json': the caption is None"),
     "odd captions": ("text", {"json": b'{"captions": "x"}'}, "'captions' is 'x', expected a list of strings"),

@@ -14,7 +14,7 @@ from tiny_shards import sample, write_tar
 
 from ldm.data import index
 from ldm.data.decode import EXTENSIONS
-from ldm.data.index import fingerprint, load, scan, sidecar, summarize, summarize_all
+from ldm.data.index import fingerprint, load_index, scan, sidecar, summarize, summarize_all
 from ldm.data.tar import expand, members, split_name
 
 
@@ -89,10 +89,10 @@ def test_the_sidecar_is_used_until_the_shard_changes(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(index, "scan", lambda path: pytest.fail("scanned again"))
         assert summarize(path, None) == first
-        assert load(path, None).key(2) == "000002"
+        assert load_index(path, None).key(2) == "000002"
     write_tar(Path(path), files_of(4))
     assert summarize(path, None).count == 4
-    assert len(load(path, None)) == 4
+    assert len(load_index(path, None)) == 4
     os.utime(path, ns=(0, 0))
     assert summarize(path, None).mtime_ns == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar", "a.tar.index.npz"]
@@ -123,7 +123,7 @@ def test_indices_may_live_in_a_folder_of_their_own(tmp_path):
     folder = tmp_path / "made" / "indices"
     assert [s.count for s in summarize_all(paths, str(folder))] == [1, 2]
     assert len(list(folder.iterdir())) == 2
-    assert [len(load(path, str(folder))) for path in paths] == [1, 2]
+    assert [len(load_index(path, str(folder))) for path in paths] == [1, 2]
     assert not list(tmp_path.glob("data*/*.npz"))
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_shards import png, sample, write_tar
 
 from ldm.data.module import Indexed, Shards, Streaming
-from ldm.data.source import Place
+from ldm.data.source import DataRank
 
 COUNTS = [7, 5, 9, 4, 6]
 TOTAL = sum(COUNTS)
@@ -167,7 +167,7 @@ def test_the_order_is_the_same_at_any_number_of_processes(data):
     for world, workers in [(1, 0), (2, 0), (3, 0), (1, 2), (2, 2), (3, 2)]:
         ranks = []
         for rank in range(world):
-            loader = module.source.loader(lambda: 24, 12 // world, workers, Place(rank, world))
+            loader = module.source.loader(lambda: 24, 12 // world, workers, DataRank(rank, world))
             ranks.append([b["key"] for b, _ in zip(loader, range(5), strict=False)])
         batches = [[ranks[i % world][step][i // world] for i in range(12)] for step in range(5)]
         expected = expected or batches
@@ -195,7 +195,7 @@ def run_setup(module: Shards) -> Shards:
     return module
 
 
-def test_pictures_are_floats_in_minus_one_to_one_after_the_transfer(data):
+def test_images_are_floats_in_minus_one_to_one_after_the_transfer(data):
     module = data()
     batch = next(iter(module.val_dataloader()))
     assert batch["image"].dtype == torch.uint8

@@ -72,12 +72,12 @@ def test_digits_are_the_real_ones_stratified_and_captioned(tmp_path, capsys):
         str(tmp_path / "train-*.tar"), str(tmp_path / "val-*.tar"), 8, 10, fields=["image", "label"]
     )
     assert (module.num_train, module.num_val) == (1500, 297)
-    pictures, labels = digits.load()
+    images, labels = digits.load()
     counts = Counter(labels.tolist())
     for position in range(0, 297, 10):
         sample = module.evaluation[position]
         row = int(sample["key"].removeprefix("digits-"))
-        assert np.array_equal(sample["image"].numpy(), np.stack([pictures[row]] * 3))
+        assert np.array_equal(sample["image"].numpy(), np.stack([images[row]] * 3))
         assert sample["label"] == labels[row]
         assert sample["text"] == f"a handwritten digit {digits.WORDS[labels[row]]}"
     found = Counter(module.evaluation[position]["label"] for position in range(297))
@@ -86,23 +86,23 @@ def test_digits_are_the_real_ones_stratified_and_captioned(tmp_path, capsys):
 
 def test_digits_are_enlarged_by_repeating_pixels(tmp_path):
     assert digits.pack_digits(tmp_path, size=16)
-    pictures, _ = digits.load()
+    images, _ = digits.load()
     sample = Shards(str(tmp_path / "train-*.tar"), str(tmp_path / "val-*.tar"), 16, 1).evaluation[0]
     row = int(sample["key"].removeprefix("digits-"))
-    assert np.array_equal(sample["image"][0, ::2, 1::2].numpy(), pictures[row])
+    assert np.array_equal(sample["image"][0, ::2, 1::2].numpy(), images[row])
     with pytest.raises(ValueError, match="--size: 12, expected a multiple of 8"):
         digits.pack_digits(tmp_path, size=12)
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    root = tmp_path / "pictures"
+def images(tmp_path):
+    root = tmp_path / "images"
     (root / "sub.dir").mkdir(parents=True)
     for n in range(10):
         name = f"sub.dir/p.{n}" if n % 2 else f"p{n}"
         (root / f"{name}.png").write_bytes(png(n, 12))
         (root / f"{name}.txt").write_text(f" caption {n}\n")
-    (root / "broken.jpg").write_bytes(b"no picture")
+    (root / "broken.jpg").write_bytes(b"no image")
     (root / "broken.txt").write_text("broken")
     (root / "silent.png").write_bytes(png(1))
     (root / "empty.png").write_bytes(png(1))
@@ -116,9 +116,9 @@ def read_all(out: Path) -> dict[str, dict[str, bytes]]:
     return {json.loads(sample["json"])["file"]: sample for sample in samples}
 
 
-def test_a_folder_with_captions_beside_keeps_the_bytes_and_reports_what_it_skips(pictures, tmp_path, capsys):
+def test_a_folder_with_captions_beside_keeps_the_bytes_and_reports_what_it_skips(images, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["--images", str(pictures), "--out", str(out), "--val-fraction", "0.2", "--shard-size", "4"]
+    arguments = ["--images", str(images), "--out", str(out), "--val-fraction", "0.2", "--shard-size", "4"]
     folder.main(arguments)
     said = capsys.readouterr().out
     for reason in ("without a .txt file", "with an empty caption", "of another format", "cannot be decoded"):
@@ -127,7 +127,7 @@ def test_a_folder_with_captions_beside_keeps_the_bytes_and_reports_what_it_skips
     assert "broken.jpg" in (out / "skipped.txt").read_text()
     found = read_all(out)
     assert len(found) == 10
-    assert found["sub.dir/p.3.png"]["png"] == (pictures / "sub.dir/p.3.png").read_bytes()
+    assert found["sub.dir/p.3.png"]["png"] == (images / "sub.dir/p.3.png").read_bytes()
     assert found["sub.dir/p.3.png"]["txt"] == b"caption 3"
     assert summarize(str(out / "val-000000.tar"), None).count in (1, 2)
     before = bytes_of(out)
@@ -137,7 +137,7 @@ def test_a_folder_with_captions_beside_keeps_the_bytes_and_reports_what_it_skips
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_folder_with_a_table_of_captions_and_labels(pictures, tmp_path, kind):
+def test_a_folder_with_a_table_of_captions_and_labels(images, tmp_path, kind):
     rows = [{"file": f"p{n}.png", "caption": f"table {n}, with a comma", "label": n} for n in (0, 2, 4)]
     rows += [{"file": "gone.png", "caption": "x", "label": 1}, {"file": "p6.png", "caption": "", "label": 1}]
     table = tmp_path / f"captions.{kind}"
@@ -148,7 +148,7 @@ def test_a_folder_with_a_table_of_captions_and_labels(pictures, tmp_path, kind):
             writer.writerows(rows)
     else:
         table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, skipped = folder.pack_folder(pictures, tmp_path / "out", str(table), val_fraction=0)
+    _, skipped = folder.pack_folder(images, tmp_path / "out", str(table), val_fraction=0)
     assert set(skipped.files) == {"missing", "with an empty caption"}
     found = read_all(tmp_path / "out")
     assert {name: (s["txt"].decode(), s["cls"]) for name, s in found.items()} == {
@@ -156,7 +156,7 @@ def test_a_folder_with_a_table_of_captions_and_labels(pictures, tmp_path, kind):
     }
 
 
-def test_resize_brings_the_shorter_side_down_and_leaves_small_pictures_alone(tmp_path):
+def test_resize_brings_the_shorter_side_down_and_leaves_small_images_alone(tmp_path):
     source = tmp_path / "in"
     source.mkdir()
     Image.new("RGB", (60, 40), (200, 10, 10)).save(source / "large.jpg")
@@ -170,7 +170,7 @@ def test_resize_brings_the_shorter_side_down_and_leaves_small_pictures_alone(tmp
     assert "txt" not in found["small.jpg"]
 
 
-def test_bad_settings_end_in_one_line(pictures, tmp_path):
+def test_bad_settings_end_in_one_line(images, tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("name,caption\np0.png,x\n")
     cases = {
@@ -182,18 +182,18 @@ def test_bad_settings_end_in_one_line(pictures, tmp_path):
     }
     for message, more in cases.items():
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
-            folder.main(["--images", str(pictures), "--out", str(tmp_path / "out"), *more])
+            folder.main(["--images", str(images), "--out", str(tmp_path / "out"), *more])
     assert not (tmp_path / "out").exists()
 
 
 def test_masks_and_low_resolution_copies_of_a_folder(tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for name, size in [("wide", (40, 20)), ("tall", (21, 63)), ("even", (16, 16))]:
         pixels = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(pictures / f"{name}.png")
+        Image.fromarray(pixels).save(images / f"{name}.png")
     extras = folder.Extras(masks=True, low_res=4)
-    assert folder.pack_folder(pictures, tmp_path / "a", "none", 0.0, extras=extras)[0]
+    assert folder.pack_folder(images, tmp_path / "a", "none", 0.0, extras=extras)[0]
     for sample in members(tmp_path / "a" / "train-000000.tar"):
         whole, low, mask = (Image.open(io.BytesIO(sample[name])) for name in ("png", "low.png", "mask.png"))
         assert mask.size == whole.size and min(low.size) == 4
@@ -204,19 +204,19 @@ def test_masks_and_low_resolution_copies_of_a_folder(tmp_path):
     batch = next(iter(data.train_dataloader()))
     assert batch["low_res"].shape == (3, 3, 4, 4) and batch["mask"].shape == (3, 1, 16, 16)
     with pytest.raises(ValueError, match=r"was packed with masks=True instead of None, low_res=4 instead"):
-        folder.pack_folder(pictures, tmp_path / "a", "none", 0.0)
+        folder.pack_folder(images, tmp_path / "a", "none", 0.0)
 
 
 def test_a_folder_without_extras_is_as_it_was(tmp_path):
     """A set packed before there were any is still recognised."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "a.png").write_bytes(png(3))
-    folder.pack_folder(pictures, tmp_path / "a", "none", 0.0)
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(png(3))
+    folder.pack_folder(images, tmp_path / "a", "none", 0.0)
     assert set(members(tmp_path / "a" / "train-000000.tar")[0]) >= {"png", "json"}
     manifest = tmp_path / "a" / MANIFEST
     record = json.loads(manifest.read_text())
     for name in ("masks", "low_res"):
         assert record["settings"].pop(name) is None
     manifest.write_text(json.dumps(record))
-    assert not folder.pack_folder(pictures, tmp_path / "a", "none", 0.0)[0]
+    assert not folder.pack_folder(images, tmp_path / "a", "none", 0.0)[0]

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_shards import png, sample, write_tar
 
 from ldm.data.module import Indexed, Shards, Streaming
-from ldm.data.source import Place, Spec
+from ldm.data.source import DataRank, Spec
 
 SPEC = Spec(("image", "text"), 8, 5)
 READERS = [Indexed(), Streaming(shuffle_buffer=1)]
@@ -30,7 +30,7 @@ def keys_of(loader, num_batches: int) -> list[str]:
 def test_evaluation_sees_each_sample_once_over_all_ranks_in_equally_many_batches(shards, counts, batch_size):
     evaluation = Indexed().evaluation(shards(counts), SPEC)
     for world in (1, 2, 3):
-        loaders = [evaluation.loader(batch_size, 0, Place(rank, world)) for rank in range(world)]
+        loaders = [evaluation.loader(batch_size, 0, DataRank(rank, world)) for rank in range(world)]
         assert len({len(loader) for loader in loaders}) == 1
         ranks = [[batch["key"] for batch in loader] for loader in loaders]
         assert all(1 <= len(batch) <= batch_size + 1 for rank in ranks for batch in rank)
@@ -41,7 +41,7 @@ def test_evaluation_sees_each_sample_once_over_all_ranks_in_equally_many_batches
 
 def test_evaluation_in_workers_keeps_the_order(shards):
     evaluation = Indexed().evaluation(shards([7, 6]), SPEC)
-    assert keys_of(evaluation.loader(2, 2, Place(0, 1)), 99) == [f"{n:06d}" for n in range(13)]
+    assert keys_of(evaluation.loader(2, 2, DataRank(0, 1)), 99) == [f"{n:06d}" for n in range(13)]
 
 
 def test_evaluation_loads_what_all_shards_have_and_takes_the_canonical_caption(tmp_path):
@@ -60,10 +60,10 @@ def test_a_bad_sample_is_an_error_in_evaluation(tmp_path):
     write_tar(tmp_path / "v.tar", [*sample(0), ("000001.png", b"x"), ("000001.txt", b"y")])
     evaluation = Indexed().evaluation(str(tmp_path / "v.tar"), SPEC)
     with pytest.raises(ValueError, match=r"v.tar: sample '000001', member 'png': its 1 bytes are no"):
-        list(evaluation.loader(1, 0, Place(0, 1)))
+        list(evaluation.loader(1, 0, DataRank(0, 1)))
 
 
-def test_validation_shards_need_pictures(tmp_path):
+def test_validation_shards_need_images(tmp_path):
     write_tar(tmp_path / "v.tar", [("0.txt", b"x")])
     with pytest.raises(
         ValueError, match=r"data.val: asks for \['image'\], but .*v.tar has 1 samples with .*txt \(1\)"
@@ -130,15 +130,15 @@ def test_pipe_urls_are_refused_before_anything_runs(tmp_path, shards, reader):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_pictures_are_not_read_if_only_latents_are_asked(tmp_path, reader):
+def test_images_are_not_read_if_only_latents_are_asked(tmp_path, reader):
     array = io.BytesIO()
     np.save(array, np.ones((8, 2, 2), np.float16))
     files = []
     for n in range(4):
-        files += [(f"{n}.png", b"no picture"), (f"{n}.txt", b"x"), (f"{n}.latent.npy", array.getvalue())]
+        files += [(f"{n}.png", b"no image"), (f"{n}.txt", b"x"), (f"{n}.latent.npy", array.getvalue())]
     path = str(write_tar(tmp_path / "t.tar", files))
     source = reader.open(path, Spec(("latent", "text"), 8, 0))
-    batch = next(iter(source.loader(lambda: 0, 4, 0, Place(0, 1))))
+    batch = next(iter(source.loader(lambda: 0, 4, 0, DataRank(0, 1))))
     assert set(batch) - {"turn"} == {"key", "latent", "text"}
     assert batch["latent"].shape == (4, 8, 2, 2)
 
@@ -152,7 +152,7 @@ def test_only_bad_samples_stop_training(tmp_path, reader):
     with pytest.raises(
         ValueError, match=r"100 samples in a row cannot be used, the last one: .*t.tar: sample"
     ):
-        for _ in islice(source.loader(lambda: 0, 1, 0, Place(0, 1)), 300):
+        for _ in islice(source.loader(lambda: 0, 1, 0, DataRank(0, 1)), 300):
             pass
 
 
@@ -161,7 +161,7 @@ def test_a_shard_that_changes_under_a_run_is_noticed(tmp_path):
     source = Indexed().open(str(path), SPEC)
     write_tar(path, [*sample(0), *sample(1), *sample(2), *sample(3)])
     with pytest.raises(ValueError, match=r"t.tar: the shard changed while it is being read"):
-        next(iter(source.loader(lambda: 0, 2, 0, Place(0, 1))))
+        next(iter(source.loader(lambda: 0, 2, 0, DataRank(0, 1))))
 
 
 def test_a_source_travels_to_other_processes_with_its_files_closed(shards):
@@ -177,14 +177,14 @@ def test_streaming_splits_shards_between_ranks_and_workers_without_duplicates(sh
     seen: Counter[str] = Counter()
     for rank in range(3):
         source = Streaming(shuffle_buffer=1).open(pattern, SPEC)
-        seen.update(keys_of(source.loader(lambda: 0, 4, 2, Place(rank, 3)), 4))
+        seen.update(keys_of(source.loader(lambda: 0, 4, 2, DataRank(rank, 3)), 4))
     assert sum(seen.values()) == 48
     assert set(seen.values()) == {1}
 
 
 def test_streaming_gives_every_worker_data_even_with_one_shard(shards):
     source = Streaming().open(shards([6]), SPEC)
-    assert set(keys_of(source.loader(lambda: 0, 3, 2, Place(1, 2)), 4)) == {f"{n:06d}" for n in range(6)}
+    assert set(keys_of(source.loader(lambda: 0, 3, 2, DataRank(1, 2)), 4)) == {f"{n:06d}" for n in range(6)}
 
 
 def test_streaming_is_reproducible_shuffles_and_changes_with_the_seed(shards):
@@ -192,7 +192,7 @@ def test_streaming_is_reproducible_shuffles_and_changes_with_the_seed(shards):
 
     def keys(seed, buffer=20):
         source = Streaming(buffer).open(pattern, Spec(("image", "text"), 8, seed))
-        return keys_of(source.loader(lambda: 0, 8, 0, Place(0, 1)), 10)
+        return keys_of(source.loader(lambda: 0, 8, 0, DataRank(0, 1)), 10)
 
     assert keys(5) == keys(5) != keys(6)
     assert keys(5)[:20] != sorted(keys(5)[:20])
@@ -204,7 +204,7 @@ def test_streaming_draws_captions_by_seed_and_key_and_not_by_worker(shards):
 
     def texts(workers):
         source = Streaming(1).open(pattern, SPEC)
-        batches = islice(source.loader(lambda: 0, 12, workers, Place(0, 1)), 1)
+        batches = islice(source.loader(lambda: 0, 12, workers, DataRank(0, 1)), 1)
         return [text for batch in batches for text in batch["text"]]
 
     assert texts(0) == texts(1)
@@ -214,7 +214,7 @@ def test_streaming_draws_captions_by_seed_and_key_and_not_by_worker(shards):
 def test_streaming_drops_and_reports_bad_samples(tmp_path):
     files = [*sample(0), ("000001.png", png(1)), ("000001.txt", b" "), *sample(2)]
     source = Streaming(1).open(str(write_tar(tmp_path / "t.tar", files)), SPEC)
-    batch = next(iter(source.loader(lambda: 0, 2, 0, Place(0, 1))))
+    batch = next(iter(source.loader(lambda: 0, 2, 0, DataRank(0, 1))))
     assert batch["key"] == ["000000", "000002"]
     assert batch["skipped"] == [f"{tmp_path}/t.tar: sample '000001', member 'txt': the caption is empty"]
 

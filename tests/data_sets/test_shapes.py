@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data.shapes import (
+from data.shapes.packer import Settings, pack
+from data.shapes.scene import (
     SPLITS,
     belongs_to,
     box,
@@ -19,7 +20,6 @@ from data.shapes import (
     sample_wording,
     training_captions,
 )
-from data.shapes_packer import Settings, pack
 
 SCENES = [sample_scene(0, i) for i in range(2000)]
 
@@ -64,8 +64,8 @@ def test_splits_share_no_caption_with_training():
 
 def test_objects_lie_in_their_boxes_and_nowhere_else():
     for scene in SCENES[:100]:
-        picture = render(scene, 64).astype(int)
-        differs = np.abs(picture - np.array(scene.background_rgb)).max(-1) > 8
+        image = render(scene, 64).astype(int)
+        differs = np.abs(image - np.array(scene.background_rgb)).max(-1) > 8
         for thing, outline in zip(scene.description.things, scene.outlines, strict=True):
             left, top, right, bottom = box(thing.shape, outline, 64)
             inside = np.zeros_like(differs)

@@ -1,4 +1,4 @@
-"""What the packers make beside pictures and captions."""
+"""What the packers make beside images and captions."""
 
 import hashlib
 import io
@@ -10,9 +10,9 @@ import webdataset
 from PIL import Image
 
 from data.masks import random_mask
-from data.shapes import COLOURS, SHAPES, render, sample_scene
-from data.shapes_conditions import NUM_LAYOUT_CLASSES, NUM_MAP_CLASSES, label_map, layout
-from data.shapes_packer import MANIFEST, Settings, pack
+from data.shapes.conditions import NUM_LAYOUT_CLASSES, NUM_MAP_CLASSES, label_map, layout
+from data.shapes.packer import MANIFEST, Settings, pack
+from data.shapes.scene import COLOURS, SHAPES, render, sample_scene
 
 SCENES = [sample_scene(0, i) for i in range(200)]
 

@@ -1,12 +1,12 @@
-"""What the metrics say of real pictures, and of pictures that are wrong in one way."""
+"""What the metrics say of real images, and of images that are wrong in one way."""
 
 import pytest
 import torch
 
-from data.shapes import render, sample_scene
-from data.shapes_conditions import label_map, layout
-from data.shapes_metrics import KnownPSNR, LayoutAccuracy, MapAgreement, nearest_classes
-from ldm.pictures import from_bytes
+from data.shapes.conditions import label_map, layout
+from data.shapes.metrics import KnownPSNR, LayoutAccuracy, MapAgreement, nearest_classes
+from data.shapes.scene import render, sample_scene
+from ldm.io.images import from_bytes
 
 SCENES = [sample_scene(1, i) for i in range(60)]
 
@@ -27,7 +27,7 @@ def measured(metric, images, data):
     return metric.compute()
 
 
-def test_real_pictures_agree_with_their_own_maps():
+def test_real_images_agree_with_their_own_maps():
     data = batch()
     values = measured(MapAgreement(), data["image"], data)
     assert values["map/all"] > 0.97 and values["map/objects"] > 0.92
@@ -44,7 +44,7 @@ def test_a_wrong_colour_costs_its_pixels():
     assert share.float().mean() > 0.99
 
 
-def test_real_pictures_show_their_own_layouts():
+def test_real_images_show_their_own_layouts():
     data = batch()
     values = measured(LayoutAccuracy(), data["image"], data)
     assert values == {"layout/count": 1.0, "layout/class": 1.0, "layout/place": 1.0, "layout/all": 1.0}

@@ -2,65 +2,65 @@ import numpy as np
 import pytest
 import torch
 
-from data.shapes import canonical_caption, render, sample_scene, training_captions
-from data.shapes_reader import FIELDS, CaptionAccuracy, parse, score
+from data.shapes.reader import FIELDS, CaptionAccuracy, parse, score
+from data.shapes.scene import canonical_caption, render, sample_scene, training_captions
 
 SCENES = [sample_scene(7, i) for i in range(300)]
-PICTURES = [render(scene, 32) for scene in SCENES]
+IMAGES = [render(scene, 32) for scene in SCENES]
 
 
-def accuracy(pictures, captions):
-    rows = [score(p, c) for p, c in zip(pictures, captions, strict=True)]
+def accuracy(images, captions):
+    rows = [score(p, c) for p, c in zip(images, captions, strict=True)]
     return {field: float(np.mean([row[field] for row in rows])) for field in FIELDS}
 
 
-def test_every_attribute_of_real_pictures_is_read_right():
-    assert set(accuracy(PICTURES, map(canonical_caption, SCENES)).values()) == {1.0}
+def test_every_attribute_of_real_images_is_read_right():
+    assert set(accuracy(IMAGES, map(canonical_caption, SCENES)).values()) == {1.0}
 
 
 def test_noise_of_25_db_does_not_matter():
     rng = np.random.default_rng(0)
     sigma = 255 / 10 ** (25 / 20)
-    noisy = [np.clip(p + rng.normal(0, sigma, p.shape), 0, 255).astype(np.uint8) for p in PICTURES]
+    noisy = [np.clip(p + rng.normal(0, sigma, p.shape), 0, 255).astype(np.uint8) for p in IMAGES]
     assert accuracy(noisy, map(canonical_caption, SCENES))["all"] >= 0.99
 
 
 def test_other_captions_are_told_to_be_wrong():
     shuffled = [canonical_caption(scene) for scene in SCENES[1:] + SCENES[:1]]
-    result = accuracy(PICTURES, shuffled)
+    result = accuracy(IMAGES, shuffled)
     assert result["all"] <= 0.01 and result["colour"] < 0.2
 
 
 def test_every_wording_means_the_same_scene():
-    for scene, picture in zip(SCENES[:50], PICTURES, strict=False):
+    for scene, image in zip(SCENES[:50], IMAGES, strict=False):
         for caption in training_captions(scene):
-            assert score(picture, caption)["all"], caption
+            assert score(image, caption)["all"], caption
             assert parse(caption).things == scene.description.things
 
 
 def test_a_single_wrong_attribute_is_the_only_one_reported():
-    for scene, picture in zip(SCENES, PICTURES, strict=True):
+    for scene, image in zip(SCENES, IMAGES, strict=True):
         caption = canonical_caption(scene)
         if caption.startswith("a small red") or len(scene.outlines) == 2:
             continue
         thing = scene.description.things[0]
         wrong = caption.replace(thing.colour, "pink" if thing.colour != "pink" else "red")
-        result = score(picture, wrong)
+        result = score(image, wrong)
         assert [f for f in FIELDS if not result[f]] == ["colour", "all"]
 
 
 def test_a_mirrored_relation_is_wrong():
-    scene, picture = next(
+    scene, image = next(
         (s, p)
-        for s, p in zip(SCENES, PICTURES, strict=True)
+        for s, p in zip(SCENES, IMAGES, strict=True)
         if s.description.where == "left of" and s.description.things[0] != s.description.things[1]
     )
     first, last = scene.description.things
-    result = score(picture, f"a {last} left of a {first}")
+    result = score(image, f"a {last} left of a {first}")
     assert not result["position"] and result["count"] and not result["all"]
 
 
-def test_a_blank_picture_shows_nothing():
+def test_a_blank_image_shows_nothing():
     blank = np.full((32, 32, 3), 248, np.uint8)
     result = score(blank, "a small red ring in the center on a white background")
     assert [f for f in FIELDS if result[f]] == ["background"]
@@ -72,7 +72,7 @@ def test_captions_of_something_else_are_refused():
 
 
 def test_the_metric_is_the_mean_over_any_split():
-    images = torch.from_numpy(np.stack(PICTURES[:20])).permute(0, 3, 1, 2) / 127.5 - 1
+    images = torch.from_numpy(np.stack(IMAGES[:20])).permute(0, 3, 1, 2) / 127.5 - 1
     text = [canonical_caption(scene) for scene in SCENES[:19]] + [canonical_caption(SCENES[0])]
     whole, parts = CaptionAccuracy(), CaptionAccuracy()
     whole.update(images, {"text": text})

@@ -40,7 +40,7 @@ class Model:
     def uncond(self, batch):
         return self.pair[1]
 
-    def both(self, batch):
+    def cond_and_uncond(self, batch):
         return lambda x, t: tuple(f(x, t) for f in self.pair)
 
 

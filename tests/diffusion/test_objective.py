@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.diffusion.noise import SampleNoise
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.prediction import Epsilon, Flow, Sample, Velocity
 from ldm.diffusion.schedule import Cosine, Linear, RectifiedFlow, ScaledLinear, ZeroTerminalSNR
 from ldm.diffusion.weighting import MinSNR, Simple, SoftMinSNR, Uniform, VariationalBound
+from ldm.rng import SampleNoise
 
 PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow()]
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from walks import DETERMINISTIC, HIGHER_ORDER, RANDOM, SCHEDULES, WITHOUT_SIGNAL, law, never, run
+from trajectories import DETERMINISTIC, HIGHER_ORDER, RANDOM, SCHEDULES, WITHOUT_SIGNAL, law, never, run
 
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.ddpm import DDPM, posterior

@@ -2,10 +2,9 @@ import math
 
 import pytest
 import torch
-from walks import DETERMINISTIC, RANDOM, SCHEDULES, WITHOUT_SIGNAL, never, run, wiggly
+from trajectories import DETERMINISTIC, RANDOM, SCHEDULES, WITHOUT_SIGNAL, never, run, wiggly
 
 from ldm.diffusion.guidance import inpainted
-from ldm.diffusion.noise import SampleNoise
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.prediction import Epsilon, Flow, Sample, Velocity
 from ldm.diffusion.samplers.ddim import DDIM
@@ -16,6 +15,7 @@ from ldm.diffusion.samplers.heun import Heun
 from ldm.diffusion.samplers.plms import PLMS
 from ldm.diffusion.samplers.unipc import UniPC
 from ldm.diffusion.schedule import Cosine, Linear, RectifiedFlow, ScaledLinear
+from ldm.rng import SampleNoise
 
 every_sampler = pytest.mark.parametrize("sampler", [*DETERMINISTIC, *RANDOM])
 

@@ -6,9 +6,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-from ldm.diffusion.noise import SampleNoise
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.times import LogitNormal, LowDiscrepancy, UniformTimes
+from ldm.rng import SampleNoise
 
 X0 = torch.zeros(4000, 1)
 

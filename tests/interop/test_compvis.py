@@ -22,7 +22,7 @@ from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import TextTower
 from ldm.nets.unet import UNet
-from ldm.types import Widths
+from ldm.types import DenoiserDims
 
 diffusers = pytest.importorskip("diffusers")
 single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
@@ -78,7 +78,7 @@ def shapes(net):
 def test_published_models_have_686_and_248_names_each_with_one_counterpart(arguments, tokens):
     arguments = {"attention": [True] * 3 + [False], "layers_per_block": 2, **arguments}
     with torch.device("meta"):
-        unet, autoencoder = UNet(Widths(4, tokens), **arguments), KLAutoencoder()
+        unet, autoencoder = UNet(DenoiserDims(4, tokens), **arguments), KLAutoencoder()
     theirs = names(shapes(unet), unet_modules(arguments))
     assert len(shapes(unet)) == len(theirs) == len(set(theirs.values())) == 686
     for ours, name in {
@@ -116,7 +116,7 @@ def full_size(more, text, spatial):
     """Our networks without memory, and a file of them with CompVis's names."""
     arguments = {"attention": [True] * 3 + [False], "layers_per_block": 2, **more}
     with torch.device("meta"):
-        unet = UNet(Widths(4, text["width"], spatial=spatial), **arguments)
+        unet = UNet(DenoiserDims(4, text["width"], spatial=spatial), **arguments)
         autoencoder, tower = KLAutoencoder(), TextTower(**text)
         file = write_text(Network(tower.config["init_args"], tower.state_dict()))
     for ours, theirs in names(shapes(unet), unet_modules(arguments)).items():
@@ -244,7 +244,7 @@ def test_a_tower_with_open_clips_names_is_open_clips():
     torch.manual_seed(0)
     clip = randomised(CLIPModel(8, VISION, config))
     theirs = {k: v for k, v in clip.model.state_dict().items() if not k.startswith("visual.")}
-    expected = clip.text_tower().skip_last(1)
+    expected = clip.text_tower().clip_skip(1)
     found = of_open_clip(theirs)
     assert found.keys() == expected.state_dict().keys()
     assert all(torch.equal(found[key], value) for key, value in expected.state_dict().items())

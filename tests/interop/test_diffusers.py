@@ -12,7 +12,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ldm.conditioners.text import load_tower
 from ldm.diffusion import prediction, schedule
 from ldm.diffusion.guidance import ClassifierFree
-from ldm.diffusion.noise import SampleNoise
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.interop.diffusers import UNFOLDED, export_pipeline, import_pipeline
 from ldm.interop.diffusers_configs import unet_arguments, unet_config
@@ -21,10 +20,11 @@ from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import named
 from ldm.interop.tokenizer import write_tokenizer
 from ldm.nets.unet import UNet
+from ldm.rng import SampleNoise
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
-from ldm.types import Cond, Widths
+from ldm.types import Cond, DenoiserDims
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -57,7 +57,7 @@ def test_what_comes_back_is_what_left_bit_for_bit(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_export_draws_the_same_pictures(tmp_path, name):
+def test_an_export_draws_the_same_images(tmp_path, name):
     run = write_run(tiny(**MODELS[name]), tmp_path / "ours", SOURCE)
     pipeline = pipeline_of(export_pipeline(run, tmp_path / "theirs"))
     stage = load_stage(str(run), Diffusion)
@@ -66,7 +66,7 @@ def test_an_export_draws_the_same_pictures(tmp_path, name):
     x = SampleNoise(0, CAPTIONS).like(torch.empty(3, 4, 8, 8))
     theirs = pipeline(CAPTIONS, num_inference_steps=5, guidance_scale=3.0, latents=x, output_type="pt").images
     assert ((ours + 1) / 2 - theirs).abs().max() < 1e-4, "a level of 255 is 40 times as much"
-    assert ours.std() > 0.1 and (ours[0] - ours[1]).abs().max() > 0.01, "the pictures say something"
+    assert ours.std() > 0.1 and (ours[0] - ours[1]).abs().max() > 0.01, "the images say something"
 
 
 def test_an_inpainting_model_goes_both_ways(tmp_path):
@@ -308,7 +308,7 @@ def test_published_unets_have_our_686_names_and_shapes(config, tokens, spatial):
     with torch.device("meta"):
         model = diffusers.UNet2DConditionModel(**{"sample_size": 64, "cross_attention_dim": 768} | config)
         ours = UNet(
-            Widths(4, tokens, spatial=spatial), **(arguments := unet_arguments(dict(model.config), "x"))
+            DenoiserDims(4, tokens, spatial=spatial), **(arguments := unet_arguments(dict(model.config), "x"))
         )
     shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldm.interop.files import new_folder, read_json, record, write_json
-from ldm.weights import read_weights, write_weights
+from ldm.io.weights import read_weights, write_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2]), "c": torch.ones(2).half()}
 

@@ -1,4 +1,4 @@
-"""Normalisation per channel folded into the autoencoder: the same latents and pictures by one factor."""
+"""Normalisation per channel folded into the autoencoder: the same latents and images by one factor."""
 
 import pytest
 import torch

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ldm import checkpoint as ckpt
 from ldm.conditioners.text import CLIPText
 from ldm.interop.open_clip import clip_arguments, export_clip, import_clip
+from ldm.io import checkpoint as ckpt
 from ldm.stages.clip import CLIP
 from ldm.stages.load import CLIPTower, build_stage, load_stage
 
@@ -45,7 +45,7 @@ def config_file(folder, config, preprocess=None):
     return path
 
 
-def picture(size):
+def random_image(size):
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
 
@@ -63,7 +63,7 @@ def test_we_compute_the_embeddings_of_their_model(config, tmp_path):
     path = import_clip(tmp_path / "weights.pt", config_file(tmp_path, config, PREPROCESS), tmp_path / "run")
     ours = load_stage(str(path), CLIP)
     size = config["vision_cfg"]["image_size"]
-    pil, image = picture(size)
+    pil, image = random_image(size)
     preprocess = open_clip.image_transform(size, is_train=False, **PREPROCESS)
     with torch.no_grad():
         expected = theirs.encode_image(preprocess(pil)[None], normalize=True)
@@ -75,7 +75,7 @@ def test_we_compute_the_embeddings_of_their_model(config, tmp_path):
         tokens = ours.net.text_tokens(CAPTIONS)
         assert torch.allclose(CLIPText(str(tmp_path / "run"))({"text": CAPTIONS}).tokens, tokens, atol=1e-5)
     assert ours.image_size == size
-    build_stage(ours.config).start_with(ckpt.read(path, "clip"))
+    build_stage(ours.config).init_from(ckpt.read(path, "clip"))
 
 
 @pytest.mark.parametrize("config", MODELS)
@@ -93,7 +93,7 @@ def test_open_clip_opens_an_export_with_its_statistics_and_embeddings(config, tm
     theirs.eval()
     normalise = preprocess.transforms[-1]
     assert (list(normalise.mean), list(normalise.std)) == (PREPROCESS["mean"], PREPROCESS["std"])
-    pil, image = picture(stage.net.image_size)
+    pil, image = random_image(stage.net.image_size)
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(CAPTIONS)
     with torch.no_grad():
         found = theirs.encode_text(tokens, normalize=True)

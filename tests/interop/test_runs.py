@@ -8,9 +8,9 @@ import yaml
 from safetensors.torch import load_file
 from tiny_model import CAPTIONS, same, tiny
 
-from ldm import checkpoint as ckpt
 from ldm.interop.diffusers import export_pipeline
 from ldm.interop.runs import read_run, write_run
+from ldm.io import checkpoint as ckpt
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import build_stage, load_stage
 
@@ -43,7 +43,7 @@ def test_a_run_names_what_it_is_built_on_and_where_it_is_from(run):
 def test_the_models_yaml_builds_the_stage_that_takes_its_weights(run):
     config = yaml.safe_load((run.parent / "model.yaml").read_text())["model"]
     stage = build_stage(config)
-    stage.start_with(ckpt.read(run))
+    stage.init_from(ckpt.read(run))
     stage.image_size, asked = 16, {"key": ["a"], "text": ["a red ring"]}
     assert torch.equal(stage.eval().generate(asked, 0), load_stage(str(run), Diffusion).generate(asked, 0))
 
@@ -76,7 +76,7 @@ def set_flow_prediction(args):
 def set_two_captions(args):
     two = [args["conditioner"], args["conditioner"]]
     args["conditioner"] = {
-        "class_path": "ldm.conditioners.together.Together",
+        "class_path": "ldm.conditioners.composite.Composite",
         "init_args": {"conditioners": two},
     }
 

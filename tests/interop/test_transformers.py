@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers import CLIPModel as TheirCLIP
 
-from ldm import checkpoint as ckpt
 from ldm.conditioners.text import CLIPText, load_tower
 from ldm.interop.transformers import empty_tower, export_text, import_text, text_config
+from ldm.io import checkpoint as ckpt
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import TextTower
 from ldm.stages.load import build_stage
@@ -178,7 +178,7 @@ def diffusion_config(checkpoint, frozen):
     return {
         "class_path": "ldm.stages.diffusion.Diffusion",
         "init_args": {
-            "latents": {"class_path": "ldm.latents.Pixels"},
+            "latents": {"class_path": "ldm.latents.space.Pixels"},
             "conditioner": text,
             "denoiser": {"class_path": "ldm.nets.unet.UNet", "init_args": unet},
         },

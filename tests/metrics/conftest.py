@@ -1,4 +1,4 @@
-"""The Inception network costs half a second a picture here: once for all tests."""
+"""The Inception network costs half a second an image here: once for all tests."""
 
 import pytest
 
@@ -15,5 +15,5 @@ def inception_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def agreement(inception_file):
-    """Numbers of 10 against 10 pictures, by this project and by others."""
+    """Numbers of 10 against 10 images, by this project and by others."""
     return compare(inception_file, 10, subset_size=8)

@@ -52,12 +52,12 @@ def test_agrees_with_scipys_square_root():
 
 
 @pytest.mark.parametrize("count", [12, 64, 65, 66, 200])
-def test_no_digits_are_lost_with_fewer_pictures_than_features(count):
+def test_no_digits_are_lost_with_fewer_images_than_features(count):
     a, b = normal(count, 64, 1), normal(40, 64, 2) * 1.3
     assert distance(a, b) == pytest.approx(by_gram_matrix(a, b), rel=1e-10)
 
 
-def test_equal_sets_are_at_distance_zero_also_with_fewer_pictures_than_features():
+def test_equal_sets_are_at_distance_zero_also_with_fewer_images_than_features():
     for count in (200, 10):
         x = normal(count, 32, 5)
         assert distance(x, x) == pytest.approx(0.0, abs=1e-10)
@@ -76,8 +76,8 @@ def test_moments_keep_float64_far_from_zero():
     torch.testing.assert_close(moments(x).covariance, x.double().T.cov(), rtol=1e-6, atol=1e-8)
 
 
-def test_too_few_pictures_and_other_features_are_refused():
-    with pytest.raises(ValueError, match="at least 2 pictures, got 1"):
+def test_too_few_images_and_other_features_are_refused():
+    with pytest.raises(ValueError, match="at least 2 images, got 1"):
         distance(normal(1, 2, 0), normal(5, 2, 0))
     some = moments(normal(3, 4, 0))
     with pytest.raises(ValueError, match="features have width 5, expected 4"):
@@ -86,14 +86,14 @@ def test_too_few_pictures_and_other_features_are_refused():
         distance(normal(9, 4, 0), normal(9, 5, 0))
 
 
-def test_the_floor_is_the_distance_of_two_halves_of_the_real_pictures():
+def test_the_floor_is_the_distance_of_two_halves_of_the_real_images():
     real = normal(400, 6, 8)
     values = compute(Frechet(), {"features": real + 2.0}, {"features": real})
-    assert values["fid"] == pytest.approx(6 * 4.0, rel=1e-10)  # the same pictures, shifted
+    assert values["fid"] == pytest.approx(6 * 4.0, rel=1e-10)  # the same images, shifted
     assert values["fid_floor"] == pytest.approx(distance(real[::2], real[1::2]), rel=1e-10)
     assert 0.0 < values["fid_floor"] < 0.5
 
 
-def test_too_few_pictures_for_the_rank_are_said_with_both_numbers():
-    with pytest.warns(UserWarning, match="fid: 30 generated pictures for a covariance of rank 64"):
+def test_too_few_images_for_the_rank_are_said_with_both_numbers():
+    with pytest.warns(UserWarning, match="fid: 30 generated images for a covariance of rank 64"):
         compute(Frechet(), {"features": normal(30, 64, 0)}, {"features": normal(70, 64, 1)})

@@ -1,10 +1,10 @@
-"""The numbers of the Inception network are those of other programs on the same pictures and weights."""
+"""The numbers of the Inception network are those of other programs on the same images and weights."""
 
 import pytest
 import torch
 
-from ldm.metrics.inception import Inception
-from ldm.weights import sha256
+from ldm.io.weights import sha256
+from ldm.metrics.extractors.inception import Inception
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def test_views_are_the_published_layers(inception_file):
     spatial = seen["spatial"].view(17, 17, 7)
     assert torch.equal(spatial[3, 5], kept["first"][0, :7, 3, 5])
     torch.testing.assert_close(seen["logits"], seen["features"] @ net.net.fc.weight.T)
-    assert net.says()["weights_sha256"] == sha256(inception_file)
+    assert net.metadata()["weights_sha256"] == sha256(inception_file)
 
 
 def test_missing_and_wrong_weights_are_one_clear_line(tmp_path):

@@ -36,7 +36,7 @@ def test_kid_is_the_polynomial_moments_differences_without_bias():
     assert abs(unbiased_mmd2(x, normal(4000, 1, 3) + 0.5)) < 0.02 * exact
 
 
-def test_kid_takes_all_pictures_where_there_are_fewer_than_a_subset():
+def test_kid_takes_all_images_where_there_are_fewer_than_a_subset():
     x, y = normal(50, 8, 0), normal(60, 8, 1)
     values = compute(KID(num_subsets=3, subset_size=50), *features(x, y[:50]))
     assert values["kid"] == pytest.approx(unbiased_mmd2(x, y[:50]), rel=1e-10)
@@ -69,7 +69,7 @@ def test_inception_score_lies_between_one_and_the_number_of_classes():
     sure = 100.0 * torch.eye(7).double().repeat(30, 1)
     assert compute(InceptionScore(1), {"logits": sure})["is"] == pytest.approx(7.0, rel=1e-12)
     assert compute(InceptionScore(1), {"logits": normal(1, 7, 0).repeat(30, 1)})["is"] == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="got 9 pictures for 10 splits"):
+    with pytest.raises(ValueError, match="got 9 images for 10 splits"):
         compute(InceptionScore(), {"logits": sure[:9]})
 
 
@@ -100,7 +100,7 @@ def test_equal_sets_are_precise_and_covered_and_far_ones_are_not():
     assert set(far.values()) == {0.0}
 
 
-def test_one_picture_again_and_again_is_precise_and_poor():
+def test_one_image_again_and_again_is_precise_and_poor():
     x = normal(100, 5, 0)
     values = compute(Neighbours(), *features(x[:1].repeat(80, 1), x))
     assert values["precision"] == 1.0
@@ -138,5 +138,5 @@ def test_recall_takes_equal_captions_for_equally_right():
     image, text = torch.eye(3)[[0, 0, 2]], torch.eye(3)[[0, 0, 2]]
     assert recall_at_1(image, text)["image_to_text"] == pytest.approx(2 / 3)
     assert recall_at_1(image, text, ["a", "a", "b"])["image_to_text"] == 1.0
-    with pytest.raises(ValueError, match="got 3 pictures and 2 captions"):
+    with pytest.raises(ValueError, match="got 3 images and 2 captions"):
         recall_at_1(image, text[:2])

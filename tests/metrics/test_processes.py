@@ -8,15 +8,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from ldm.distributed.group import ProcessGroup, SingleProcess
+from ldm.evaluation.session import Measurement
 from ldm.metrics.clip_score import CLIPScore
 from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.features import Extractor
 from ldm.metrics.frechet import Frechet
-from ldm.metrics.group import Alone, Distributed
 from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.kernel import CMMD, KID
-from ldm.metrics.measurement import Measurement
-from ldm.metrics.metric import Reals
+from ldm.metrics.metric import ReferenceInfo
 from ldm.metrics.neighbours import Neighbours
 from ldm.metrics.psnr import PSNR
 from ldm.metrics.retrieval import Retrieval
@@ -37,7 +37,7 @@ MEASURES = [
 
 
 class Eye(Extractor):
-    """Looks at a picture with float64 eyes, so that batches of other sizes do not round otherwise."""
+    """Looks at an image with float64 eyes, so that batches of other sizes do not round otherwise."""
 
     def __init__(self):
         super().__init__(
@@ -59,7 +59,7 @@ class Eye(Extractor):
             "caption": torch.tensor([len(text) for text in batch["text"]]),
         }
 
-    def says(self):
+    def metadata(self):
         return {}
 
 
@@ -82,17 +82,17 @@ def measure(positions, group):
     zero_shot = ZeroShot(Names(), ["red", "green", "blue"], ks=(1, 2))
     metrics = [FeatureMetrics(Eye(), MEASURES), PSNR("error"), SSIM(), zero_shot]
     run = Measurement(metrics, group, torch.device("cpu"))
-    run.begin(Reals())
+    run.begin(ReferenceInfo())
     for start in range(0, len(positions), 4):
         part = positions[start : start + 4]
         text = ["x" * (i % 5) for i in part]
         batch = {"image": real[part], "key": [f"{i}" for i in part], "text": text}
-        batch |= {"place": torch.tensor(part), "label": torch.tensor([i % 3 for i in part])}
-        run.see(batch)
+        batch |= {"index": torch.tensor(part), "label": torch.tensor([i % 3 for i in part])}
+        run.update_real(batch)
         run.update(made[part], batch)
     found = run.finish()
     assert run.failures == []
-    assert all(value.says["num"] == COUNT for value in found)
+    assert all(value.metadata["num"] == COUNT for value in found)
     return {value.name: value.value for value in found}
 
 
@@ -106,7 +106,7 @@ def shares(rank, world):
 
 
 class FailsOnOne(PSNR):
-    """Fails on the last process alone, while it moves, begins, or looks at pictures."""
+    """Fails on the last process alone, while it moves, begins, or looks at images."""
 
     def __init__(self, where):
         super().__init__("fails")
@@ -132,17 +132,17 @@ def failing(rank, world):
     generator = torch.Generator().manual_seed(rank)
     real, made = torch.rand(2, 4, 3, 4, 4, generator=generator)
     metrics = [FailsOnOne("to"), FailsOnOne("begin"), FailsOnOne("measure"), PSNR("error")]
-    run = Measurement(metrics, Distributed("cpu"), torch.device("cpu"))
-    run.begin(Reals())
+    run = Measurement(metrics, ProcessGroup("cpu"), torch.device("cpu"))
+    run.begin(ReferenceInfo())
     places = torch.arange(4) * world + rank
-    run.update(made, {"image": real, "key": [str(i) for i in places], "place": places})
-    values = [(value.name, value.says["num"]) for value in run.compute()]
+    run.update(made, {"image": real, "key": [str(i) for i in places], "index": places})
+    values = [(value.name, value.metadata["num"]) for value in run.compute()]
     return values, run.failures
 
 
 def work(rank, world, store, folder):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    found = {name: measure(mine, Distributed("cpu")) for name, mine in shares(rank, world).items()}
+    found = {name: measure(mine, ProcessGroup("cpu")) for name, mine in shares(rank, world).items()}
     torch.save((found, failing(rank, world)), os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
@@ -150,7 +150,7 @@ def work(rank, world, store, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_measure_what_one_does(tmp_path, world):
-    alone = measure(list(range(COUNT)), Alone())
+    alone = measure(list(range(COUNT)), SingleProcess())
     assert len(alone) == 2 * 2 + 2 + 1 + 2 + 4 + 1 + 6 + 2 + 2
     arguments = (world, str(tmp_path / "store"), str(tmp_path))
     mp.start_processes(work, arguments, nprocs=world, start_method="fork")
@@ -167,8 +167,11 @@ def test_processes_measure_what_one_does(tmp_path, world):
             assert values == pytest.approx(alone, rel=1e-10), (rank, name)
 
 
-def test_the_value_does_not_depend_on_the_order_of_the_pictures():
-    forwards, backwards = measure(list(range(COUNT)), Alone()), measure(list(range(COUNT))[::-1], Alone())
+def test_the_value_does_not_depend_on_the_order_of_the_images():
+    forwards, backwards = (
+        measure(list(range(COUNT)), SingleProcess()),
+        measure(list(range(COUNT))[::-1], SingleProcess()),
+    )
     assert backwards == pytest.approx(forwards, rel=1e-6)
     for name in ("kid/eye", "is/eye", "is_std/eye", "precision/eye", "fid/eye"):
         assert backwards[name] == pytest.approx(forwards[name], rel=1e-10)

@@ -5,7 +5,7 @@ import torch
 
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
-from ldm.types import Cond, Widths
+from ldm.types import Cond, DenoiserDims
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -16,7 +16,7 @@ def count(module):
 
 def test_sd1_unet_has_exactly_the_published_parameters():
     with torch.device("meta"):
-        assert count(UNet(Widths(sample=4, tokens=768))) == 859_520_964
+        assert count(UNet(DenoiserDims(sample=4, tokens=768))) == 859_520_964
 
 
 def test_sd1_autoencoder_has_exactly_the_published_parameters():
@@ -32,7 +32,7 @@ def assert_same_shapes(ours, theirs):
 def test_sd1_names_and_shapes_are_those_of_diffusers():
     with torch.device("meta"):
         assert_same_shapes(
-            UNet(Widths(sample=4, tokens=768)),
+            UNet(DenoiserDims(sample=4, tokens=768)),
             diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
         )
         assert_same_shapes(
@@ -60,7 +60,7 @@ def randomised(module):
 def test_unet_agrees_with_diffusers_in_float64(linear):
     ours = randomised(
         UNet(
-            Widths(sample=4, tokens=24),
+            DenoiserDims(sample=4, tokens=24),
             block_out_channels=(16, 32, 32),
             layers_per_block=2,
             attention=(True, True, False),
@@ -109,7 +109,7 @@ def test_autoencoder_agrees_with_diffusers_in_float64():
 
 
 def test_sizes_that_cannot_be_halved_are_refused_by_name():
-    unet = UNet(Widths(sample=1), (8, 8, 8), 1, (False,) * 3, 1, 4)
+    unet = UNet(DenoiserDims(sample=1), (8, 8, 8), 1, (False,) * 3, 1, 4)
     with pytest.raises(ValueError, match=r"divisible by 4, got 6x8.*data\.image_size"):
         unet(torch.zeros(1, 1, 6, 8), torch.zeros(1), Cond())
     with pytest.raises(ValueError, match=r"divisible by 2, got 7x8"):
@@ -117,7 +117,7 @@ def test_sizes_that_cannot_be_halved_are_refused_by_name():
 
 
 def test_masked_tokens_do_not_matter():
-    unet = randomised(UNet(Widths(sample=2, tokens=8), (8, 8), 1, (True, True), 2, 4))
+    unet = randomised(UNet(DenoiserDims(sample=2, tokens=8), (8, 8), 1, (True, True), 2, 4))
     x, t, tokens = torch.randn(2, 2, 4, 4).double(), torch.tensor([1, 500]), torch.randn(2, 4, 8).double()
     mask = torch.tensor([[True, True, False, False]] * 2)
     changed = tokens.clone()

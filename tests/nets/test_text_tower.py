@@ -59,11 +59,11 @@ def test_layers_left_out_are_open_clips_intermediate_layers():
         text=model.tokenize(CAPTIONS), text_indices=3, normalize_intermediates=True
     )["text_intermediates"]
     for skipped, expected in enumerate(reversed(every)):
-        tower = model.text_tower().skip_last(skipped)
+        tower = model.text_tower().clip_skip(skipped)
         assert tower.layers == 3 - skipped
         assert relative(tower.encode(CAPTIONS), expected) < 1e-10
-    with pytest.raises(ValueError, match="skip_last: got 3, expected 0 to 2"):
-        model.text_tower().skip_last(3)
+    with pytest.raises(ValueError, match="clip_skip: got 3, expected 0 to 2"):
+        model.text_tower().clip_skip(3)
 
 
 def test_no_token_sees_a_later_one():
@@ -90,7 +90,7 @@ def test_the_tower_owns_its_weights_and_learns():
 
 
 def test_a_tower_rebuilds_from_its_config():
-    tower = clip(CONFIGS[2][0], False).text_tower().skip_last(1)
+    tower = clip(CONFIGS[2][0], False).text_tower().clip_skip(1)
     again = TextTower(**tower.config["init_args"])
     again.load_state_dict(tower.state_dict())
     assert torch.equal(again.encode(CAPTIONS), tower.encode(CAPTIONS))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.shapes_packer import Settings, pack
+from data.shapes.packer import Settings, pack
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 10
@@ -98,7 +98,7 @@ def train(hosts, folder, steps):
         "trainer.strategy": "ddp",
         "trainer.accelerator": "cpu",
         "trainer.precision": "32-true",
-        "pictures.num": 2,
+        "sample_grid.num": 2,
         "watchdog.timeout": TIMEOUT,
     }
     arguments = ["--config", "configs/demo/autoencoder.yaml", *(f"--{k}={v}" for k, v in options.items())]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from cluster import PROGRAMS, Cluster
-from jobs import ROOT
+from jobs import ROOT, SUPPORT
 
-from data.shapes_packer import Settings, pack
+from data.shapes.packer import Settings, pack
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def cluster(programs):
     programs("slurm-wlm munge", *PROGRAMS)
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(folder)
-    cluster.environment |= {"PYTHON": sys.executable, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"}
+    cluster.environment |= {"PYTHON": sys.executable, "PYTHONPATH": f"{ROOT}:{SUPPORT}"}
     try:
         cluster.start()
         yield cluster

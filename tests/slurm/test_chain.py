@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # six jobs one after 
 
 FIT = (
     "--wandb.mode=disabled --data.batch_size=4 --trainer.max_steps=4 --trainer.val_check_interval=4 "
-    "--trainer.accelerator=cpu --trainer.precision=32-true --trainer.log_every_n_steps=1 --pictures.num=2"
+    "--trainer.accelerator=cpu --trainer.precision=32-true --trainer.log_every_n_steps=1 --sample_grid.num=2"
 )
 SHAPES = "--data.train=shards/shapes/train-*.tar"
 WAITS = "--trainer.callbacks+=waiting.UntilSignalled --trainer.callbacks.step=2"
@@ -27,7 +27,7 @@ SMALL = {
     "encode_args": "--device=cpu",
     "diffusion_args": f"{FIT} {LATENTS}",
     "evaluation_sbatch": "--nodes=2",
-    "evaluation_args": "--device=cpu --num-pictures=4 --steps=2",
+    "evaluation_args": "--device=cpu --num-images=4 --steps=2",
 }
 BEFORE = {
     "autoencoder": ["pack"],

@@ -5,18 +5,18 @@ import math
 import pytest
 import torch
 
-from ldm import checkpoint as ckpt
 from ldm.conditioners.label import ClassLabel
 from ldm.conditioners.none import Unconditional
 from ldm.conditioners.text import CLIPText
 from ldm.diffusion.guidance import ClassifierFree
-from ldm.diffusion.noise import SampleNoise
-from ldm.latents import AutoencoderLatents, Pixels
+from ldm.io import checkpoint as ckpt
+from ldm.latents.space import AutoencoderLatents, Pixels
+from ldm.optim.recipes import AdamW, Muon
+from ldm.rng import SampleNoise
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.clip import CLIP
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import CLIPTower, build_stage, load_stage
-from ldm.stages.optimization import AdamW, Muon
 
 ROUNDING = 1e-5
 """Two ways to one number of size 1 through a few layers of float32: with gradients or without, or in another
@@ -86,7 +86,7 @@ def batch(n=4, size=16):
     return {
         "key": [f"k{i}" for i in range(n)],
         "image": torch.rand(n, 3, size, size, generator=generator) * 2 - 1,
-        "text": [f"picture number {i}" for i in range(n)],
+        "text": [f"image number {i}" for i in range(n)],
         "label": torch.arange(n) % 3,
     }
 
@@ -104,7 +104,7 @@ def trained(tmp_path):
 def text_to_image(trained):
     return build_stage(
         diffusion_config(
-            {"class_path": "ldm.latents.AutoencoderLatents", "init_args": {"checkpoint": trained[0]}},
+            {"class_path": "ldm.latents.space.AutoencoderLatents", "init_args": {"checkpoint": trained[0]}},
             {"class_path": "ldm.conditioners.text.CLIPText", "init_args": {"checkpoint": trained[1]}},
         )
     )
@@ -118,8 +118,8 @@ def test_a_checkpoint_alone_rebuilds_its_stage(trained, tmp_path):
     stage = text_to_image(trained)
     stage.image_size = 16
     again = load_stage(save(stage, tmp_path / "ldm.ckpt"), Diffusion)
-    pictures = [s.eval().generate({"key": ["a"], "text": ["a cat"]}, seed=1) for s in (stage, again)]
-    assert torch.equal(*pictures)
+    images = [s.eval().generate({"key": ["a"], "text": ["a cat"]}, seed=1) for s in (stage, again)]
+    assert torch.equal(*images)
 
 
 def test_wrong_missing_damaged_and_unmeasured_checkpoints_are_refused_by_name(trained, tmp_path):
@@ -160,7 +160,7 @@ def test_latents_encoded_before_are_latents_encoded_now(trained):
     assert torch.allclose(space.encode(data, noise), space.encode(stored, noise), atol=ROUNDING)
 
 
-def test_pictures_do_not_depend_on_how_a_set_is_split(trained):
+def test_images_do_not_depend_on_how_a_set_is_split(trained):
     stage = text_to_image(trained).eval()
     data = batch()
     whole = stage.generate(data, seed=3)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm.diffusion.noise import Noise
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.timesteps import Spacing, Step
+from ldm.rng import Noise
 from ldm.types import Denoise
 
 

@@ -1,4 +1,4 @@
-"""Second-order multistep sampling: good pictures in about 20 steps, deterministic or with noise."""
+"""Second-order multistep sampling: good images in about 20 steps, deterministic or with noise."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm.diffusion.noise import Noise
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.timesteps import Spacing, Step
+from ldm.rng import Noise
 from ldm.types import Denoise
 
 

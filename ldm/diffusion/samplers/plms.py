@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm.diffusion.noise import Noise
 from ldm.diffusion.prediction import noise_of
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.timesteps import Spacing, Step
 from ldm.diffusion.schedule import Schedule
+from ldm.rng import Noise
 from ldm.types import Denoise
 
 WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm.diffusion.noise import Noise
 from ldm.diffusion.samplers.timesteps import Spacing, Step, Trailing, walk
 from ldm.diffusion.schedule import Schedule
+from ldm.rng import Noise
 from ldm.types import Denoise
 
 
@@ -38,7 +38,7 @@ class Sampler(ABC):
 
         Args:
             denoise: Estimate of x0, guidance included.
-            steps: The walk; a later part of one begins with a picture that is noised to its first level.
+            steps: The walk; a later part of one begins with an image that is noised to its first level.
             x: x_t at the level of the first step, (B, C, h, w): standard normal where a whole walk begins.
             noise: Where further noise comes from; deterministic samplers draw none.
 

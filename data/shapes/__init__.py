@@ -1,0 +1,1 @@
+"""The embedded demo data: images of coloured shapes, with captions that say what is where."""

@@ -1,0 +1,133 @@
+"""How well images of shapes keep to what they were conditioned on, beside their captions."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.shapes.reader import Found, read
+from data.shapes.scene import BACKGROUNDS, COLOURS, SHAPES
+from ldm.distributed.group import Group
+from ldm.io.images import to_bytes
+from ldm.metrics.metric import Mean, Metric
+from ldm.types import Batch
+
+PLACE = 0.05
+"""How far from the middle of its box an object may lie, as a fraction of the side."""
+
+
+class Shares(Metric):
+    """Means of values that each image has by name.
+
+    Args:
+        name: Prefix of the values.
+        fields: Their names.
+    """
+
+    def __init__(self, name: str, fields: tuple[str, ...]) -> None:
+        self.name, self.fields = name, fields
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._means = {field: Mean() for field in self.fields}
+
+    def add(self, field: str, values: Tensor) -> None:
+        """Add one value per image, (B,)."""
+        self._means[field].update(values)
+
+    def sync(self, group: Group) -> None:
+        """Add up over processes."""
+        for mean in self._means.values():
+            mean.sync(group)
+
+    def compute(self) -> dict[str, float]:
+        """Return the means by name."""
+        values: dict[str, float] = {}
+        for field, mean in self._means.items():
+            values |= mean.compute(f"{self.name}/{field}")
+        return values
+
+
+class KnownPSNR(Shares):
+    """PSNR in dB where an inpainted image was known, against ``batch["image"]``."""
+
+    def __init__(self) -> None:
+        super().__init__("known", ("psnr",))
+
+    def update(self, images: Tensor, batch: Batch) -> None:
+        """Add images (B, 3, H, W) in [-1, 1]; ``batch["mask"]`` is 0 where they were known."""
+        known = 1.0 - batch["mask"].expand_as(images)
+        squares = ((images - batch["image"]) ** 2 * known).flatten(1).sum(1)
+        error = squares / known.flatten(1).sum(1)
+        self.add("psnr", 10.0 * torch.log10(4.0 / error.clamp(min=1e-10)))
+
+
+class MapAgreement(Shares):
+    """Share of pixels whose nearest named colour is the one that ``batch["label_map"]`` asks for.
+
+    ``map/all`` is over all pixels, ``map/objects`` over those of objects. Real images reach less than 1: on
+    edges colours are mixed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("map", ("all", "objects"))
+
+    def update(self, images: Tensor, batch: Batch) -> None:
+        """Read the pixels of images (B, 3, H, W) in [-1, 1]."""
+        wanted = batch["label_map"].cpu()
+        right = (nearest_classes(to_bytes(images).cpu()) == wanted).flatten(1).double()
+        objects = (wanted > 0).flatten(1).double()
+        self.add("all", right.mean(1))
+        self.add("objects", (right * objects).sum(1) / objects.sum(1).clamp(min=1.0))
+
+
+class LayoutAccuracy(Shares):
+    """Share of images that show what ``batch["layout"]`` asks for: count, class, place, and all of it."""
+
+    def __init__(self) -> None:
+        super().__init__("layout", ("count", "class", "place", "all"))
+
+    def update(self, images: Tensor, batch: Batch) -> None:
+        """Read images (B, 3, H, H) in [-1, 1]."""
+        pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
+        rows = [
+            _compare(read(image).found, boxes.cpu().numpy())
+            for image, boxes in zip(pixels, batch["layout"], strict=True)
+        ]
+        for field in self.fields:
+            self.add(field, Tensor([row[field] for row in rows]))
+
+
+def nearest_classes(images: Tensor) -> Tensor:
+    """Name the colour of pixels (B, 3, H, W) uint8 as maps do, (B, H, W) int64: 0 is any background."""
+    palette = torch.tensor([*BACKGROUNDS.values(), *COLOURS.values()])
+    away = (images[:, None].long() - palette[:, :, None, None]).square().sum(2)
+    return (away.argmin(1) - (len(BACKGROUNDS) - 1)).clamp(min=0)
+
+
+def _compare(found: tuple[Found, ...], boxes: NDArray[np.float32]) -> dict[str, bool]:
+    if len(found) != len(boxes):
+        return dict.fromkeys(("count", "class", "place", "all"), False)
+    best = {"class": False, "place": False}
+    for order in permutations(found):
+        pairs = list(zip(order, boxes.tolist(), strict=True))
+        result = {
+            "class": all(_class(thing) == int(box[0]) for thing, box in pairs),
+            "place": all(_lies_in(thing, box) for thing, box in pairs),
+        }
+        best = max(best, result, key=lambda one: (one["class"], one["place"]))  # what says which is which
+    return {"count": True, **best, "all": all(best.values())}
+
+
+def _class(found: Found) -> int:
+    return list(COLOURS).index(found.thing.colour) * len(SHAPES) + SHAPES.index(found.thing.shape)
+
+
+def _lies_in(found: Found, box: list[float]) -> bool:
+    _, left, top, right, bottom = box
+    return max(abs(found.x - (left + right) / 2), abs(found.y - (top + bottom) / 2)) <= PLACE

@@ -1,0 +1,139 @@
+"""A loss or gradient that is not finite costs a step, not the weights."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ldm.distributed.dtensor import full_tensor
+from ldm.types import Batch
+
+NUM_KEYS = 4
+"""Samples that a message names of each process."""
+
+
+class Suspect(NamedTuple):
+    """What one process had in hand at a step whose gradient is not finite."""
+
+    losses: dict[str, float]
+    keys: list[str]
+
+
+class SkipNonFinite(L.Callback):
+    """Skips optimizer steps whose loss or gradient is not finite, on all processes together.
+
+    Without such a step the weights, the moments of the optimizer and the average are as if the batch had
+    not been there, but for the average's and the schedule's count. A loss that is not finite makes the
+    gradient so; the sum of gradients over processes then is too, so that all decide alike without asking.
+    On a GPU the host waits for the gradient once per step.
+
+    Logs ``train/skipped_steps``, a count.
+
+    Args:
+        max_in_a_row: So many skipped steps in a row end the run, with the weights of the last good one saved.
+
+    Raises:
+        ValueError: If ``max_in_a_row`` is less than 1.
+    """
+
+    def __init__(self, max_in_a_row: int = 20) -> None:
+        if max_in_a_row < 1:
+            raise ValueError(f"NonFinite: max_in_a_row is {max_in_a_row}, expected at least 1")
+        self.max_in_a_row = max_in_a_row
+        self.num_skipped = self._in_a_row = 0
+        self._keys: list[str] = []
+        self._step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many steps were skipped, in all and in a row."""
+        return {"num_skipped": self.num_skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.num_skipped, self._in_a_row = state_dict["num_skipped"], state_dict["in_a_row"]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember the samples of the step: there may be several batches to it."""
+        self._keys = self._keys if trainer.global_step == self._step else []
+        self._keys, self._step = [*self._keys, *batch["key"]], trainer.global_step
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Let a loss that is not finite have a gradient that is not, whatever made it so."""
+        loss.register_hook(lambda grad: torch.where(loss.detach().isfinite(), grad, torch.nan))
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Take a gradient away that is not finite: an optimizer passes over parameters without one.
+
+        Raises:
+            ValueError: After ``max_in_a_row`` skipped steps in a row; names losses and samples.
+        """
+        weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if full_tensor(torch.nn.utils.get_total_norm([w.grad for w in weights])).isfinite():
+            self._in_a_row = 0
+            return
+        for weight in weights:
+            weight.grad = None
+        self.num_skipped += 1
+        self._in_a_row += 1
+        self._report(trainer, _everyones(trainer, Suspect(_losses(trainer), self._keys)))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log the count."""
+        pl_module.log("train/skipped_steps", float(self.num_skipped), batch_size=1)
+
+    def _report(self, trainer: L.Trainer, suspects: list[Suspect]) -> None:
+        reason = _reason(suspects)
+        if self._in_a_row == self.max_in_a_row:
+            self._in_a_row = 0  # the run may be resumed, with other settings
+            raise ValueError(
+                f"{self.max_in_a_row} steps in a row without a finite loss and gradient, at last step "
+                f"{trainer.global_step}: {reason}. The weights are those of the last good step: resume with "
+                "a smaller --model.optimizer.lr or other data"
+            )
+        if trainer.is_global_zero:
+            print(f"warning: step {trainer.global_step} is skipped: {reason}", file=sys.stderr, flush=True)
+
+
+def _losses(trainer: L.Trainer) -> dict[str, float]:
+    """Read this process's losses of the step that are not finite, by their names in the log."""
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {n: v for n, v in logged.items() if n.startswith("train/") and not -torch.inf < v < torch.inf}
+
+
+def _everyones(trainer: L.Trainer, mine: Suspect) -> list[Suspect]:
+    if trainer.world_size == 1:
+        return [mine]
+    everyones: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everyones, mine)
+    return everyones
+
+
+def _reason(suspects: list[Suspect]) -> str:
+    """Name losses and samples of the processes with a loss that is not finite; if none has one, of all."""
+    guilty = {rank: suspect for rank, suspect in enumerate(suspects) if suspect.losses}
+    lines = [
+        f"process {rank}: {_terms(suspect)}, samples {_names(suspect.keys)}"
+        for rank, suspect in (guilty or dict(enumerate(suspects))).items()
+    ]
+    return "; ".join(lines)
+
+
+def _terms(suspect: Suspect) -> str:
+    terms = ", ".join(f"{name} is {value}" for name, value in suspect.losses.items())
+    return terms or "the gradient is not finite though the losses are"
+
+
+def _names(keys: list[str]) -> str:
+    rest = len(keys) - NUM_KEYS
+    return ", ".join(keys[:NUM_KEYS]) + (f" and {rest} more" if rest > 0 else "")

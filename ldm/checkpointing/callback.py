@@ -1,0 +1,272 @@
+"""When a run writes checkpoints, and which it keeps."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+
+from ldm.checkpointing.writer import LAST, AtomicCheckpointIO, link
+from ldm.distributed.dtensor import is_sharded
+from ldm.types import Batch
+
+
+class Checkpoints(Checkpoint):
+    """Writes ``checkpoints/last.ckpt`` in the run folder: after each validation, at the end, at an error.
+
+    After a validation, because its figures and measured latents belong to the checkpoint, and because a
+    checkpoint from before would skip that validation when it is resumed. At an error or Ctrl-C only if it
+    came between two steps or while the next one was computed: training then continues from there. Not if
+    weights are split over processes: a process cannot know whether the others would come to gather them.
+
+    ``best.ckpt`` and ``step=....ckpt`` are hard links to what was the last one: they cost no time.
+    A checkpoint that cannot be written, e.g. on a full disk, is said aloud, and training goes on: the one
+    before it is still there. At the end of training it is an error.
+
+    Args:
+        monitor: Logged value, e.g. val/loss, whose best checkpoint is kept as best.ckpt; None keeps none.
+        mode: Whether the best value is the smallest or the largest.
+        keep_every_n_steps: Keep the checkpoint of the first validation after each so many optimizer steps,
+            as step=....ckpt; None keeps none.
+        keep_newest: How many of the step=....ckpt are kept, older ones are removed; None keeps all.
+
+    Raises:
+        ValueError: If ``keep_newest`` is less than 1; after a validation, if ``monitor`` was not logged. With
+            an ``Evaluation`` that is a warning: what it measures may fail, or not be due.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        keep_every_n_steps: int | None = None,
+        keep_newest: int | None = None,
+    ) -> None:
+        if keep_newest is not None and keep_newest < 1:
+            raise ValueError(f"checkpoints.keep_newest: got {keep_newest}, expected at least 1, or null")
+        self.monitor = monitor
+        self.mode = mode
+        self.keep_every_n_steps = keep_every_n_steps
+        self.keep_newest = keep_newest
+        self.best: float | None = None
+        self._next_kept = keep_every_n_steps or 0
+        self._step = self._saved = -1
+        self._batches = 0
+        self._is_first = False
+        self._before: tuple[float | None, int] = self.best, self._next_kept
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best value so far, and when a checkpoint is next kept."""
+        return {"monitor": self.monitor, "best": self.best, "next_kept": self._next_kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best value, unless it was one of another figure, and when a checkpoint is next kept."""
+        self.best = state_dict["best"] if state_dict.get("monitor") == self.monitor else None
+        self._next_kept = state_dict["next_kept"]
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check who writes, and that validations come between two steps.
+
+        Raises:
+            ValueError: If the writer is not ours: another would write in place. If a validation would come
+                between the batches of a step: its checkpoint would lack their gradient.
+        """
+        if not isinstance(io := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            raise ValueError(
+                f"trainer.plugins: checkpoints are written by {type(io).__name__}, expected "
+                "ldm.checkpointing.writer.AtomicCheckpointIO or a subclass"
+            )
+        self._io = io
+        every, batches = trainer.val_check_interval, trainer.accumulate_grad_batches
+        if isinstance(every, int) and every % batches:
+            raise ValueError(
+                f"trainer.val_check_interval: got {every} batches, expected a multiple of the {batches} of a "
+                "step, see trainer.accumulate_grad_batches"
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember the step that training starts from: there is nothing to save yet."""
+        self._step = self._saved = trainer.global_step
+        self._batches = _progress(trainer).total.completed
+        self._is_first = True
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Number the logged steps of a resumed run on.
+
+        Lightning is one off where it was saved after a validation but would now not validate, or the reverse.
+        """
+        if self._is_first:
+            steps = _progress(trainer).total.completed // trainer.accumulate_grad_batches
+            trainer.fit_loop.epoch_loop._batches_that_stepped = steps
+            self._is_first = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember the last whole step, and how many batches there were until then."""
+        if trainer.global_step != self._step:
+            self._step = trainer.global_step
+            self._batches = _progress(trainer).total.completed + 1  # Lightning counts this one after the hook
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, and keep what is to be kept."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._settle(trainer)
+        self._before = self.best, self._next_kept
+        names = [name for name, keep in (("best", self._is_best(trainer)), *self._due(trainer)) if keep]
+        self.save(trainer, names)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the end of a run that did not end with a validation, and wait until it is written.
+
+        Raises:
+            OSError: If it cannot be written: the end of the run would be lost.
+        """
+        if not (self._settle(trainer) and self._step == self._saved):
+            whole = self.save(trainer) and self._settle(trainer)
+            if not whole and trainer.is_global_zero:
+                raise OSError(f"the end of training cannot be written to '{_path(trainer)}': make room there")
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Save what was trained since the last checkpoint, unless a step or a validation was cut in two."""
+        whole = trainer.global_step == self._step and not trainer.validating
+        if not whole or self._step == self._saved or not trainer.is_global_zero:
+            return
+        if is_sharded(pl_module):
+            _warn(f"stopped at step {self._step}: not saved, for this process has but a part of the weights")
+        else:
+            self._go_back(trainer)
+            # by the first process alone: trainer.save_checkpoint would wait for others that met no error
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+            try:
+                self._io.finish()
+            except OSError as error:
+                _warn(str(error))
+            try:
+                trainer.strategy.save_checkpoint(checkpoint, _path(trainer))
+                self._io.finish()
+            except OSError as error:
+                _warn(f"stopped at step {self._step}: {error}")
+            else:
+                self._saved = self._step
+                print(f"stopped at step {self._step}: saved {_path(trainer)}", flush=True)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Forget the batch that an error cut short: Lightning would count it when it numbers steps."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for count in (progress["total"], progress["current"]):
+            count.update(ready=count["completed"], started=count["completed"])
+
+    def _go_back(self, trainer: L.Trainer) -> None:
+        """Forget the batches of a step that was not finished: their part of its gradient is lost."""
+        progress = _progress(trainer)
+        undone = progress.total.completed - self._batches
+        for count in (progress.total, progress.current):
+            done = count.completed - undone
+            count.ready = count.started = count.processed = count.completed = done
+
+    def save(self, trainer: L.Trainer, names: Sequence[str] = ()) -> bool:
+        """Write last.ckpt, or begin to, on all processes together; return whether there was no error.
+
+        Between two steps, or after a validation.
+
+        Args:
+            trainer: What is saved.
+            names: Under which it is kept too.
+        """
+        self._step, path = trainer.global_step, _path(trainer)
+        error = None
+        try:
+            trainer.save_checkpoint(path, storage_options=lambda: self._keep(path, names))
+        except OSError as reason:
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the others wait
+            error = reason
+        self._saved = self._step
+        return self._agree(trainer, error)
+
+    def save_new(self, trainer: L.Trainer) -> None:
+        """Write last.ckpt if there are steps that it does not hold; before a step, on all processes."""
+        if not (self._settle(trainer) and trainer.global_step == self._saved):
+            self.save(trainer)
+            self._settle(trainer)
+
+    def _settle(self, trainer: L.Trainer) -> bool:
+        """Wait for what is being written, on all processes together; return whether there was no error."""
+        try:
+            self._io.finish()
+        except OSError as error:
+            return self._agree(trainer, error)
+        return self._agree(trainer, None)
+
+    def _agree(self, trainer: L.Trainer, error: OSError | None) -> bool:
+        """Let all processes know whether the first one met an error, and take back what was not written."""
+        if trainer.strategy.reduce_boolean_decision(error is None, all=True):
+            return True
+        if error is not None:
+            _warn(f"step {self._saved}: {error}; training goes on, the earlier checkpoint is as it was")
+        self._saved = -1
+        self.best, self._next_kept = self._before
+        return False
+
+    def _keep(self, last: Path, names: Sequence[str]) -> None:
+        try:
+            for name in names:
+                link(last, last.with_name(f"{name}.ckpt"))
+            if self.keep_newest is not None:
+                for old in sorted(last.parent.glob("step=*.ckpt"))[: -self.keep_newest]:
+                    old.unlink()
+        except OSError as error:
+            _warn(f"{', '.join(names)} cannot be kept: {error}")
+
+    def _is_best(self, trainer: L.Trainer) -> bool:
+        if self.monitor is None:
+            return False
+        if self.monitor not in trainer.callback_metrics:
+            self._miss(trainer)
+            return False
+        value = float(trainer.callback_metrics[self.monitor])
+        sign = 1.0 if self.mode == "min" else -1.0
+        is_best = not math.isnan(value) and (self.best is None or sign * value < sign * self.best)
+        self.best = value if is_best else self.best
+        return is_best
+
+    def _miss(self, trainer: L.Trainer) -> None:
+        """Say that the monitored value is missing, which is an error where every validation logs the same."""
+        logged = ", ".join(sorted(trainer.callback_metrics))
+        missing = f"checkpoints.monitor: '{self.monitor}' was not logged, expected one of {logged}"
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(getattr(callback, "values_may_be_missing", False) for callback in callbacks):
+            raise ValueError(missing)
+        if trainer.is_global_zero:  # a metric has failed, or is not due yet in a run that was resumed
+            _warn(f"step {trainer.global_step}: {missing}; best.ckpt stays as it is")
+
+    def _due(self, trainer: L.Trainer) -> list[tuple[str, bool]]:
+        if self.keep_every_n_steps is None or trainer.global_step < self._next_kept:
+            return []
+        step = trainer.global_step
+        self._next_kept = (step // self.keep_every_n_steps + 1) * self.keep_every_n_steps
+        return [(f"step={step:08d}", True)]
+
+
+def _progress(trainer: L.Trainer) -> Any:
+    return trainer.fit_loop.epoch_loop.batch_progress
+
+
+def _path(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints" / LAST
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr, flush=True)

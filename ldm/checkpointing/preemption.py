@@ -1,0 +1,140 @@
+"""A signal ends a run between two steps, with everything saved: the same command resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import lightning as L
+import torch
+
+from ldm.checkpointing.callback import Checkpoints
+from ldm.types import Batch
+
+EXIT_CODE = 75
+"""Of a run that was stopped and may be resumed: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""In the order of what they ask for: to stop; to stop and, under SLURM, to be queued again."""
+
+
+class Preempted(Exception):
+    """Training was stopped by a signal and can be resumed.
+
+    Args:
+        step: Optimizer steps done.
+        by: The signal.
+    """
+
+    def __init__(self, step: int, by: signal.Signals) -> None:
+        super().__init__(f"stopped at step {step} by {by.name}: the same command resumes")
+        self.by = by
+
+
+class Notice:
+    """Remembers that SIGTERM or SIGUSR1 came, and does nothing else about it."""
+
+    def __init__(self) -> None:
+        self.urgency = 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals for the length of a ``with`` block, and give them back after it.
+
+        One that was blocked before, as slurm/fit.sbatch does with SIGUSR1 lest it kill a process still
+        importing, is heard now if it came meanwhile, and blocked again after the ``with`` block.
+        """
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.listen()
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Take the signals."""
+        for number in SIGNALS:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.urgency = max(self.urgency, 1 + SIGNALS.index(signal.Signals(number)))
+
+
+class Preemption(L.Callback):
+    """Stops all processes at the same step once one of them got SIGTERM or SIGUSR1, and saves.
+
+    A validation is finished first: a time limit must be announced earlier than one takes.
+
+    Args:
+        every_n_steps: Several processes ask each other so often whether one got a signal; one process alone
+            looks before every step.
+
+    Raises:
+        ValueError: If ``every_n_steps`` is less than 1.
+    """
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"preemption.every_n_steps: got {every_n_steps}, expected at least 1")
+        self.every_n_steps = every_n_steps
+        self.notice = Notice()
+        self._asked = -1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals back from Lightning.
+
+        Its handler talks to other processes in mid-step, and before every step all of them ask about it:
+        that costs a broadcast, and a wait for the device.
+        """
+        self.notice.listen()
+        trainer._signal_connector.received_sigterm = False
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Before the first batch of a step, stop if a signal came.
+
+        Raises:
+            Preempted: On all processes together, once everything is saved.
+        """
+        step = trainer.global_step
+        if step == self._asked or (trainer.world_size > 1 and step % self.every_n_steps):
+            return
+        self._asked = step
+        if urgency := self._everyones(trainer):
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, Checkpoints):
+                    callback.save_new(trainer)
+            raise Preempted(step, SIGNALS[urgency - 1])
+
+    def _everyones(self, trainer: L.Trainer) -> int:
+        if trainer.world_size == 1:
+            return self.notice.urgency
+        mine = torch.tensor(self.notice.urgency, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(mine, reduce_op="max"))
+
+
+def requeue(by: signal.Signals) -> None:
+    """Have SLURM queue this job again, if it runs under SLURM and was stopped by SIGUSR1.
+
+    After SIGTERM it is not: SLURM sends that after it has queued the job itself, or to cancel it.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or by != signal.SIGUSR1:
+        return
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # one task's own number is that of the whole array
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        print(f"warning: scontrol requeue {job} failed: {reason}", file=sys.stderr, flush=True)

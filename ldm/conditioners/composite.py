@@ -1,0 +1,148 @@
+"""Several conditions at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ldm.conditioners.base import Conditioner
+from ldm.latents.space import LatentSpace
+from ldm.rng import SampleNoise
+from ldm.types import Batch, Cond
+
+
+class Composite(Conditioner):
+    """Conditions side by side: tokens one after the other, vectors added, maps channel beside channel.
+
+    Each conditioner drops out by its own ``dropout``, independently; ``dropout`` here drops all at once. The
+    null condition keeps what training never drops: guidance by a caption leaves an image to be inpainted
+    alone, since the model has never met a caption without one.
+
+    Args:
+        conditioners: What conditions; their order is that of tokens and channels.
+        dropout: Share of training samples that get none of the conditions.
+        token_width: Width that the tokens of each are projected to, by learned matrices; None takes them as
+            they are, all of one width.
+    """
+
+    def __init__(
+        self, conditioners: list[Conditioner], dropout: float = 0.0, token_width: int | None = None
+    ) -> None:
+        super().__init__(dropout)
+        if not conditioners:
+            raise ValueError("conditioner.conditioners is empty, expected at least one conditioner")
+        self.conditioners = nn.ModuleList(conditioners)
+        self.reads = tuple(dict.fromkeys(field for part in conditioners for field in part.reads))
+        self.vector_width = _vector_width(conditioners)
+        self.token_width = _token_width(conditioners, token_width)
+        self.projections = nn.ModuleList(_projection(part, token_width) for part in conditioners)
+
+    @property
+    def parts(self) -> list[Conditioner]:
+        """The conditioners, in order."""
+        return cast(list[Conditioner], list(self.conditioners))
+
+    def bind(self, latents: LatentSpace) -> None:
+        """Introduce each to the latent space, and add up their channels."""
+        for part in self.parts:
+            part.bind(latents)
+        self.spatial_channels = sum(part.spatial_channels for part in self.parts)
+
+    def forward(self, batch: Batch) -> Cond:
+        """Encode what each conditioner reads."""
+        return self._join([part(batch) for part in self.parts])
+
+    def null(self, batch: Batch) -> Cond:
+        """Return the null conditions of those that training drops; of all if it drops none."""
+        spares = self.drops and self.dropout == 0.0
+        return self._join(
+            [part(batch) if spares and not part.drops else part.null(batch) for part in self.parts]
+        )
+
+    def dropped(self, batch: Batch, noise: SampleNoise) -> Cond:
+        """Encode with each conditioner's own dropout, and then with the one of all."""
+        return self._drop(self._join([part.dropped(batch, noise) for part in self.parts]), batch, noise)
+
+    def check(self, batch: Batch) -> None:
+        """Let each conditioner check the batch."""
+        for part in self.parts:
+            part.check(batch)
+
+    def check_values(self, batch: Batch) -> None:
+        """Let each conditioner check the classes in the batch."""
+        for part in self.parts:
+            part.check_values(batch)
+
+    @property
+    def drops(self) -> bool:
+        """Whether training ever sees the null condition of any."""
+        return self.dropout > 0.0 or any(part.drops for part in self.parts)
+
+    @property
+    def upstream(self) -> dict[str, str]:
+        """Checkpoints that the conditioners are built on, with their SHA-256."""
+        return {path: sha for part in self.parts for path, sha in part.upstream.items()}
+
+    def _join(self, conds: Sequence[Cond]) -> Cond:
+        tokens, masks = [], []
+        for cond, project in zip(conds, self.projections, strict=True):
+            if cond.tokens is not None:
+                tokens.append(project(cond.tokens))
+                masks.append(cond.mask)
+        vectors = [cond.vector for cond in conds if cond.vector is not None]
+        maps = [cond.spatial for cond in conds if cond.spatial is not None]
+        return Cond(
+            torch.cat(tokens, dim=1) if tokens else None,
+            _join_masks(tokens, masks),
+            torch.stack(vectors).sum(0) if vectors else None,
+            _join_maps(maps),
+        )
+
+
+def _join_masks(tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor | None:
+    if all(mask is None for mask in masks):
+        return None
+    whole = [
+        torch.ones(part.shape[:2], dtype=torch.bool, device=part.device) if mask is None else mask
+        for part, mask in zip(tokens, masks, strict=True)
+    ]
+    return torch.cat(whole, dim=1)
+
+
+def _join_maps(maps: list[Tensor]) -> Tensor | None:
+    sizes = [tuple(part.shape[2:]) for part in maps]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"conditioner.conditioners: their maps have sizes {sizes}, expected one size for all"
+        )
+    return torch.cat(maps, dim=1) if maps else None
+
+
+def _vector_width(parts: Sequence[Conditioner]) -> int | None:
+    widths = [part.vector_width for part in parts if part.vector_width is not None]
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"conditioner.conditioners: vectors of widths {widths} cannot be added, expected one width"
+        )
+    return widths[0] if widths else None
+
+
+def _token_width(parts: Sequence[Conditioner], projected: int | None) -> int | None:
+    widths = [part.token_width for part in parts if part.token_width is not None]
+    if not widths:
+        return None
+    if projected is None and len(set(widths)) > 1:
+        raise ValueError(
+            f"conditioner.conditioners: tokens have widths {widths}, expected one width for all: set "
+            "conditioner.token_width to project them"
+        )
+    return projected or widths[0]
+
+
+def _projection(part: Conditioner, token_width: int | None) -> nn.Module:
+    if part.token_width is None or token_width is None:
+        return nn.Identity()
+    return nn.Linear(part.token_width, token_width, bias=False)

@@ -1,0 +1,62 @@
+"""How several processes train together: data parallelism without what costs time and gives nothing."""
+
+from __future__ import annotations
+
+import inspect
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, StrategyRegistry
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+from ldm.distributed.fsdp import FSDP2, HSDP
+
+
+class DDP(DDPStrategy):
+    """Sends the gradients and, without need, nothing else.
+
+    Gradients lie in the buffers that they are sent from, which saves a copy of all of them. Buffers are sent
+    from the first process before every step only where they depend on the batch, as batch norm's do. No
+    parameter may be unused, and no static graph is promised: torch has no way to check that promise, and
+    breaks where gradients are accumulated (``benchmarks.ddp`` compares the speed).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(gradient_as_bucket_view=True)
+
+    def configure_ddp(self) -> None:
+        """Wrap the stage."""
+        assert self.lightning_module is not None
+        self._ddp_kwargs[_buffers()] = has_running_statistics(self.lightning_module)
+        super().configure_ddp()
+
+
+def has_running_statistics(module: nn.Module) -> bool:
+    """Tell whether buffers of a module follow the batches that it sees."""
+    norms = (m for m in module.modules() if isinstance(m, _NormBase))
+    return any(norm.track_running_stats for norm in norms)
+
+
+def register() -> None:
+    """Let ``ddp``, which ``auto`` takes for several devices too, stand for ours; add ``fsdp2``, ``hsdp``."""
+    StrategyRegistry.register("ddp", DDP, "data parallelism", override=True)
+    StrategyRegistry.register("fsdp2", FSDP2, "data parallelism with split weights", override=True)
+    StrategyRegistry.register("hsdp", HSDP, "the same, split within each node", override=True)
+
+
+def check_strategy(trainer: L.Trainer) -> None:
+    """Check that checkpoints, averages and metrics know what a strategy does with the weights.
+
+    Raises:
+        ValueError: If they do not, as with ``fsdp``, torch's first version.
+    """
+    if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+        found = type(trainer.strategy).__name__
+        raise ValueError(f"trainer.strategy: got {found}, expected auto, ddp, fsdp2 or hsdp")
+
+
+def _buffers() -> str:
+    """Name the option of torch that sends buffers before each step: it has another name from 2.15 on."""
+    options = inspect.signature(DistributedDataParallel.__init__).parameters
+    return "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"

@@ -1,0 +1,79 @@
+"""Tensors and modules that are split over processes (FSDP2), and their whole again.
+
+Each process holds a part of every weight, as a DTensor; what is computed from weights element by element is
+split alike. Functions that say so are collective: all processes call them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Tell whether this process holds a part of the module's weights only."""
+    return isinstance(module, FSDPModule)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return all of a tensor, of any shape; collective if it is split."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Take this process's part of a whole tensor that all processes have.
+
+    Args:
+        tensor: Any shape, on any device.
+        like: A tensor of the same shape; if it is not split, nothing is.
+
+    Returns:
+        ``tensor``, split and placed like ``like``.
+    """
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gather_full(tree: Any, keep: bool) -> Any:
+    """Replace the split tensors in nested dicts and lists by whole ones in main memory; collective.
+
+    Args:
+        tree: The same on all processes, but for the parts.
+        keep: Whether this process wants the whole ones; another gets None, and needs no room for them.
+    """
+    if isinstance(tree, DTensor):
+        found = tree.full_tensor()
+        return found.cpu() if keep else None
+    if isinstance(tree, dict):
+        return {key: gather_full(value, keep) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [gather_full(value, keep) for value in tree]
+    return tree
+
+
+def unshard(module: nn.Module) -> None:
+    """Give each process all weights, until ``reshard``: to run forward any number of times; collective.
+
+    Processes may then differ in how often they do. The weights are not to be written to.
+    """
+    with torch.inference_mode(False):  # training goes on with the same memory
+        for unit in _units(module):
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+
+
+def reshard(module: nn.Module) -> None:
+    """Keep this process's part of the weights only, without asking the others; a whole module stays whole."""
+    for unit in _units(module):
+        unit.set_reshard_after_forward(unit is not module, recurse=False)
+        unit.reshard()
+
+
+def _units(module: nn.Module) -> Iterator[FSDPModule]:
+    return (unit for unit in module.modules() if isinstance(unit, FSDPModule))

@@ -1,0 +1,42 @@
+"""The processes that torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ldm.cli import device
+from ldm.distributed.group import Group, ProcessGroup, SingleProcess
+
+PATIENCE = timedelta(hours=1)
+"""How long one waits for the others, whose shares are equal, but may lie on a slower disk."""
+
+
+def launched() -> tuple[int, int] | None:
+    """Return the number of nodes, and that of processes on each, that torchrun started; None without it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return int(os.environ["WORLD_SIZE"]) // here, here
+
+
+@contextmanager
+def processes(name: str) -> Iterator[tuple[Group, torch.device]]:
+    """Join them in a command without a trainer, if there are several; each takes a GPU of its own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield SingleProcess(), device(name)
+        return
+    gpu = name == "cuda"
+    where = device(f"cuda:{os.environ['LOCAL_RANK']}" if gpu else name)
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
+    try:
+        if gpu:
+            torch.cuda.set_device(where)
+        yield ProcessGroup(where), where
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""One engine that measures images, for the callback and for ``ldm.evaluate``."""

@@ -1,0 +1,240 @@
+"""What the command line of ``ldm.evaluate`` asks for: candidates, each with metrics that make sense."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import cast
+
+from jsonargparse import Namespace
+from torch.utils.data import Dataset
+
+from ldm.data.decode import Sample
+from ldm.diffusion.guidance import ClassifierFree, Guidance
+from ldm.diffusion.samplers.sampler import Sampler
+from ldm.evaluation.reference import ReferenceImages
+from ldm.evaluation.sources import FolderImages, GeneratedImages, ImageSource, RealImages, Repeated
+from ldm.io import checkpoint as ckpt
+from ldm.metrics.clip_score import CLIPScore
+from ldm.metrics.extractors.clip import CLIPExtractor
+from ldm.metrics.extractors.inception import Inception
+from ldm.metrics.feature_metrics import FeatureMetrics
+from ldm.metrics.frechet import Frechet
+from ldm.metrics.inception_score import InceptionScore
+from ldm.metrics.kernel import CMMD, KID
+from ldm.metrics.lpips import LPIPS
+from ldm.metrics.measure import Measure
+from ldm.metrics.metric import Metadata, Metric
+from ldm.metrics.neighbours import Neighbours
+from ldm.metrics.psnr import PSNR
+from ldm.metrics.retrieval import Retrieval
+from ldm.metrics.ssim import SSIM
+from ldm.metrics.zero_shot import TEMPLATES, ZeroShot
+from ldm.stages.load import CLIPTower
+from ldm.stages.stage import Stage
+from ldm.types import Generates
+
+Stages = Sequence[tuple[str, Stage]]
+"""Checkpoints by their paths."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Which metrics are for which images.
+
+    Args:
+        all: For any.
+        captioned: For what a stage drew or took for captions.
+        others: For what has none, instead.
+        paired: For reconstructions, beside their originals.
+    """
+
+    all: list[Metric]
+    captioned: list[Metric] = field(default_factory=list)
+    others: list[Metric] = field(default_factory=list)
+    paired: list[Metric] = field(default_factory=list)
+
+    def of(self, stage: Stage, samples: Dataset[Sample]) -> list[Metric]:
+        """Return those for what a stage makes of samples."""
+        about_text = self.captioned if "text" in samples[0] else self.others
+        return [*self.all, *about_text, *(self.paired if stage.name == "autoencoder" else [])]
+
+    @property
+    def of_files(self) -> list[Metric]:
+        """Those for images of which nothing else is known."""
+        return [*self.all, *self.others]
+
+
+def build_metrics(
+    options: Namespace, more: Sequence[Metric], stages: Stages, real: ReferenceImages
+) -> Metrics:
+    """Choose the metrics that options and stages ask for.
+
+    Args:
+        options: The command line.
+        more: Those of --metrics.
+        stages: What is measured.
+        real: What is compared with.
+
+    Raises:
+        ValueError: If there is none, or one without anything to measure.
+    """
+    kinds = {stage.name for _, stage in stages}
+    found = Metrics([])
+    if options.inception:
+        measures = [Frechet(), Frechet("spatial", "sfid"), InceptionScore(), KID(), Neighbours()]
+        found.all.append(FeatureMetrics(Inception(options.inception), measures, real.statistics))
+    if options.clip:
+        tower = CLIPExtractor(CLIPTower(options.clip))
+        against: list[Measure] = [] if real.samples is None else [Frechet(), CMMD()]
+        found.captioned.append(FeatureMetrics(tower, [*against, CLIPScore()]))
+        found.others.extend([FeatureMetrics(tower, against)] if against else [])
+    if "autoencoder" in kinds:
+        found.paired.extend([PSNR(), SSIM()])
+    if options.lpips:
+        if "autoencoder" not in kinds:
+            raise ValueError("--lpips: compares reconstructions, expected an autoencoder as --checkpoint")
+        found.paired.append(LPIPS(options.lpips))
+    found.all.extend(more)
+    asked = options.inception or options.clip or more
+    if not asked and not kinds & {"autoencoder", "clip"}:
+        raise ValueError("got no metric, expected --inception, --clip, --lpips or --metrics")
+    return found
+
+
+def check_stages(options: Namespace, stages: Stages) -> None:
+    """Check that there is a stage for each option, and that stages draw images of one size.
+
+    Raises:
+        ValueError: If not: an option without effect would be believed to have one.
+    """
+    kinds = {stage.name for _, stage in stages}
+    for name in ("sampler", "steps", "guidance"):
+        if options[name] and "diffusion" not in kinds:
+            raise ValueError(f"--{name}: got one, but no --checkpoint is of a diffusion stage")
+    for name in ("classes", "templates"):
+        if options[name] and "clip" not in kinds:
+            raise ValueError(f"--{name}: got one, but no --checkpoint is of a CLIP: it has no effect")
+    sizes = {path: stage.image_size for path, stage in stages if stage.image_size}
+    if not options.size and len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{path} {size}" for path, size in sizes.items())
+        raise ValueError(f"--size: got none, but checkpoints were trained on different sizes: {listed}")
+
+
+def build_sources(
+    options: Namespace,
+    stages: Stages,
+    samples: Dataset[Sample] | None,
+    ways: Ways,
+    metrics: Metrics,
+) -> Iterator[ImageSource]:
+    """Yield what is measured: each checkpoint in each setting, then each folder."""
+    for path, stage in stages:
+        assert samples is not None
+        wanted = Repeated(samples, options.num_images or len(samples))  # type: ignore[arg-type]
+        origin: Metadata = {
+            "checkpoint": path,
+            "checkpoint_sha256": ckpt.sha256(path),
+            "weights": _weights(path),
+        }
+        mine = metrics.of(stage, samples)
+        if not isinstance(stage, Generates):
+            yield RealImages(wanted, origin, [*mine, *build_clip_metrics(options, path, samples)])
+            continue
+        for setting in settings(ways, stage):
+            name, how = f"{path} {setting.label}".strip(), (options.seed, options.precision)
+            drawn = GeneratedImages(name, stage, setting.parts, wanted, *how, origin)
+            drawn.series, drawn.metrics = f"{path} {setting.series}".strip(), mine
+            yield drawn
+    for path in options.images:
+        read = FolderImages(path, options.num_images)
+        read.metrics = metrics.of_files
+        yield read
+
+
+def build_clip_metrics(options: Namespace, path: str, samples: Dataset[Sample]) -> Iterator[Metric]:
+    """Yield what a CLIP is measured with: captions if there are any, classes if they are named."""
+    clip = CLIPTower(path)
+    if "text" in samples[0] or not options.classes:
+        yield FeatureMetrics(CLIPExtractor(clip), [Retrieval()])
+    if options.classes:
+        yield ZeroShot(clip, options.classes, options.templates or TEMPLATES)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """In which ways a diffusion model draws: all combinations of these, where none leaves its own.
+
+    Args:
+        samplers: Samplers.
+        steps: Numbers of their steps.
+        guidances: Scales of classifier-free guidance, or guidances.
+    """
+
+    samplers: Sequence[Sampler] = ()
+    steps: Sequence[int] = ()
+    guidances: Sequence[float | Guidance] = ()
+
+    @property
+    def swept(self) -> str:
+        """Name of what changes innermost; "" if nothing does but the sampler."""
+        return "guidance" if len(self.guidances) > 1 else "steps" if len(self.steps) > 1 else ""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a stage draws.
+
+    Args:
+        parts: Sampler and guidance in place of the stage's own.
+        metadata: What was chosen, by name.
+        swept: Name of what is swept innermost; "" if there is but one setting.
+    """
+
+    parts: dict[str, object]
+    metadata: dict[str, str]
+    swept: str
+
+    @property
+    def label(self) -> str:
+        """What was chosen, for tables."""
+        return " ".join(f"{name}={value}" for name, value in self.metadata.items())
+
+    @property
+    def series(self) -> str:
+        """What all points of a curve have in common."""
+        return " ".join(f"{name}={value}" for name, value in self.metadata.items() if name != self.swept)
+
+
+def settings(ways: Ways, stage: Stage) -> Iterator[Setting]:
+    """Yield every combination of sampler, steps and guidance."""
+    if not hasattr(stage, "sampler"):
+        yield Setting({}, {}, "")
+        return
+    chosen = ways.samplers or [cast(Sampler, stage.sampler)]
+    own: list[None] = [None]
+    for sampler, steps, guidance in product(chosen, ways.steps or own, ways.guidances or own):
+        mine = copy.copy(sampler)
+        parts: dict[str, object] = {"sampler": mine}
+        metadata = {"sampler": type(mine).__name__} if len(ways.samplers) > 1 else {}
+        if steps is not None:
+            mine.num_steps, metadata["steps"] = steps, str(steps)
+        if isinstance(guidance, Guidance):
+            parts["guidance"] = guidance.to(stage.device)
+            metadata["guidance"] = _label(guidance)
+        elif guidance is not None:
+            parts["guidance"], metadata["guidance"] = ClassifierFree(guidance), f"{guidance:g}"
+        yield Setting(parts, metadata, ways.swept)
+
+
+def _label(guidance: Guidance) -> str:
+    """Name a guidance by its class, its numbers and what it holds: Interval(100, 800, Rescaled(3, 0.7))."""
+    numbers = [f"{v:g}" for k, v in vars(guidance).items() if k != "training" and isinstance(v, int | float)]
+    inside = [_label(each) for each in guidance.children() if isinstance(each, Guidance)]
+    return f"{type(guidance).__name__}({', '.join([*numbers, *inside])})"
+
+
+def _weights(path: str) -> str:
+    return str(ckpt.peek(path).get("weights", "raw"))

@@ -1,0 +1,69 @@
+"""What ``ldm.evaluate`` compares with: shards, a folder, or a file of statistics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from ldm.data.decode import Sample
+from ldm.data.readers import Indexed
+from ldm.data.source import EvaluationSet, Spec
+from ldm.evaluation.sources import ImageArray, ImageFolder, open_images
+from ldm.io.weights import sha256
+from ldm.metrics.reference import array_names
+
+
+@dataclass(frozen=True)
+class ReferenceImages:
+    """What is compared with.
+
+    Args:
+        samples: The images; None if there is a file of statistics only.
+        identity: Text that changes when they do; None if there is a file of statistics only.
+        fingerprint: What records call them, or None.
+        statistics: File of them for Inception, or None.
+        size: Side of the images; None if the file knows.
+    """
+
+    samples: Dataset[Sample] | None
+    identity: str | None
+    fingerprint: str | None
+    statistics: str | None
+    size: int | None
+
+
+def open_shards(pattern: str, size: int | None) -> EvaluationSet:
+    """Open shards; images are cropped and resized to the size."""
+    if size is None:
+        raise ValueError("--size: got none, expected the side of the images of --data")
+    return Indexed().evaluation(pattern, Spec(("image",), size, 0))
+
+
+def real_images(reference: str | None, samples: EvaluationSet | None, size: int | None) -> ReferenceImages:
+    """Find what is compared with: --reference, or else all of the samples."""
+    if reference is None:
+        assert samples is not None
+        num = len(samples)
+        return ReferenceImages(samples, samples.identity(num), samples.fingerprint(num), None, size)
+    if Path(reference).is_dir():
+        images = open_images(reference)
+        return ReferenceImages(images, *_folder(Path(reference), images), None, images.size)
+    if not Path(reference).is_file():
+        raise FileNotFoundError(f"--reference: '{reference}' does not exist, expected a folder or .npz file")
+    if "arr_0" not in array_names(reference):
+        return ReferenceImages(None, None, None, reference, None)
+    images, contents = open_images(reference), sha256(reference)
+    return ReferenceImages(images, contents, contents, reference, images.size)
+
+
+def _folder(folder: Path, images: ImageFolder | ImageArray) -> tuple[str, str]:
+    """Identify the images of a folder: by names, sizes and times of files, and without the times."""
+    assert isinstance(images, ImageFolder)
+    files = [(str(path.relative_to(folder)), path.stat()) for path in images.paths]
+    names = json.dumps([(name, stat.st_size) for name, stat in files])
+    times = json.dumps([stat.st_mtime_ns for _, stat in files])
+    return f"{names} {times}", hashlib.sha256(names.encode()).hexdigest()

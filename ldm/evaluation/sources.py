@@ -1,0 +1,296 @@
+"""What ``ldm.evaluate`` measures: images that a checkpoint draws, and images that lie in files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldm.data.decode import Sample
+from ldm.data.module import decoded
+from ldm.data.source import collate
+from ldm.evaluation.isolation import replaced
+from ldm.evaluation.record import drawn_by
+from ldm.io.images import from_bytes, to_bytes
+from ldm.metrics.metric import Metadata, Metric
+from ldm.stages.stage import Stage
+from ldm.types import Batch, Generates
+
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class ImageFolder(Dataset[Sample]):
+    """Images of a folder and the folders in it, by the order of their paths.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ValueError: If there is no image, or if sizes are mixed: resizing is a choice that changes every
+            number, so it is not made here.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not self.paths:
+            raise ValueError(f"images: folder '{folder}' holds none, expected some of {', '.join(SUFFIXES)}")
+        first = self._size(self.paths[0])
+        for path in self.paths:
+            if (size := self._size(path)) != first:
+                raise ValueError(
+                    f"images: '{path}' is of {size[0]} x {size[1]} pixels, expected {first[0]} x "
+                    f"{first[1]} like '{self.paths[0]}': bring all to one size"
+                )
+        self.size = first[0]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Return image i, (3, H, W) uint8."""
+        try:
+            with Image.open(self.paths[i]) as image:
+                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        except OSError as error:
+            raise ValueError(f"images: '{self.paths[i]}' cannot be read: {error}") from error
+        return {"key": str(self.paths[i].relative_to(self.folder)), "image": pixels}
+
+    def _size(self, path: Path) -> tuple[int, int]:
+        try:
+            with Image.open(path) as image:
+                return image.size
+        except OSError as error:
+            raise ValueError(f"images: '{path}' cannot be read: {error}") from error
+
+
+class ImageArray(Dataset[Sample]):
+    """Images of an .npz file, ``arr_0`` (N, H, W, 3) uint8: how ADM's evaluation takes them.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                self.images = file["arr_0"]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"images: '{path}' holds no images 'arr_0': {error}") from error
+        shape, dtype = self.images.shape, self.images.dtype
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not len(self.images):
+            raise ValueError(f"images: arr_0 of '{path}' is {dtype} {shape}, expected uint8 (N, H, W, 3)")
+        self.size = int(shape[2])
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Sample:
+        """Return image i, (3, H, W) uint8."""
+        return {"key": f"{i:06d}", "image": torch.from_numpy(self.images[i]).permute(2, 0, 1)}
+
+
+class Repeated(Dataset[Sample]):
+    """The first ``num`` samples of an endless repetition; copies have keys, so random numbers, of their own.
+
+    Args:
+        samples: What is repeated.
+        num: How many samples there are in the end.
+    """
+
+    def __init__(self, samples: Dataset[Sample], num: int) -> None:
+        self.samples, self.num = samples, num
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return self.num
+
+    def __getitem__(self, i: int) -> Sample:
+        """Return sample i."""
+        copy, row = divmod(i, len(self.samples))  # type: ignore[arg-type]
+        sample = self.samples[row]
+        return cast(Sample, {**sample, "key": f"{sample['key']}#{copy}"}) if copy else sample
+
+
+@dataclass(frozen=True)
+class RankSubset:
+    """Which samples a process takes, and how.
+
+    Args:
+        rank: Number of this process.
+        world: Number of processes.
+        batch_size: Samples at once.
+        device: Where they go.
+        num_workers: Processes that read and decode.
+    """
+
+    rank: int
+    world: int
+    batch_size: int
+    device: torch.device
+    num_workers: int
+
+    def batches(self, samples: Dataset[Sample]) -> Iterator[Batch]:
+        """Yield this process's samples, rank, rank + world, ..., with their places."""
+        mine = range(self.rank, len(samples), self.world)  # type: ignore[arg-type]
+        starts = range(0, len(mine), self.batch_size)
+        indices = [list(mine[start : start + self.batch_size]) for start in starts]
+        loader: Any = DataLoader(
+            samples, batch_sampler=indices, collate_fn=collate, num_workers=self.num_workers
+        )
+        for batch, index in zip(loader, indices, strict=True):
+            moved = decoded(move_data_to_device(batch, self.device))
+            moved["index"] = torch.tensor(index)
+            yield moved
+
+
+class ImageSource(ABC):
+    """Images to be measured.
+
+    Args:
+        name: What tables call it.
+        size: Side of its images, in pixels.
+
+    Attributes:
+        series: Candidates of one series are points of one curve.
+        metrics: What it is measured with.
+    """
+
+    metrics: Sequence[Metric] = ()
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = self.series = name
+        self.size = size
+
+    @abstractmethod
+    def images(self, share: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield a process's samples and their images (B, 3, H, W) in [-1, 1], on the levels of uint8."""
+
+    @abstractmethod
+    def metadata(self) -> Metadata:
+        """Say how the images came about."""
+
+
+class FolderImages(ImageSource):
+    """Images of files.
+
+    Args:
+        path: Folder, or .npz file with ``arr_0``.
+        num: The first so many; None takes all.
+    """
+
+    def __init__(self, path: str, num: int | None = None) -> None:
+        self.samples = open_images(path)
+        super().__init__(path, self.samples.size)
+        found = len(self.samples)
+        if num is not None and num > found:
+            raise ValueError(f"--num-images: got {num}, but '{path}' holds {found} images")
+        self.num = num or found
+
+    def images(self, share: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the images as they are."""
+        for batch in share.batches(Repeated(self.samples, self.num)):
+            yield batch, batch["image"]
+
+    def metadata(self) -> Metadata:
+        """Name the files."""
+        return {"images": self.name}
+
+
+class GeneratedImages(ImageSource):
+    """Images that a stage draws for samples, in some setting.
+
+    Args:
+        name: What tables call it.
+        stage: Diffusion, or an autoencoder, which reconstructs.
+        parts: Sampler and guidance in place of the stage's own.
+        samples: What it draws for.
+        seed: Seed of the random numbers.
+        precision: One of ``PRECISIONS``.
+        origin: Where the stage comes from: checkpoint, its hash, averaged weights or not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stage: Stage,
+        parts: dict[str, object],
+        samples: Dataset[Sample],
+        seed: int,
+        precision: str,
+        origin: Metadata,
+    ) -> None:
+        super().__init__(name, samples[0]["image"].shape[-1])
+        self.stage, self.parts, self.samples = stage, parts, samples
+        self.seed, self.precision, self.origin = seed, precision, origin
+
+    @torch.no_grad()
+    def images(self, share: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
+        """Draw; an image depends on seed and sample alone, not on process or batch."""
+        assert isinstance(self.stage, Generates)
+        for batch in share.batches(self.samples):
+            with replaced(self.stage, self.parts), self._autocast(share.device):
+                images = self.stage.generate(batch, self.seed)
+            yield batch, from_bytes(to_bytes(images))
+
+    def metadata(self) -> Metadata:
+        """Name checkpoint, sampler, steps, guidance, seed and precision."""
+        with replaced(self.stage, self.parts):
+            how = drawn_by(self.stage)
+        return {**self.origin, **how, "seed": self.seed, "precision": self.precision}
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(device.type, dtype) if dtype else nullcontext()
+
+
+class RealImages(ImageSource):
+    """The real images themselves: to measure a CLIP with.
+
+    Args:
+        samples: The images.
+        origin: What is measured with them.
+        metrics: How.
+    """
+
+    def __init__(self, samples: Dataset[Sample], origin: Metadata, metrics: Sequence[Metric]) -> None:
+        super().__init__(str(origin["checkpoint"]), samples[0]["image"].shape[-1])
+        self.samples, self.origin, self.metrics = samples, origin, metrics
+
+    def images(self, share: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the images as they are."""
+        for batch in share.batches(self.samples):
+            yield batch, batch["image"]
+
+    def metadata(self) -> Metadata:
+        """Name the CLIP."""
+        return self.origin
+
+
+def open_images(path: str) -> ImageFolder | ImageArray:
+    """Open a folder or an .npz file of images.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    if Path(path).is_dir():
+        return ImageFolder(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"images: '{path}' does not exist, expected a folder or an .npz file")
+    return ImageArray(path)

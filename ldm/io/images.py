@@ -1,0 +1,78 @@
+"""Images as files: rounding to bytes, grids, and PNGs that say how they were made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ldm.io.atomic import replacing
+
+GAP = 2
+"""Pixels between the images of a grid."""
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """Round images (..., 3, H, W) in [-1, 1] to uint8 in [0, 255]; values outside are clamped."""
+    return ((image.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def from_bytes(image: Tensor) -> Tensor:
+    """Map uint8 images (..., 3, H, W) to float32 in [-1, 1]; inverts ``to_bytes`` on its results."""
+    return image.float() / 127.5 - 1.0
+
+
+def grid(images: Tensor, columns: int | None = None) -> Tensor:
+    """Lay images out in rows on white.
+
+    Args:
+        images: (N, 3, H, W), uint8 or float in [-1, 1].
+        columns: Images per row; None makes the grid about square.
+
+    Returns:
+        (3, H', W') uint8.
+
+    Raises:
+        ValueError: If there are no images.
+    """
+    if len(images) == 0:
+        raise ValueError("grid: got no images, expected at least one")
+    if images.dtype != torch.uint8:
+        images = to_bytes(images)
+    count, channels, height, width = images.shape
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    rows = math.ceil(count / columns)
+    sheet = images.new_full((channels, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+def write_png(path: str | Path, image: Tensor, text: Mapping[str, str]) -> None:
+    """Write an image atomically, with ``text`` in the file's text chunks.
+
+    Args:
+        path: Target; its folder is made.
+        image: (3, H, W), uint8 or float in [-1, 1].
+        text: What the file says of itself, e.g. prompt and seed; keys of at most 79 Latin-1 letters.
+    """
+    image = image if image.dtype == torch.uint8 else to_bytes(image)
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_text(key, value)
+    pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    with replacing(Path(path)) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
+
+
+def read_text(path: str | Path) -> dict[str, str]:
+    """Read the text chunks of a PNG."""
+    with Image.open(path) as image:
+        image.load()
+        return {str(k): str(v) for k, v in getattr(image, "text", {}).items()}

@@ -1,0 +1,172 @@
+"""Files of weights, also of other programs: read safely, written whole, checked by name, hashed."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ldm.io.atomic import replacing, sync
+
+SHOWN = 3
+"""Names of each kind that a message lists."""
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read named tensors from safetensors, or from a pickle of torch's without running what is in it.
+
+    Old checkpoints of Lightning hold objects of its callbacks beside the weights. Stand-ins take their place:
+    nothing is imported, nothing of the file is called.
+
+    Args:
+        path: File ending in .safetensors, or else a pickle. Its ``state_dict`` is taken where it has one.
+
+    Returns:
+        Tensors on the CPU in the file's dtype, mapped into memory rather than read where that can be.
+
+    Raises:
+        FileNotFoundError: If there is no file.
+        ValueError: If it is damaged, holds no mapping of tensors, or is a program (TorchScript).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weights '{path}' do not exist, expected a local file; nothing is downloaded"
+        )
+    try:
+        found = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+    except UnpicklingError as error:  # torch would have one switch its safety off
+        raise ValueError(f"weights '{path}' cannot be read: damaged, or no file of weights") from error
+    except Exception as error:
+        raise ValueError(f"weights '{path}' cannot be read: {str(error).splitlines()[0]}") from error
+    return _tensors(found, path)
+
+
+def write_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write named tensors as safetensors, atomically.
+
+    Args:
+        path: File to write; its folder is made.
+        tensors: Of any device and layout; written row by row.
+        metadata: Strings that the file carries, beside the ``format`` that transformers asks for.
+    """
+    path = Path(path)
+    rows = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(rows, temporary, {"format": "pt", **metadata})
+        sync(temporary)
+    sync(path.parent)
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the strings that a safetensors file carries; other files have none."""
+    if Path(path).suffix != ".safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what compiled and parallel training puts before every name."""
+    return {_bare(name): tensor for name, tensor in weights.items()}
+
+
+def check(found: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], name: str) -> None:
+    """Check that weights have exactly the expected names and shapes.
+
+    Args:
+        found: The weights.
+        expected: Shape of each.
+        name: File or folder that they are from, for the message.
+
+    Raises:
+        ValueError: If a name is missing or unknown, or a shape differs; lists the first few of each.
+    """
+    shapes = {
+        key: f"{key} {tuple(found[key].shape)} instead of {tuple(shape)}"
+        for key, shape in expected.items()
+        if key in found and tuple(found[key].shape) != tuple(shape)
+    }
+    problems = {
+        "missing": [key for key in expected if key not in found],
+        "not expected": [key for key in found if key not in expected],
+        "of another shape": list(shapes.values()),
+    }
+    said = [_list(keys, kind, len(expected)) for kind, keys in problems.items() if keys]
+    if said:
+        raise ValueError(f"{name}: {'; '.join(said)}")
+
+
+def sha256(path: str | Path) -> str:
+    """Hash a file, as hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hash tensors by names, shapes, dtypes and bytes, in the order of their names."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        total.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+class Inert:
+    """Stands in for a foreign class or function of a pickle: takes whatever it is given and does nothing."""
+
+    def __new__(cls, *args: object) -> Any:
+        """Ignore the arguments."""
+        return super().__new__(cls)
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        """Ignore the state."""
+
+
+class InertDict:
+    """The same for a foreign kind of dict, which pickles fill after they made it."""
+
+    def __new__(cls, *args: object) -> Any:
+        """Return an empty dict: torch's loader fills nothing else."""
+        return {}
+
+
+def _unpickle(path: Path) -> Any:
+    if not zipfile.is_zipfile(path):  # written before torch 1.6: tensors and primitives only
+        return torch.load(path, map_location="cpu", weights_only=True)
+    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    inert = [(InertDict if name.lower().endswith("dict") else Inert, name) for name in foreign]
+    with torch.serialization.safe_globals(inert):  # type: ignore[arg-type]
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict):
+        raise ValueError(f"weights '{path}' hold a {type(found).__name__}, expected tensors by name")
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"weights '{path}': '{name}' is a {type(value).__name__}, expected a tensor")
+    return dict(found)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod.")
+
+
+def _list(keys: list[str], kind: str, total: int) -> str:
+    more = ", ..." if len(keys) > SHOWN else ""
+    of = f"{len(keys)} of {total}" if kind != "not expected" else f"{len(keys)}"
+    return f"{of} weights {kind} ({', '.join(keys[:SHOWN])}{more})"

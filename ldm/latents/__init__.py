@@ -1,0 +1,1 @@
+"""The space that diffusion works in, and shards of it."""

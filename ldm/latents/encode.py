@@ -1,0 +1,210 @@
+"""Shards of images to shards of latents: read by workers, encoded by the processes of a group."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ldm.data.decode import EXTENSIONS, IMAGES, LATENT, BadSample, decode
+from ldm.data.files import ShardFiles
+from ldm.data.index import Summary, summarize_all
+from ldm.data.writer import tar_writer
+from ldm.distributed.group import Group, SingleProcess
+from ldm.io.atomic import MARK
+from ldm.io.images import from_bytes
+from ldm.latents.manifest import begin, gather, note
+from ldm.nets.autoencoder import KLAutoencoder
+
+
+@dataclass(frozen=True)
+class ShardEncoder:
+    """An autoencoder, and how to use it.
+
+    Args:
+        net: The trained autoencoder.
+        device: Where it is.
+        image_size: Side of the images that it encodes, in pixels.
+        batch_size: Images encoded at once.
+        num_workers: Processes that read and decode images; 0: this one does.
+        keep_images: Whether the new shards keep the images.
+    """
+
+    net: KLAutoencoder
+    device: torch.device
+    image_size: int
+    batch_size: int
+    num_workers: int
+    keep_images: bool
+
+    @torch.no_grad()
+    def latents(self, images: list[torch.Tensor]) -> np.ndarray:
+        """Encode B images (3, S, S) uint8 to (B, 2C, h, w) float16: mean and standard deviation."""
+        posterior = self.net.encode(from_bytes(torch.stack(images).to(self.device)))
+        return torch.cat([posterior.mean, posterior.std], dim=1).half().cpu().numpy()
+
+
+def encode_shards(
+    encoder: ShardEncoder,
+    paths: list[str],
+    out: Path,
+    made_by: dict[str, Any],
+    index_dir: str | None = None,
+    group: Group = SingleProcess(),  # noqa: B008  (stateless)
+) -> tuple[int, int]:
+    """Encode the shards that are not done yet; all processes of a group together.
+
+    Args:
+        encoder: What encodes.
+        paths: Shards with images.
+        out: Folder for the new shards and their manifest.
+        made_by: What the manifest says of the autoencoder.
+        index_dir: Folder for the indices of ``paths``; None: beside each.
+        group: The processes that share the work.
+
+    Returns:
+        Number of samples in the new shards, and of bad samples left out.
+
+    Raises:
+        ValueError: If ``out`` holds shards made otherwise, or two shards have the same name.
+    """
+    _check_names(paths)
+    is_first = group.rank == 0
+    manifest = group.broadcast(begin(out, made_by) if is_first else {})
+    files = ShardFiles(group.broadcast(summarize_all(paths, index_dir) if is_first else []), index_dir)
+    todo = [n for n, summary in enumerate(files.summaries) if not _is_done(manifest, summary, out)]
+    mine = todo[group.rank :: group.world]
+    total = sum(files.summaries[n].count for n in mine)
+    with tqdm(total=total, desc="encode", unit=" images", disable=not is_first) as bar:
+        for name, entry in _encode(encoder, files, mine, out, bar):
+            note(out, name, entry)
+    group.all_reduce(torch.zeros(1))  # all are done
+    entries = group.broadcast(gather(out, manifest) if is_first else manifest)["shards"]
+    named = [entries[Path(path).name] for path in paths]
+    return sum(e["samples"] for e in named), sum(len(e["skipped"]) for e in named)
+
+
+@dataclass(frozen=True)
+class EncodingItem:
+    """A sample to encode.
+
+    Args:
+        key: The sample's.
+        members: Its files.
+        image: (3, S, S) uint8, or what is wrong with it.
+    """
+
+    key: str
+    members: dict[str, bytes]
+    image: torch.Tensor | str
+
+
+class EncodingDataset(Dataset[EncodingItem]):
+    """The items of shards, by (shard, row).
+
+    Args:
+        files: The shards.
+        image_size: Side of the images in pixels.
+    """
+
+    def __init__(self, files: ShardFiles, image_size: int) -> None:
+        self.files = files
+        self.image_size = image_size
+
+    def __getitem__(self, place: tuple[int, int]) -> EncodingItem:
+        """Read and decode one."""
+        members, origin = self.files.members(*place, EXTENSIONS)
+        try:
+            image = decode(members, origin, ["image"], self.image_size, None)["image"]
+        except BadSample as error:
+            return EncodingItem(origin.key, members, str(error))
+        return EncodingItem(origin.key, members, image)
+
+
+def _encode(
+    encoder: ShardEncoder, files: ShardFiles, numbers: list[int], out: Path, bar: tqdm[Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Encode some of the shards; yield the name and the manifest's entry of each that is done."""
+    batches = [_batches(n, files.summaries[n].count, encoder.batch_size) for n in numbers]
+    items = iter(
+        DataLoader(
+            EncodingDataset(files, encoder.image_size),
+            batch_sampler=chain.from_iterable(batches),
+            num_workers=encoder.num_workers,
+            collate_fn=list,
+        )
+    )
+    for number in numbers:
+        summary = files.summaries[number]
+        of_shard = islice(items, -(-summary.count // encoder.batch_size))
+        target = out / Path(summary.path).name
+        count, skipped = _encode_shard(encoder, of_shard, target, bar)
+        about = {"size": summary.size, "mtime_ns": summary.mtime_ns, "samples": count, "skipped": skipped}
+        yield target.name, about
+
+
+def _encode_shard(
+    encoder: ShardEncoder, batches: Iterable[list[EncodingItem]], target: Path, bar: tqdm[Any]
+) -> tuple[int, list[str]]:
+    """Write one shard, atomically; return its number of samples, and what was wrong with others."""
+    count = 0
+    skipped: list[str] = []
+    for stale in target.parent.glob(f"{target.name}{MARK}*"):
+        stale.unlink()  # of a call that was killed
+    with tar_writer(target) as writer:
+        for items in batches:
+            bad = [item.image for item in items if isinstance(item.image, str)]
+            for sample in _encode_batch(encoder, items):
+                writer.write(sample)
+            for message in bad:
+                tqdm.write(f"skipped: {message}", file=sys.stderr)
+            count, skipped = count + len(items) - len(bad), skipped + bad
+            bar.update(len(items))
+    return count, skipped
+
+
+def _encode_batch(encoder: ShardEncoder, items: list[EncodingItem]) -> Iterator[dict[str, Any]]:
+    """Yield the members of the new samples: those of the good items."""
+    good = [item for item in items if not isinstance(item.image, str)]
+    dropped = (LATENT,) if encoder.keep_images else (LATENT, *IMAGES)
+    images = [cast(torch.Tensor, item.image) for item in good]
+    latents: Iterable[np.ndarray] = encoder.latents(images) if good else []
+    for item, latent in zip(good, latents, strict=True):
+        kept = {name: member for name, member in item.members.items() if name not in dropped}
+        yield {"__key__": item.key, **kept, LATENT: _npy(latent)}
+
+
+def _is_done(manifest: dict[str, Any], summary: Summary, out: Path) -> bool:
+    name = Path(summary.path).name
+    entry = manifest["shards"].get(name)
+    same = entry is not None and (entry["size"], entry["mtime_ns"]) == (summary.size, summary.mtime_ns)
+    return same and (out / name).exists()
+
+
+def _check_names(paths: list[str]) -> None:
+    names = [Path(path).name for path in paths]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(
+            f"--shards: {sorted(twice)[0]} is there twice, expected different names: one --out each"
+        )
+
+
+def _batches(shard: int, count: int, size: int) -> Iterator[list[tuple[int, int]]]:
+    rows = range(count)
+    return ([(shard, row) for row in rows[start : start + size]] for start in range(0, count, size))
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()

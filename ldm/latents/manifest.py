@@ -1,0 +1,145 @@
+"""What says of shards of latents which autoencoder made them: latents.json beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from ldm.data.tar import expand
+from ldm.io.atomic import write_text
+
+MANIFEST = "latents.json"
+_NOTE = ".done.json"
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Read what ``ldm.encode`` wrote beside its shards; None if there is nothing.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest["autoencoder"]["sha256"], manifest["image_size"], manifest["shards"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: is no manifest of ldm.encode ({error!r}): encode the shards again"
+        ) from error
+    return dict(manifest)
+
+
+def begin(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
+    """Read the manifest of earlier calls of ``ldm.encode``, or begin one.
+
+    Args:
+        out: Folder for the shards.
+        made_by: What the manifest must say of the autoencoder.
+
+    Raises:
+        ValueError: If ``out`` holds shards made otherwise.
+    """
+    manifest = read_manifest(out) or {**made_by, "shards": {}}
+    then, now = manifest["autoencoder"]["sha256"], made_by["autoencoder"]["sha256"]
+    if then != now:
+        raise ValueError(
+            f"--out: '{out}' holds latents of another autoencoder (SHA-256 {then[:12]}..., expected "
+            f"{now[:12]}...): choose another folder, or delete this one"
+        )
+    for name in ("image_size", "keep_images"):
+        if manifest[name] != made_by[name]:
+            raise ValueError(
+                f"--out: '{out}' was encoded with {name} {manifest[name]}, expected {made_by[name]}: choose "
+                "another folder, or delete this one"
+            )
+    noted = {_noted(path) for path in _notes(out)}
+    if not manifest["shards"] and (foreign := {path.name for path in out.glob("*.tar")} - noted):
+        raise ValueError(f"--out: {out / min(foreign)} is there, expected a folder without other shards")
+    out.mkdir(parents=True, exist_ok=True)
+    return gather(out, manifest)
+
+
+def note(out: Path, name: str, entry: dict[str, Any]) -> None:
+    """Note that a shard is done, in a file of its own: processes write none together."""
+    write_text(out / f".{name}{_NOTE}", json.dumps(entry))
+
+
+def gather(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest with all notes in it, and remove them; one process alone."""
+    notes = _notes(out)
+    found = {_noted(path): json.loads(path.read_text(encoding="utf-8")) for path in notes}
+    manifest = {**manifest, "shards": dict(sorted({**manifest["shards"], **found}.items()))}
+    write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    for path in notes:
+        path.unlink()
+    return manifest
+
+
+def _notes(out: Path) -> list[Path]:
+    return sorted(out.glob(f".*{_NOTE}"))
+
+
+def _noted(note: Path) -> str:
+    return note.name.removeprefix(".").removesuffix(_NOTE)
+
+
+def check_source(
+    fields: Collection[str],
+    train: str | list[str],
+    val: str | list[str],
+    image_size: int,
+    upstream: Mapping[str, str],
+) -> None:
+    """Check that latents in the data come from the autoencoder that the stage decodes with.
+
+    Args:
+        fields: What is read of the training shards.
+        train: Training shards.
+        val: Validation shards.
+        image_size: Side of the images in pixels.
+        upstream: Checkpoints that the stage is built on, with their SHA-256.
+
+    Raises:
+        ValueError: If they come from another, or if nothing says where they come from.
+    """
+    if "latent" in fields:
+        for folder in folders(train, "data.train"):
+            manifest = read_manifest(folder)
+            if manifest is None:
+                raise ValueError(f"data.train: no {MANIFEST} in '{folder}', expected what ldm.encode wrote")
+            _check(manifest, folder, "data.train", image_size, upstream)
+    for folder in folders(val, "data.val"):  # validation uses latents wherever there are some
+        if upstream and (manifest := read_manifest(folder)) is not None:
+            _check(manifest, folder, "data.val", image_size, upstream)
+
+
+def folders(shards: str | list[str], name: str) -> list[Path]:
+    """List the folders that shards lie in.
+
+    Args:
+        shards: Pattern or paths.
+        name: Key of the configuration that gives them.
+    """
+    return sorted({Path(path).parent for path in expand(shards, name)})
+
+
+def _check(
+    manifest: dict[str, Any], folder: Path, name: str, image_size: int, upstream: Mapping[str, str]
+) -> None:
+    found = manifest["autoencoder"]["sha256"]
+    if found not in upstream.values():
+        expected = ", ".join(f"{path} ({sha[:12]}...)" for path, sha in sorted(upstream.items()))
+        raise ValueError(
+            f"{name}: the latents in '{folder}' were encoded by another autoencoder "
+            f"({manifest['autoencoder']['checkpoint']}, SHA-256 {found[:12]}...), expected that of "
+            f"model.latents: {expected or 'none'}; encode them again with python -m ldm.encode"
+        )
+    if manifest["image_size"] != image_size:
+        raise ValueError(
+            f"data.image_size: got {image_size}, but the latents in '{folder}' were encoded from "
+            f"images of size {manifest['image_size']}"
+        )

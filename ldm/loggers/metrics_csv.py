@@ -1,0 +1,109 @@
+"""All metrics of a run in one CSV file, which a resumed run continues."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from ldm.io.atomic import replacing
+
+Row = dict[str, str]
+FIRST = ["step", "samples"]
+
+
+class MetricsCSV(Logger):
+    """Writes ``metrics.csv``: one row per log call, at once on the disk, a column per metric.
+
+    A resumed run drops the rows that the interrupted one wrote after the checkpoint, so that no step
+    is there twice. A new metric rewrites the file with one more column.
+
+    Args:
+        save_dir: Folder of the run.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self._folder = Path(save_dir)
+        self._columns: list[str] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._folder / "metrics.csv"
+
+    @property
+    def name(self) -> str:
+        """Name of the logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Version of the logger: there is one file per run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """Folder of the run."""
+        return str(self._folder)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the configuration to the run's config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row.
+
+        Args:
+            metrics: Values by name. "epoch" is left out: training counts in samples.
+            step: Optimizer steps done before this one.
+        """
+        values = {"step": step or 0, **{k: v for k, v in metrics.items() if k != "epoch"}}
+        row = {name: _format(value) for name, value in values.items()}
+        if self._columns is None:
+            self._columns = self._resume(row)
+        missing = sorted(row.keys() - set(self._columns))
+        if missing:
+            self._columns = self._columns + missing
+            self._rewrite(_read(self.path), self._columns)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+
+    def _resume(self, first: Row) -> list[str]:
+        rows = _read(self.path)
+        columns = list(dict.fromkeys([*FIRST, *(name for row in rows for name in row)]))
+        self._rewrite([row for row in rows if not _is_later(row, first)], columns)
+        return columns
+
+    def _rewrite(self, rows: list[Row], columns: list[str]) -> None:
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _is_later(row: Row, first: Row) -> bool:
+    """Whether ``row`` follows the first row of a resumed run, or is that row."""
+    step, resumed = int(row["step"]), int(first["step"])
+    return step > resumed or (step == resumed and {k for k, v in row.items() if v} == first.keys())
+
+
+def _read(path: Path) -> list[Row]:
+    """Read the rows; a last line cut short by a crash is dropped."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        text = file.read()
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [row for row in csv.DictReader(lines) if row["step"]]
+
+
+def _format(value: float) -> str:
+    """Print counts as integers, and others with the nine digits that tell all float32 apart."""
+    value = float(value)
+    return str(int(value)) if value.is_integer() and abs(value) < 2**53 else f"{value:.9g}"

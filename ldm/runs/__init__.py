@@ -1,0 +1,1 @@
+"""The folder of a run: what it leaves there, and where."""

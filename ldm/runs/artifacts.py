@@ -1,0 +1,119 @@
+"""Artifacts of W&B along a chain: autoencoder -> latents -> diffusion, each by its name and its contents.
+
+What is trained or encoded matters more than what is said of it: publishing warns, and never fails.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ldm.io import checkpoint as ckpt
+from ldm.latents.manifest import MANIFEST
+from ldm.loggers.wandb import Artifact, WandbSamplesLogger
+from ldm.runs.folder import Run
+
+
+def run_of(checkpoint: str | Path) -> Run:
+    """Return the run that a checkpoint lies in; a run folder stands for its newest checkpoint."""
+    path = Path(checkpoint).absolute()
+    return Run(path.parent.parent if path.suffix == ".ckpt" else path)
+
+
+def artifact_name(folder: Path) -> str:
+    """Name the artifact of a run or of shards by its folder: ``demo-clip`` for ``runs/demo/clip``."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(folder.absolute().parts[-2:]).strip("/"))
+
+
+def version(sha256: str) -> str:
+    """Name the version of an artifact by the SHA-256 of a file in it."""
+    return f"sha-{sha256[:16]}"
+
+
+def use_upstream(
+    loggers: Iterable[WandbSamplesLogger], upstream: Mapping[str, str], latents: Iterable[Path]
+) -> None:
+    """Record what a run is built on.
+
+    Args:
+        loggers: Where to.
+        upstream: Checkpoints that the stage is built on, with their SHA-256.
+        latents: Folders of the shards of latents that it trains on.
+    """
+    built_on = {artifact_name(run_of(path).folder): version(sha) for path, sha in upstream.items()}
+    built_on |= {artifact_name(folder): _version_of(folder / MANIFEST) for folder in latents}
+    for logger in loggers:
+        logger.use(built_on, "built_on")
+
+
+def use_weights(loggers: Iterable[WandbSamplesLogger], checkpoint: str) -> None:
+    """Say whose weights a fresh run starts with."""
+    for logger in loggers:
+        logger.use({artifact_name(run_of(checkpoint).folder): _version_of(checkpoint)}, "started_with")
+
+
+def publish_run(
+    loggers: Iterable[WandbSamplesLogger], run: Run, kind: str, metadata: Mapping[str, Any]
+) -> None:
+    """Make a finished run's checkpoints an artifact: the last, and the best if there is one.
+
+    Args:
+        loggers: Where to.
+        run: The run.
+        kind: Name of its stage.
+        metadata: Samples seen, and what it was built on.
+    """
+    for logger in loggers:
+        with _warning(f"the checkpoints of {run.folder}"):
+            checkpoints = {_version_of(run.last): run.last}
+            if (best := run.last.with_name("best.ckpt")).exists():
+                checkpoints.setdefault(_version_of(best), best)  # the last may be the best
+            logger.publish(
+                Artifact(
+                    name=artifact_name(run.folder),
+                    kind=kind,
+                    versions=list(checkpoints),
+                    files=[*checkpoints.values(), *run.records],
+                    metadata=dict(metadata),
+                )
+            )
+
+
+def publish_latents(logger: WandbSamplesLogger, folder: Path, made_by: dict[str, Any]) -> None:
+    """Make shards of latents an artifact: their manifest, and the shards by reference.
+
+    Args:
+        logger: Where to.
+        folder: The shards.
+        made_by: What the manifest says of the autoencoder.
+    """
+    source = made_by["autoencoder"]
+    logger.use({artifact_name(run_of(source["checkpoint"]).folder): version(source["sha256"])}, "built_on")
+    with _warning(f"the latents in {folder}"):
+        logger.publish(
+            Artifact(
+                name=artifact_name(folder),
+                kind="latents",
+                versions=[_version_of(folder / MANIFEST)],
+                files=[folder / MANIFEST],
+                references=sorted(folder.glob("*.tar")),
+                metadata=made_by,
+            )
+        )
+
+
+def _version_of(path: str | Path) -> str:
+    return version(ckpt.sha256(path))
+
+
+@contextmanager
+def _warning(what: str) -> Iterator[None]:
+    """Let any error be a warning that names what is not published."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"wandb.artifacts: {what} are not published: {error}", stacklevel=3)

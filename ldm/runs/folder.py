@@ -1,0 +1,188 @@
+"""The folder that a run leaves: resolved configuration, environment, checkpoints, metrics, images, W&B."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from ldm.checkpointing.writer import newest_complete
+from ldm.io import checkpoint as ckpt
+from ldm.io.atomic import write_text
+from ldm.loggers.metrics_csv import MetricsCSV
+from ldm.loggers.wandb import End, WandbSamplesLogger
+from ldm.runs.environment import environment, uncommitted
+
+SMALLER_IS_BETTER = ("loss*", "fid/*", "sfid/*", "kid/*", "cmmd/*", "lpips*", "reconstruction", "kl")
+LARGER_IS_BETTER = (
+    *(
+        "psnr",
+        "image_psnr*",
+        "ssim*",
+        "accuracy",
+        "clip_score/*",
+        "caption/*",
+        "layout/*",
+        "map/*",
+        "known/*",
+    ),
+    *("is/*", "precision/*", "recall/*", "density/*", "coverage/*"),
+    *("image_to_text*", "text_to_image*", "zero_shot*"),
+)
+"""Values of a validation, without val/."""
+GOOD_END: tuple[tuple[tuple[str, ...], End], ...] = ((SMALLER_IS_BETTER, "min"), (LARGER_IS_BETTER, "max"))
+
+
+@dataclass
+class WandB:
+    """What Weights & Biases gets.
+
+    Args:
+        mode: "offline" writes into the run folder only, "wandb sync" sends it later; "online" sends it
+            while the run goes on, and needs "wandb login" or WANDB_API_KEY; "disabled" writes nothing.
+        project: Project that the run belongs to.
+        entity: User or team that the project belongs to; None means that of the login.
+        tags: Tags of the run.
+        artifacts: Whether checkpoints and shards of latents become artifacts of W&B, with lineage to what
+            they were built on. Checkpoints are copied, shards are named.
+    """
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "ldm"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+    artifacts: bool = False
+
+
+class Run:
+    """One run's folder.
+
+    Args:
+        folder: Where everything that the run leaves goes.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    def start_from(self, ckpt_path: str | None) -> Path | None:
+        """Resolve ``--ckpt_path`` to the file that training continues from, or None to start afresh.
+
+        Raises:
+            FileNotFoundError: If a path is given and there is no checkpoint.
+            ValueError: If None is given and the folder already has checkpoints, or if all are damaged.
+        """
+        if ckpt_path == "last":
+            return newest_complete(self.last.parent)
+        if ckpt_path is not None:
+            return ckpt.find(ckpt_path)
+        found = sorted((self.folder / "checkpoints").glob("*.ckpt"))
+        if found:
+            raise ValueError(
+                f"ckpt_path: null starts afresh, but run folder '{self.folder}' already has {found[0].name}: "
+                "delete the folder, name another with --run, or resume with --ckpt_path last"
+            )
+        return None
+
+    def loggers(self, wandb: WandB, job_type: str) -> list[Logger]:
+        """Make the loggers: W&B unless disabled, and metrics.csv."""
+        mine: list[Logger] = [] if wandb.mode == "disabled" else [self.wandb(wandb, job_type)]
+        return [*mine, MetricsCSV(str(self.folder))]
+
+    def record(self, config: str) -> None:
+        """Write config.yaml, environment.json and uncommitted.diff if there is one.
+
+        Earlier ones that differ are kept under a number.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(self.folder / "config.yaml", config)
+        replace_text(self.folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        changes, path = uncommitted(), self.folder / "uncommitted.diff"
+        if changes or path.exists():
+            replace_text(path, changes)
+
+    @property
+    def records(self) -> list[Path]:
+        """What ``record`` wrote last."""
+        names = ("config.yaml", "environment.json", "uncommitted.diff")
+        return [self.folder / name for name in names if (self.folder / name).exists()]
+
+    @property
+    def chain(self) -> str:
+        """What W&B groups by: the folder that this one lies in."""
+        return self.folder.absolute().parent.name
+
+    def wandb(self, settings: WandB, job_type: str, chain: str | None = None) -> WandbSamplesLogger:
+        """Make the logger to W&B: the same W&B run each time that it is made for this folder.
+
+        Args:
+            settings: What W&B gets.
+            job_type: Stage, or what else is done.
+            chain: Group of the W&B run; None is this folder's.
+        """
+        # what it stages and caches belongs to the run too, not into the home folder
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
+            os.environ[name] = str(self.folder.absolute() / "wandb" / "staging")
+        os.environ["WANDB_SILENT"] = "true"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return WandbSamplesLogger(
+            {f"val/{name}": end for names, end in GOOD_END for name in names},
+            {
+                "name": self.folder.name,
+                "save_dir": str(self.folder),
+                "id": self._wandb_id(),
+                "project": settings.project,
+                "offline": settings.mode == "offline",
+                "entity": settings.entity,
+                "tags": settings.tags,
+                "group": chain or self.chain,
+                "job_type": job_type,
+                "resume": "allow",
+            },
+        )
+
+    def _wandb_id(self) -> str | None:
+        path = self.folder / "wandb-id.txt"
+        if not path.exists():
+            if getattr(rank_zero_only, "rank", 0) != 0:
+                return None  # only the first process talks to W&B, so it alone names the run
+            write_text(path, secrets.token_hex(4) + "\n")
+        return path.read_text().strip()
+
+
+def start_wandb(logger: WandbLogger, config: dict[str, Any]) -> None:
+    """Open the W&B run, and tell it the configuration and what it runs on.
+
+    Raises:
+        ValueError: If it cannot start, e.g. online without a key.
+    """
+    try:
+        experiment = logger.experiment
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"wandb.mode: W&B cannot start ({reason}): run 'wandb login' or set WANDB_API_KEY for online "
+            "logging, or set --wandb.mode to offline or disabled"
+        ) from error
+    here = {name: value for name, value in environment().items() if name != "packages"}
+    experiment.config.update({**config, "environment": here}, allow_val_change=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file atomically; an earlier one that differs stays as ``<stem>-<n><suffix>``."""
+    if path.exists() and path.read_text(encoding="utf-8") != text:
+        number = 1
+        while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+            number += 1
+        path.rename(kept)
+    write_text(path, text)

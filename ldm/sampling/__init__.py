@@ -1,0 +1,1 @@
+"""What to sample, and how: requests, and guidance by a weaker model."""

@@ -1,0 +1,62 @@
+"""Guidance by a weaker version of the model."""
+
+from __future__ import annotations
+
+import torch
+
+from ldm.diffusion.guidance import Guidance, extrapolated
+from ldm.diffusion.schedule import Schedule
+from ldm.io import checkpoint as ckpt
+from ldm.nets.frozen import Frozen
+from ldm.stages.diffusion import Diffusion
+from ldm.stages.load import load_stage
+from ldm.types import Batch, Conditional, Denoise
+
+
+class Autoguidance(Frozen[Diffusion], Guidance):
+    """Away from the errors of a weaker model: Karras et al. 2024 (arXiv:2406.02507), Eq. 3.
+
+    x0_hat = weak + scale (strong - weak), both with the condition, so that images get better without
+    getting alike.
+
+    Args:
+        checkpoint: Checkpoint or run folder of a smaller or less trained model of the same latents.
+        scale: 1 is the model itself, 2 or so is best in the paper.
+
+    Raises:
+        ValueError: When it guides a model with another noise schedule, or of other latents.
+    """
+
+    def __init__(self, checkpoint: str, scale: float) -> None:
+        super().__init__(load_stage(checkpoint, Diffusion))
+        self.checkpoint, self.sha256 = checkpoint, ckpt.sha256(checkpoint)
+        self.scale = scale
+
+    @property
+    def upstream(self) -> dict[str, str]:
+        """The weaker model."""
+        return {self.checkpoint: self.sha256}
+
+    def __call__(self, model: Conditional, batch: Batch) -> Denoise:
+        """Extrapolate from the weaker model's estimate through the stronger one's."""
+        if isinstance(model, Diffusion):
+            self._check(model)
+        return extrapolated(self.module.cond(batch), model.cond(batch), self.scale)
+
+    def _check(self, model: Diffusion) -> None:
+        weak, strong = self.module.objective.schedule, model.objective.schedule
+        if not (torch.equal(weak.alpha, strong.alpha) and torch.equal(weak.sigma, strong.sigma)):
+            raise ValueError(
+                f"guidance.checkpoint: '{self.checkpoint}' has another noise schedule, {_about(weak)}, than "
+                f"the model that it guides, {_about(strong)}: a timestep means another noise level to it"
+            )
+        ours, theirs = ({*latents.upstream.values()} for latents in (self.module.latents, model.latents))
+        if ours != theirs or self.module.latents.channels != model.latents.channels:
+            raise ValueError(
+                f"guidance.checkpoint: '{self.checkpoint}' was trained in the latents of another autoencoder "
+                "than the model that it guides"
+            )
+
+
+def _about(schedule: Schedule) -> str:
+    return f"{type(schedule).__name__} of {schedule.num_steps} steps"

@@ -1,0 +1,147 @@
+"""A loss or gradient that is not finite: skipped by all processes, counted, and named when it persists."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_stage import TinyStage, loader, trainer
+
+from ldm.callbacks.skip_nonfinite import SkipNonFinite
+from ldm.checkpointing.callback import Checkpoints
+
+
+class Ill(TinyStage):
+    """Has a loss, or only a gradient, that is not finite at given steps."""
+
+    def __init__(self, steps, kind="loss", value=float("nan")):
+        super().__init__()
+        self.steps, self.kind, self.value = steps, kind, value
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.trainer.global_step not in self.steps:
+            return loss
+        if self.kind == "gradient":
+            loss.register_hook(lambda grad: grad * self.value)
+            return loss
+        # a constant added: autograd itself would find every gradient finite
+        bad = loss + self.value
+        self.log("train/bad", bad.detach(), batch_size=1)
+        return bad
+
+    def on_train_batch_start(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        self.seen.append(copy.deepcopy((self.state_dict(), optimizer.state_dict()["state"])))
+
+
+def fit(folder, stage, max_in_a_row=20, **changes):
+    callbacks = [SkipNonFinite(max_in_a_row), Checkpoints()]
+    run = trainer(folder, enable_checkpointing=True, callbacks=callbacks, **changes)
+    run.fit(stage, loader(), loader(8))
+    return run
+
+
+def same(one, two):
+    (weights, moments), (others, their_moments) = one, two
+    assert all(torch.equal(weights[name], others[name]) for name in ("scale", "shift"))
+    for index, state in moments.items():
+        for name, value in state.items():
+            if not torch.equal(value, their_moments[index][name]):
+                return False
+    return moments.keys() == their_moments.keys()
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_bad_step_changes_neither_weights_nor_moments(tmp_path, kind, value, capsys):
+    stage = Ill({3}, kind, value)
+    run = fit(tmp_path, stage)
+    assert run.global_step == 8
+    assert same(stage.seen[3], stage.seen[4])
+    assert not torch.equal(stage.seen[4][0]["scale"], stage.seen[5][0]["scale"])
+    assert run.callback_metrics["train/skipped_steps"] == 1
+    term = f"train/bad is {value}" if kind == "loss" else "the gradient is not finite though the losses are"
+    assert (
+        f"step 3 is skipped: process 0: {term}, samples 0012, 0013, 0014, 0015\n" in capsys.readouterr().err
+    )
+
+
+def test_nothing_is_changed_where_all_is_finite(tmp_path):
+    torch.manual_seed(0)
+    ours = TinyStage()
+    fit(tmp_path / "a", ours)
+    torch.manual_seed(0)
+    plain = TinyStage()
+    trainer(tmp_path / "b").fit(plain, loader(), loader(8))
+    assert torch.equal(ours.scale, plain.scale) and torch.equal(ours.shift, plain.shift)
+
+
+def test_a_persistent_one_ends_the_run_with_the_last_good_weights(tmp_path):
+    stage = Ill({2, 5, 6, 7})
+    with pytest.raises(
+        ValueError, match=r"3 steps in a row .* step 7: process 0: train/bad is nan, samples 0028"
+    ):
+        fit(tmp_path, stage, max_in_a_row=3)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 7
+    assert torch.equal(saved["state_dict"]["scale"], stage.seen[5][0]["scale"])
+    assert saved["callbacks"]["SkipNonFinite"] == {"num_skipped": 4, "in_a_row": 0}
+
+
+def test_all_batches_of_an_accumulated_step_are_named_and_skipped(tmp_path, capsys):
+    stage = Ill({1})
+    run = fit(tmp_path, stage, accumulate_grad_batches=2, max_steps=4)
+    assert run.callback_metrics["train/skipped_steps"] == 1
+    assert "samples 0008, 0009, 0010, 0011 and 4 more" in capsys.readouterr().err
+    assert same(stage.seen[2], stage.seen[4])
+
+
+def test_counts_go_on_after_a_resumption(tmp_path):
+    with pytest.raises(ValueError, match="2 steps in a row"):
+        fit(tmp_path, Ill({4, 5}), max_in_a_row=2)
+    callbacks = [SkipNonFinite(2), Checkpoints()]
+    run = trainer(tmp_path, enable_checkpointing=True, callbacks=callbacks)
+    run.fit(
+        Ill({6}), loader(), loader(8), ckpt_path=tmp_path / "checkpoints" / "last.ckpt", weights_only=True
+    )
+    assert callbacks[0].num_skipped == 3
+
+
+def test_none_in_a_row_is_refused():
+    with pytest.raises(ValueError, match="max_in_a_row is 0, expected at least 1"):
+        SkipNonFinite(0)
+
+
+@pytest.fixture(scope="module")
+def ill(tmp_path_factory):
+    """What two processes left and said, of which the second meets losses that are not finite, by strategy."""
+    folder = tmp_path_factory.mktemp("ill")
+    script = Path(__file__).parents[1] / "support" / "two_ill_processes.py"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(script), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    ddp, fsdp2 = done.stderr.split("== fsdp2\n", 1)
+    return folder, {"ddp": ddp, "fsdp2": fsdp2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_all_processes_skip_what_one_met(ill, strategy):
+    folder, said = ill[0] / strategy, ill[1][strategy]
+    one, two = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    for ours, theirs in zip(one["seen"], two["seen"], strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(one["seen"][3], one["seen"][4]) and not torch.equal(one["seen"][4], one["seen"][5])
+    for line in (one["error"], two["error"]):
+        assert "2 steps in a row" in line
+        assert "process 1: train/bad is nan" in line and "process 0" not in line
+    assert "step 3 is skipped: process 1: train/bad is nan" in said
+    # an error may have met one process alone, which has but a part of split weights
+    assert (folder / "checkpoints" / "last.ckpt").exists() == (strategy == "ddp")
+    assert ("stopped at step 7: not saved" in said) == (strategy == "fsdp2")

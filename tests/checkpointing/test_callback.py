@@ -1,0 +1,174 @@
+"""When a run saves: a full disk costs a checkpoint, not the run."""
+
+import resource
+
+import pytest
+import torch
+from tiny_stage import TinyStage, loader, trainer
+
+from ldm.callbacks.evaluation import Evaluation
+from ldm.checkpointing.async_writer import AsyncCheckpointIO
+from ldm.checkpointing.callback import Checkpoints
+from ldm.checkpointing.writer import AtomicCheckpointIO
+from ldm.metrics.psnr import PSNR
+
+
+class Full:
+    """No file grows beyond its first bytes while certain steps are written."""
+
+    def __init__(self, *steps):
+        super().__init__()
+        self.steps = steps
+
+    def _write(self, checkpoint, target):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if checkpoint["global_step"] in self.steps:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (512, before[1]))
+        try:
+            super()._write(checkpoint, target)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class FullDisk(Full, AtomicCheckpointIO):
+    pass
+
+
+class FullDiskBeside(Full, AsyncCheckpointIO):
+    pass
+
+
+both = pytest.mark.parametrize("disk", [FullDisk, FullDiskBeside])
+
+
+def fit(folder, disk, **changes):
+    callbacks = [Checkpoints(monitor="val/loss", keep_every_n_steps=4)]
+    settings = {"max_steps": 16, "callbacks": callbacks, "enable_checkpointing": True, **changes}
+    run = trainer(folder, plugins=[disk], **settings)
+    run.fit(TinyStage(), loader(256), loader(8))
+    return run
+
+
+def steps(folder):
+    files = (folder / "checkpoints").iterdir()
+    return {f.name: torch.load(f, weights_only=True)["global_step"] for f in files}
+
+
+@both
+def test_training_outlives_a_full_disk(tmp_path, disk, capsys):
+    run = fit(tmp_path, disk(8, 12))
+    assert run.global_step == 16
+    kept = {f"step={n:08d}.ckpt": n for n in (4, 16)}
+    assert steps(tmp_path) == {"last.ckpt": 16, "previous.ckpt": 4, "best.ckpt": 16, **kept}
+    errors = capsys.readouterr().err
+    for step in (8, 12):
+        assert f"warning: step {step}: checkpoint '{tmp_path}/checkpoints/last.ckpt' cannot be writ" in errors
+
+
+@both
+def test_a_best_that_was_not_written_is_not_the_one_to_beat(tmp_path, disk):
+    checkpoints = Checkpoints(monitor="val/loss", keep_every_n_steps=4)
+    with pytest.raises(OSError, match="the end of training"):
+        fit(tmp_path, disk(8, 12), max_steps=12, callbacks=[checkpoints])
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == 4
+    assert checkpoints.best == best["callbacks"]["Checkpoints"]["best"]
+
+
+@both
+def test_an_end_that_cannot_be_written_is_an_error(tmp_path, disk):
+    with pytest.raises(OSError, match="the end of training cannot be written"):
+        fit(tmp_path, disk(18), max_steps=18)
+    assert steps(tmp_path)["last.ckpt"] == 16
+
+
+@both
+def test_a_full_disk_does_not_hide_another_error(tmp_path, disk, capsys):
+    class Broken(TinyStage):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 6:
+                raise RuntimeError("the machine went away")
+            return super().training_step(batch, batch_idx)
+
+    run = trainer(tmp_path, enable_checkpointing=True, callbacks=[Checkpoints()], plugins=[disk(6)])
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        run.fit(Broken(), loader(), loader(8))
+    assert "warning: stopped at step 6: checkpoint" in capsys.readouterr().err
+    assert steps(tmp_path) == {"last.ckpt": 4}
+
+
+def test_keeping_none_of_the_kept_is_refused():
+    with pytest.raises(ValueError, match="keep_newest: got 0, expected at least 1"):
+        Checkpoints(keep_newest=0)
+
+
+def test_only_a_writer_that_leaves_whole_files_is_taken(tmp_path):
+    from lightning.fabric.plugins.io import TorchCheckpointIO
+
+    with pytest.raises(ValueError, match=r"trainer.plugins: .* written by TorchCheckpointIO, expected ldm"):
+        fit(tmp_path, TorchCheckpointIO())
+
+
+class Fails(PSNR):
+    """Measures at the first evaluation alone."""
+
+    def compute(self):
+        if self.num_computed > 0:
+            raise RuntimeError("no weights")
+        self.num_computed += 1
+        return super().compute()
+
+    num_computed = 0
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_run_outlives_a_monitored_metric_that_fails(tmp_path, capsys, first):
+    metric = Fails()
+    metric.num_computed = first
+    checkpoints = Checkpoints(monitor="val/image_psnr", mode="max")
+    run = trainer(
+        tmp_path,
+        callbacks=[checkpoints, Evaluation([metric], 8)],
+        enable_checkpointing=True,
+        plugins=[AtomicCheckpointIO()],
+    )
+    with pytest.warns(UserWarning, match="metric Fails is left out"):
+        run.fit(TinyStage(), loader(256), loader(8))
+    assert run.global_step == 8
+    assert (tmp_path / "checkpoints" / "best.ckpt").exists() == (first == 0)
+    said = "step 8: checkpoints.monitor: 'val/image_psnr' was not logged, expected one of "
+    assert (said in capsys.readouterr().err) == (first == 1)
+
+
+def test_a_resumed_run_need_not_measure_at_once(tmp_path, capsys):
+    def fit(steps, resume):
+        evaluation = Evaluation([PSNR()], 8, every_n_samples=100)
+        callbacks = [checkpoints, evaluation]
+        run = trainer(
+            tmp_path,
+            callbacks=callbacks,
+            max_steps=steps,
+            enable_checkpointing=True,
+            plugins=[AtomicCheckpointIO()],
+        )
+        run.fit(TinyStage(), loader(256), loader(8), ckpt_path=resume)
+
+    checkpoints = Checkpoints(monitor="val/image_psnr", mode="max")
+    fit(8, None)
+    best = checkpoints.best
+    checkpoints = Checkpoints(monitor="val/image_psnr", mode="max")
+    fit(16, tmp_path / "checkpoints" / "last.ckpt")  # not due at step 12, due at the end
+    assert checkpoints.best is not None and checkpoints.best >= best
+    assert "step 12: checkpoints.monitor: 'val/image_psnr' was not logged" in capsys.readouterr().err
+    assert steps(tmp_path)["last.ckpt"] == 16
+
+
+def test_a_misspelt_monitor_is_an_error(tmp_path):
+    run = trainer(
+        tmp_path,
+        callbacks=[Checkpoints(monitor="val/lost")],
+        enable_checkpointing=True,
+        plugins=[AtomicCheckpointIO()],
+    )
+    with pytest.raises(ValueError, match=r"checkpoints.monitor: 'val/lost' was not logged, .*val/loss"):
+        run.fit(TinyStage(), loader(256), loader(8))

@@ -1,0 +1,111 @@
+"""Split tensors: their whole, and what an optimizer makes of them (processes of gloo)."""
+
+import math
+import os
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from ldm.distributed.dtensor import full_tensor, gather_full, is_sharded, reshard, shard_like, unshard
+from ldm.optim.muon import Muon
+
+SHAPES = [(7, 3), (1, 5), (4,), (6, 2, 3, 3), (0, 2)]
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(5, 7), nn.Linear(7, 5)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+def tensors():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def splits_and_gathers(rank, mesh):
+    for tensor in tensors():
+        rows = [Replicate()] * (mesh.ndim - 1)
+        there = distribute_tensor(torch.zeros_like(tensor), mesh, [*rows, Shard(0)])
+        mine = shard_like(tensor, there)
+        assert isinstance(mine, DTensor) and mine.to_local().shape == there.to_local().shape
+        assert torch.equal(full_tensor(mine), tensor)
+        tree = {"a": [mine, {"b": 3}], "c": tensor}
+        found = gather_full(tree, keep=rank == 0)
+        assert found["a"][1] == {"b": 3} and torch.equal(found["c"], tensor)
+        assert torch.equal(found["a"][0], tensor) if rank == 0 else found["a"][0] is None
+
+
+def muon_steps_alike(rank, mesh):
+    plain, split = Pair(), Pair()
+    fully_shard(split, mesh=mesh)
+    one, two = Muon(plain.parameters()), Muon(split.parameters())
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for ours, theirs in zip(plain.parameters(), split.parameters(), strict=True):
+            ours.grad = torch.randn(ours.shape)
+            theirs.grad = shard_like(ours.grad, theirs)
+        one.step()
+        two.step()
+    for ours, theirs in zip(plain.parameters(), split.parameters(), strict=True):
+        assert torch.equal(ours, full_tensor(theirs))
+
+
+def united_processes_need_not_keep_step(rank, mesh):
+    plain, split = Pair(), Pair()
+    fully_shard(split.first, mesh=mesh)
+    fully_shard(split, mesh=mesh, reshard_after_forward=False)
+    x = torch.randn(2, 5)
+    split(x).sum().backward()
+    assert is_sharded(split) and not is_sharded(plain)
+    with torch.inference_mode():
+        unshard(split)
+        for _ in range(rank):
+            assert torch.equal(split(x), plain(x))
+        reshard(split)
+    assert all(isinstance(p, DTensor) for p in split.parameters())
+    split.zero_grad()
+    split(x).sum().backward()  # no memory of inference mode is left
+    plain(x).sum().backward()
+    for ours, theirs in zip(plain.parameters(), split.parameters(), strict=True):
+        mean = ours.grad.clone()
+        torch.distributed.all_reduce(mean)
+        torch.testing.assert_close(mean / mesh.size(), full_tensor(theirs.grad))
+
+
+def process(rank, meeting, shape, checks):
+    torch.set_num_threads(1)
+    world = math.prod(shape)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=("nodes", "processes")[-len(shape) :])
+    for check in checks:
+        check(rank, mesh)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # all is checked: gloo's threads may abort an interpreter that ends (once in 100 runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2,), (2, 2)])
+def test_split_over_processes_or_over_each_row_of_them(tmp_path, shape):
+    checks = (splits_and_gathers, muon_steps_alike, united_processes_need_not_keep_step)
+    mp.spawn(process, (tmp_path / "meeting", shape, checks), nprocs=math.prod(shape))
+
+
+def test_nothing_happens_to_what_is_not_split():
+    tensor, net = torch.arange(3.0), Pair()
+    assert full_tensor(tensor) is tensor and shard_like(tensor, torch.zeros(3)) is tensor
+    tree = {"a": [tensor]}
+    assert gather_full(tree, keep=False)["a"][0] is tensor
+    reshard(net)
+    unshard(net)
+    assert not is_sharded(net) and all(p.requires_grad for p in net.parameters())

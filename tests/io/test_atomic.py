@@ -1,0 +1,54 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ldm.io.atomic import MARK, replacing, write_text
+
+
+def test_what_was_written_takes_the_place_of_the_file(tmp_path):
+    path = tmp_path / "folder" / "a.txt"
+    write_text(path, "first")
+    with replacing(path) as temporary:
+        temporary.write_text("second")
+        assert path.read_text() == "first"
+        assert MARK in temporary.name
+    assert path.read_text() == "second"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_an_error_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "first")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.write_text("half of the sec")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_killed_process_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "first")
+    program = f"""
+import os, pathlib
+from ldm.io.atomic import replacing
+with replacing(pathlib.Path({str(path)!r})) as temporary:
+    temporary.write_text("half of the sec")
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    assert path.read_text() == "first"
+    assert sum(MARK in name for name in os.listdir(tmp_path)) == 1
+
+
+def test_a_second_name_of_the_same_content_leaves_no_third(tmp_path):
+    """To rename one name of a file to another is to do nothing at all, says POSIX."""
+    path, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    write_text(path, "first")
+    os.link(path, other)
+    with replacing(other) as temporary:
+        os.link(path, temporary)
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]
+    assert other.read_text() == "first"

@@ -1,0 +1,161 @@
+"""The real client, offline: what it has stored when its process ends."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import create_autospec
+
+import pytest
+from wandb.apis import public
+from wandb_records import Records
+
+from ldm.loggers.wandb import WandbSamplesLogger
+
+RUN = """
+import sys
+from pathlib import Path
+from ldm.loggers.wandb import Artifact, SamplesWandb
+
+folder = Path(sys.argv[1])
+settings = {"project": "test", "save_dir": str(folder), "offline": True, "id": "abc12345", "group": "g"}
+log = SamplesWandb({"val/fid*": "min", "val/psnr": "max"}, settings)
+for i, value in enumerate((5.0, 3.0, 4.0), 1):
+    step = {"samples": 10 * i, "train/loss": value}
+    log.log_metrics({**step, "val/fid/clip": value, "val/psnr": -value}, step=i)
+log.keep_files([folder / "notes.txt"])
+(folder / "notes.txt").unlink()
+log.use({"g-autoencoder": "sha-0"}, "built_on")
+try:
+    log.experiment.use_artifact("g-autoencoder:sha-0")
+except TypeError as refusal:
+    (folder / "refusal.txt").write_text(str(refusal))
+says = {"samples": 30, "upstream": {}}
+log.publish(Artifact("g-stage", "stage", ["sha-1"], [folder / "last.ckpt"], [folder / "a.tar"], says))
+(folder / "last.ckpt").write_text("replaced")
+"""
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Folder of the run, that of the client's, and the client's records."""
+    folder = tmp_path_factory.mktemp("run")
+    for name in ("notes.txt", "last.ckpt", "a.tar"):
+        (folder / name).write_text(f"this is {name}")
+    quiet = {"WANDB_SILENT": "true", "WANDB_MODE": "offline", "HOME": str(folder / "home")}
+    quiet |= {name: str(folder / "staging") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")}
+    subprocess.run([sys.executable, "-c", RUN, str(folder)], check=True, env=os.environ | quiet)
+    (run,) = folder.glob("wandb/offline-run-*-abc12345")
+    return folder, run, Records(run)
+
+
+@pytest.mark.slow
+def test_the_best_value_is_kept_beside_the_last(stored):
+    _, _, records = stored
+    summary = records.merged("summary")
+    assert summary["val/fid/clip"] == {"min": 3, "last": 4}
+    assert summary["val/psnr"] == {"max": -3, "last": -4}
+    assert summary["train/loss"] == 4
+
+
+@pytest.mark.slow
+def test_every_metric_is_over_samples(stored):
+    _, _, records = stored
+    metrics = records.of("metric")
+    axes = {metric.get("step_metric") for metric in metrics if metric.get("name") != "samples"}
+    assert axes == {"samples"}
+    # of several patterns that match W&B takes any: there must be one, and names
+    assert [metric["glob_name"] for metric in metrics if "glob_name" in metric] == ["*"]
+    assert {metric["name"] for metric in metrics if "name" in metric} == {
+        "samples",
+        "val/fid/clip",
+        "val/psnr",
+    }
+
+
+@pytest.mark.slow
+def test_files_are_copies(stored):
+    folder, run, records = stored
+    assert not (folder / "notes.txt").exists()
+    copied = run / "files" / "notes.txt"
+    assert copied.read_text() == "this is notes.txt" and not copied.is_symlink()
+    paths = [file["path"] for record in records.of("files") for file in record["files"]]
+    assert "notes.txt" in paths
+
+
+@pytest.mark.slow
+def test_an_artifact_holds_the_checkpoint_as_it_was_and_names_shards(stored):
+    folder, _, records = stored
+    (artifact,) = records.of("artifact")
+    assert artifact["name"] == "g-stage" and set(artifact["aliases"]) == {"latest", "sha-1"}
+    assert json.loads(artifact["metadata"]) == {"samples": 30, "upstream": {}}
+    contents = {entry["path"]: entry for entry in artifact["manifest"]["contents"]}
+    assert set(contents) == {"last.ckpt", "a.tar"}
+    assert contents["a.tar"]["ref"] == (folder / "a.tar").as_uri()
+    staged = Path(contents["last.ckpt"]["local_path"])
+    assert staged.read_text() == "this is last.ckpt" and (folder / "staging") in staged.parents
+
+
+@pytest.mark.slow
+def test_offline_the_config_says_what_is_used(stored):
+    _, _, records = stored
+    assert records.merged("config")["built_on"] == {"g-autoencoder": "sha-0"}
+
+
+@pytest.mark.slow
+def test_the_client_refuses_to_draw_lineage_offline(stored):
+    """Once it no longer does, ``use`` should ask it offline too."""
+    folder, _, _ = stored
+    assert (folder / "refusal.txt").read_text() == "Cannot use artifact when in offline mode."
+
+
+def test_what_the_documentation_draws_edges_with_is_in_the_client(monkeypatch):
+    """Against the real client's signatures: there is no server to ask."""
+    page = (Path(__file__).parents[2] / "docs" / "comparing-runs.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    api, trained = create_autospec(public.Api, instance=True), create_autospec(public.Run, instance=True)
+    trained.config = {"built_on": {"demo-clip": "sha-1", "gone": "sha-2"}, "started_with": {"old": "sha-3"}}
+    api.runs.return_value = [trained]
+    api.artifact_exists.side_effect = lambda name: "gone" not in name
+    api.artifact.side_effect = lambda name: name
+    monkeypatch.setattr("wandb.Api", lambda: api)
+    exec(snippet, {})
+    used = [call.args[0] for call in trained.use_artifact.call_args_list]
+    assert used == ["ENTITY/ldm/demo-clip:sha-1", "ENTITY/ldm/old:sha-3"]
+
+
+class Config(dict):
+    """Stands for the config of the client's run."""
+
+    def update(self, values, allow_val_change):
+        super().update(values)
+
+
+class Server:
+    """Stands for the client's run, online."""
+
+    def __init__(self, knows):
+        self.knows, self.used, self.config = knows, [], Config()
+
+    def use_artifact(self, name):
+        if name not in self.knows:
+            raise ValueError(f"artifact {name} not found")
+        self.used.append(name)
+
+
+def test_lineage_needs_a_known_artifact_and_training_goes_on_without(tmp_path):
+    log = WandbSamplesLogger({}, {"project": "test", "save_dir": str(tmp_path)})
+    log._experiment = Server({"demo-autoencoder:sha-1"})
+    with pytest.warns(UserWarning, match="no lineage from demo-clip:sha-2"):
+        log.use({"demo-clip": "sha-2", "demo-autoencoder": "sha-1"}, "built_on")
+    assert log.experiment.used == ["demo-autoencoder:sha-1"]
+    assert log.experiment.config == {"built_on": {"demo-clip": "sha-2", "demo-autoencoder": "sha-1"}}
+
+
+def test_offline_the_client_is_not_asked_for_what_it_refuses(tmp_path):
+    log = WandbSamplesLogger({}, {"project": "test", "save_dir": str(tmp_path), "offline": True})
+    log._experiment = Server({"demo-clip:sha-2"})
+    log.use({"demo-clip": "sha-2"}, "built_on")
+    assert not log.experiment.used and log.experiment.config == {"built_on": {"demo-clip": "sha-2"}}
