@@ -10,12 +10,14 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-USER_ERRORS = (ValueError, OSError, ArgumentError, MisconfigurationException)
+if TYPE_CHECKING:
+    import torch
+
+USER_ERRORS = (ValueError, OSError, ArgumentError)
 """What bad input raises; anything else is our mistake and keeps its traceback."""
 
 
@@ -36,6 +38,8 @@ def command_parser(name: str, description: str) -> ArgumentParser:
 
 def default_device() -> str:
     """Name the device that commands use unless told otherwise: a GPU where there is one."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -60,6 +64,8 @@ def device(name: str) -> torch.device:
     Raises:
         ValueError: If there is no such device here.
     """
+    import torch
+
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
@@ -88,8 +94,13 @@ def version() -> str:
 
 
 def is_user_error(error: Exception) -> bool:
-    """Tell bad input from a bug."""
-    return isinstance(error, USER_ERRORS) or "loading state_dict" in str(error)
+    """Tell bad input from a bug; Lightning's own error by its name, as importing it would import torch."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return (
+        isinstance(error, USER_ERRORS)
+        or "MisconfigurationException" in names
+        or "loading state_dict" in str(error)
+    )
 
 
 def one_line(error: Exception) -> str:

@@ -6,9 +6,11 @@ import sys
 import pytest
 import torch
 from comparing import error_of
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tiny_runs import ROOT
 
 from ldm import fit, sample
+from ldm.cli import is_user_error
 
 
 @pytest.mark.parametrize(
@@ -135,3 +137,7 @@ def test_a_device_that_is_not_here(capsys, chain):
     assert "--device: got nonsense, expected a device that is here" in error_of(
         capsys, arguments, sample.main
     )
+
+
+def test_an_error_of_lightning_is_the_user_s():
+    assert is_user_error(MisconfigurationException("no such accelerator")) and not is_users(TypeError("a bug"))
