@@ -1,4 +1,4 @@
-"""Put runs beside each other: ``python -m ldm.compare runs/a runs/b --out compare.html``."""
+"""Compare runs on one page of HTML: ``python -m ldm.compare runs/a runs/b --out compare.html``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parser() -> ArgumentParser:
         "--images",
         type=int,
         default=12,
-        help="Sample grids of each run, at most; they make the file large.",
+        help="Image grids of each run, at most; they make the file large.",
     )
     return parser
 

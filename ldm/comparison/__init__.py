@@ -1,1 +1,1 @@
-"""Runs beside each other on one page of HTML that needs nothing but itself."""
+"""Several runs on one page of HTML that loads nothing."""

@@ -1,4 +1,4 @@
-"""What a run's folder says of the run: settings, environment, curves, images, records."""
+"""Run folders, read without torch: settings, environment, curves, images, evaluation records."""
 
 from __future__ import annotations
 
@@ -18,48 +18,41 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """A value and its record: how it was obtained.
-
-    Args:
-        value: The value.
-        record: What ``evaluations.jsonl`` says beside it; empty for values that validation logs alone.
-    """
+class EvaluationRecord:
+    """A value and how it was obtained, by ``evaluations.jsonl``: empty for what validation logs alone."""
 
     value: float
     record: dict[str, str]
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """One run.
 
     Args:
-        name: What it is called on the page.
-        folder: Where it lies.
+        name: Its name on the page.
         settings: Its resolved configuration, dotted key to value.
         environment: Versions and hardware, the same way.
         curves: Values over samples seen, by name.
-        images: Sheets of images: what they show (the name before the number) to samples seen to file.
+        images: Image grids: kind (the file's name before the number) to samples seen to file.
         records: Last record of each value that has one.
     """
 
     name: str
-    folder: Path
     settings: dict[str, str]
     environment: dict[str, str]
     curves: dict[str, Points]
     images: dict[str, dict[int, Path]]
-    records: dict[str, Evaluated]
+    records: dict[str, EvaluationRecord]
 
     @property
-    def last(self) -> dict[str, Evaluated]:
-        """The last value of each curve of validation, with its record where there is one."""
-        ends = {name: Evaluated(points[-1][1], {}) for name, points in self.curves.items() if points}
-        return {name: self.records.get(name, end) for name, end in ends.items() if name.startswith("val/")}
+    def last(self) -> dict[str, EvaluationRecord]:
+        """The last value of each validation curve, with its record where there is one."""
+        ends = {name: points[-1][1] for name, points in self.curves.items() if name.startswith("val/")}
+        return {name: self.records.get(name, EvaluationRecord(end, {})) for name, end in ends.items()}
 
 
-def read_runs(folders: Sequence[str]) -> list[Run]:
+def read_runs(folders: Sequence[str]) -> list[ComparedRun]:
     """Read run folders.
 
     Raises:
@@ -71,25 +64,24 @@ def read_runs(folders: Sequence[str]) -> list[Run]:
 
 def differing(tables: Sequence[dict[str, str]]) -> dict[str, list[str]]:
     """Keep the keys whose values differ: key to one value per table, "" where it is missing."""
-    keys = sorted({key for table in tables for key in table})
-    rows = {key: [table.get(key, "") for table in tables] for key in keys}
+    rows = {key: [table.get(key, "") for table in tables] for key in sorted(set().union(*tables))}
     return {key: row for key, row in rows.items() if len(set(row)) > 1}
 
 
-def _read(folder: Path, name: str) -> Run:
+def _read(folder: Path, name: str) -> ComparedRun:
     if not (folder / "config.yaml").is_file() and not (folder / "metrics.csv").is_file():
         raise ValueError(
             f"'{folder}' is no run folder: expected config.yaml and metrics.csv, as ldm.fit leaves them"
         )
     settings = dict(_flat(_load(folder / "config.yaml")))
-    settings.pop("run", None)  # its own folder: differs always, says nothing
+    settings.pop("run", None)  # the folder itself: it always differs
     environment = dict(_flat(_load(folder / "environment.json")))
     curves, records = _curves(folder / "metrics.csv"), _records(folder / "evaluations.jsonl")
-    return Run(name, folder, settings, environment, curves, _images(folder / "images"), records)
+    return ComparedRun(name, settings, environment, curves, _images(folder / "images"), records)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Call each folder by as few of its last parts as tell all apart."""
+    """Name each folder by as few of its last parts as tell all apart."""
     parts = [folder.absolute().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -121,24 +113,21 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _curves(path: Path) -> dict[str, Points]:
     """Read every column over samples seen; what is not finite, or cut short by a crash, is left out."""
     curves: dict[str, Points] = {}
-    if not path.is_file():
-        return curves
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            seen = _number(row.get("samples"))
-            for name, text in row.items():
-                value = _number(text)
-                if value is not None and seen is not None and name not in ("step", "samples", None):
-                    curves.setdefault(name, []).append((seen, value))
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for row in csv.DictReader(lines, restkey="", restval=""):
+        seen = _number(row.pop("samples", ""))
+        for name, text in row.items():
+            value = _number(text)
+            if name not in ("step", "") and math.isfinite(value) and math.isfinite(seen):
+                curves.setdefault(name, []).append((seen, value))
     return curves
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: str) -> float:
     try:
-        value = float(text or "nan")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _images(folder: Path) -> dict[str, dict[int, Path]]:
@@ -149,8 +138,8 @@ def _images(folder: Path) -> dict[str, dict[int, Path]]:
     return found
 
 
-def _records(path: Path) -> dict[str, Evaluated]:
-    records: dict[str, Evaluated] = {}
+def _records(path: Path) -> dict[str, EvaluationRecord]:
+    records: dict[str, EvaluationRecord] = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
@@ -158,6 +147,6 @@ def _records(path: Path) -> dict[str, Evaluated]:
         except ValueError as error:
             raise ValueError(f"{path}: line {number} is not JSON ({error})") from error
         if "name" in fields and isinstance(fields.get("value"), int | float):
-            says = {k: str(v) for k, v in fields.items() if k not in ("name", "value")}
-            records[fields["name"]] = Evaluated(float(fields["value"]), says)
+            record = {k: str(v) for k, v in fields.items() if k not in ("name", "value")}
+            records[fields["name"]] = EvaluationRecord(float(fields["value"]), record)
     return records

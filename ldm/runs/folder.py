@@ -13,30 +13,12 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ldm.checkpointing.writer import newest_complete
+from ldm.directions import GOOD_END
 from ldm.io import checkpoint as ckpt
 from ldm.io.atomic import write_text
 from ldm.loggers.metrics_csv import MetricsCSV
-from ldm.loggers.wandb import End, WandbSamplesLogger
+from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.environment import environment, uncommitted
-
-SMALLER_IS_BETTER = ("loss*", "fid/*", "sfid/*", "kid/*", "cmmd/*", "lpips*", "reconstruction", "kl")
-LARGER_IS_BETTER = (
-    *(
-        "psnr",
-        "image_psnr*",
-        "ssim*",
-        "accuracy",
-        "clip_score/*",
-        "caption/*",
-        "layout/*",
-        "map/*",
-        "known/*",
-    ),
-    *("is/*", "precision/*", "recall/*", "density/*", "coverage/*"),
-    *("image_to_text*", "text_to_image*", "zero_shot*"),
-)
-"""Values of a validation, without val/."""
-GOOD_END: tuple[tuple[tuple[str, ...], End], ...] = ((SMALLER_IS_BETTER, "min"), (LARGER_IS_BETTER, "max"))
 
 
 @dataclass

@@ -140,4 +140,6 @@ def test_a_device_that_is_not_here(capsys, chain):
 
 
 def test_an_error_of_lightning_is_the_user_s():
-    assert is_user_error(MisconfigurationException("no such accelerator")) and not is_users(TypeError("a bug"))
+    assert is_user_error(MisconfigurationException("no such accelerator")) and not is_user_error(
+        TypeError("a bug")
+    )

@@ -2,13 +2,21 @@
 
 import re
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
 
 from ldm import compare
 from ldm.comparison.page import best, measured_otherwise, thinned
-from ldm.comparison.runs import Evaluated
+from ldm.comparison.runs import EvaluationRecord
+
+HOVER = """
+const area = document.querySelector('.plot .nsewdrag'), box = area.getBoundingClientRect();
+const where = { bubbles: true, clientX: box.left + box.width * .3, clientY: box.top + box.height / 2 };
+['mouseover', 'mousemove'].forEach(name => area.dispatchEvent(new MouseEvent(name, where)));
+"""
+"""Point at the first panel, near the first of its three moments."""
 
 
 class Seen(HTMLParser):
@@ -28,7 +36,7 @@ class Seen(HTMLParser):
 
     def handle_data(self, data):
         if self._inside not in ("style", "script"):
-            self.text.append(data)
+            self.text.append(data.strip())
 
 
 @pytest.fixture
@@ -47,43 +55,125 @@ def written(tmp_path, runs, *more):
     return out
 
 
+@pytest.fixture
+def browse(programs, tmp_path):
+    """Open a page in a browser, let it run a script once it has loaded, and return what is there then."""
+    (browser,) = programs("chromium", "chromium")
+
+    def browse(page, script=""):
+        start, copy = "<meta charset", tmp_path / "browsed.html"
+        watch = (
+            "const say = text => document.documentElement.append(text);"
+            "addEventListener('error', e => say('ERROR ' + e.message));"
+            "addEventListener('securitypolicyviolation', e => say('REFUSED ' + e.blockedURI));"
+        )
+        added = f"<script>{watch} addEventListener('load', () => {{ {script} }})</script>"
+        copy.write_text(page.read_text().replace(start, added + start, 1))
+        options = [
+            *("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1300,900"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"),
+        ]
+        done = subprocess.run(
+            [browser, *options, copy.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        )
+        seen = Seen(done.stdout)
+        assert not [text for text in seen.text if text.startswith("ERROR")]
+        return seen
+
+    return browse
+
+
+def lines(seen):
+    """The style of each drawn curve; the read-out under the mouse repeats some as legend."""
+    styles = [a["style"] for tag, a in seen.tags if tag == "path" and a.get("class") == "js-line"]
+    return [style for style in styles if "vector-effect" in style]
+
+
+def images(seen):
+    return [a["alt"] for tag, a in seen.tags if tag == "img" and "hidden" not in a]
+
+
 def test_the_page_needs_nothing_but_itself(tmp_path, two):
     text = written(tmp_path, two).read_text()
     for _, attributes in Seen(text).tags:
         assert not {"href", "srcset"} & attributes.keys()
         assert "src" not in attributes or attributes["src"].startswith("data:image/png;base64,")
-    assert "http" not in text and "@import" not in text and "url(" not in text
+    assert len(text) < 6e6
 
 
-def test_what_runs_say_cannot_become_part_of_the_page(tmp_path, two):
-    text = written(tmp_path, two).read_text()
-    assert len(re.findall("<script", text)) == 1
-    seen = Seen(text)
-    assert "<script>alert(1)</script>" in seen.text and "<b>" in seen.text
+def test_a_browser_asks_for_nothing_and_would_refuse_to(tmp_path, two, browse):
+    page = written(tmp_path, two)
+    assert not [text for text in browse(page, HOVER).text if "REFUSED" in text]
+    load = "new Image().src = 'http://127.0.0.1:9/a.png'; fetch('http://127.0.0.1:9/b').catch(() => 0);"
+    refused = "".join(browse(page, load).text)
+    assert "REFUSED http://127.0.0.1:9/a.png" in refused and "REFUSED http://127.0.0.1:9/b" in refused
+
+
+def test_what_runs_say_cannot_become_part_of_the_page(tmp_path, two, folders):
+    hostile = folders.make("<b onclick=x>", [0.3, float("nan")], {"</script>": "<img src=x>"}, seen=())
+    seen = Seen(written(tmp_path, [*two, hostile]).read_text())
+    tags = [tag for tag, _ in seen.tags]
+    assert tags.count("script") == 2 and not any("onclick" in attributes for _, attributes in seen.tags)
+    assert {"<script>alert(1)</script>", "<b onclick=x>", "</script>", "<img src=x>"} <= set(seen.text)
 
 
 def test_differences_values_and_records_are_there(tmp_path, two):
     said = Seen(written(tmp_path, two).read_text()).text
     assert "model.lr" in said and "0.001" in said and "0.005" in said
     assert "git.revision" in said and "python" not in said  # only what differs
-    assert {"num", "5000", "2.5"} <= set(said)
-    assert "0.25" in said and "0.1" in said
+    assert {"num: 5000", "extractor: <b>"} <= set(said) and "2.5" in said
+    assert {"0.25", "0.1"} <= set(said)
 
 
-def test_every_run_has_a_curve_in_each_panel_that_it_logged(tmp_path, two):
-    tags = Seen(written(tmp_path, two).read_text()).tags
-    names = [attributes["data-name"] for tag, attributes in tags if "data-name" in attributes]
-    for name in ("a", "b", "a (val)", "b (val)"):
-        assert names.count(name) >= 2  # linear and logarithmic
+def test_a_browser_draws_every_curve_and_reads_it_out(tmp_path, two, browse):
+    seen = browse(written(tmp_path, two), HOVER)
+    assert len(lines(seen)) == 6  # train/loss, val/loss and val/fid of two runs
+    read = "|".join(filter(None, seen.text))
+    for run in ("a", "a (val)", "b", "b (val)"):
+        assert f"{run} : " in read
+    assert "1.5 at 64" in read
 
 
-def test_twenty_runs_and_one(tmp_path, folders):
-    runs = [folders.make(f"{'long-' * 20}{i}", [1.0 / (i + 1)], seen=()) for i in range(20)]
-    strokes = set(
-        re.findall(r'class="curve val run-\d+"[^>]*?(stroke="[^>]*)>', written(tmp_path, runs).read_text())
-    )
-    assert len(strokes) == 20
+def test_a_run_is_hidden_in_curves_and_samples(tmp_path, two, browse):
+    seen = browse(written(tmp_path, two), "document.querySelectorAll('.legend input')[0].click();")
+    assert len(lines(seen)) == 3
+    figures = [a for tag, a in seen.tags if tag == "figure" and a.get("class") == "samples"]
+    assert ["hidden" in figure for figure in figures] == [True, False]
+
+
+def test_the_axis_becomes_logarithmic_where_values_are_positive(tmp_path, folders, browse):
+    page = written(tmp_path, [folders.make("a", [1e-4, 1.0, 1e4]), folders.make("b", [-5.0])])
+    report = "plots.map(p => [p.layout.yaxis.type, p._fullLayout.yaxis.type].join())"
+    script = f"document.getElementById('log').click(); const plots = all('.plot'); document.title = {report};"
+    title = next(text for text in browse(page, script).text if "linear" in text)
+    assert title == "linear,linear,linear,linear"
+    page = written(tmp_path, [folders.root / "a"])
+    assert "log,log,log,log" in browse(page, script).text
+
+
+def test_twenty_runs_and_one(tmp_path, folders, browse):
+    runs = [folders.make(f"{'long-' * 20}{i}", [1.0 / (i + 1)] * 2, seen=()) for i in range(20)]
+    seen = browse(written(tmp_path, runs))
+    assert len({re.sub("stroke-width[^;]*;|opacity[^;]*;", "", style) for style in lines(seen)}) == 20
+    swatches = [" ".join(attributes["style"].split()) for tag, attributes in seen.tags if tag == "i"]
+    assert len(swatches) == len(set(swatches)) == 20
     assert "Settings that differ" not in written(tmp_path, runs[:1]).read_text()
+
+
+def test_a_run_that_has_logged_nothing(tmp_path, folders, browse):
+    folder = folders.make("a", [1.0], seen=())
+    (folder / "metrics.csv").unlink()
+    assert "No run has logged a value yet." in browse(written(tmp_path, [folder])).text
+
+
+def test_no_torch_is_imported(tmp_path, two):
+    code = (
+        "import sys; from ldm import compare; assert compare.main(sys.argv[1:]) == 0;"
+        "print({'torch', 'lightning', 'torchmetrics'} & set(sys.modules))"
+    )
+    options = [*map(str, two), f"--out={tmp_path / 'c.html'}"]
+    command = [sys.executable, "-c", code, *options]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("set()\n")
 
 
 def test_the_best_is_known_only_where_the_name_says_which_end_is_good():
@@ -105,33 +195,19 @@ def test_a_bad_folder_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "c.html").exists()
 
 
-def test_a_browser_shows_the_newest_samples_of_each_run(tmp_path, two, programs):
-    (browser,) = programs("chromium", "chromium")
-    out = written(tmp_path, two)
-    command = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    dom = subprocess.run(
-        [*command, "--dump-dom", out.as_uri()], capture_output=True, text=True, timeout=120
-    ).stdout
-    tags = Seen(dom).tags
-    shown = [
-        attributes["alt"]
-        for tag, attributes in tags
-        if tag == "img" and "shown" in attributes.get("class", "")
-    ]
-    assert shown == ["a at 128", "b at 192"]
-    assert '<b id="seen-now">192</b>' in dom
-    assert dom.count('class="tip"') == dom.count("<svg class=")
+def test_a_browser_shows_the_newest_samples_of_each_run(tmp_path, two, browse):
+    page = written(tmp_path, two)
+    seen = browse(page)
+    assert images(seen) == ["a at 128", "b at 192"] and "192" in seen.text
+    move = "slider.value = 0; slider.dispatchEvent(new Event('input', {bubbles: true}));"
+    assert images(browse(page, move)) == ["a at 64", "b at 64"]
 
 
 def test_values_that_were_measured_in_different_ways_are_not_ranked():
-    few, many = (Evaluated(1.0, {"num": num, "guidance": num, "reference": "a"}) for num in ("10", "5000"))
-    same = Evaluated(1.0, {**few.record, "guidance": "none"})
+    few, many = (
+        EvaluationRecord(1.0, {"num": num, "guidance": num, "reference": "a"}) for num in ("10", "5000")
+    )
+    same = EvaluationRecord(1.0, {**few.record, "guidance": "none"})
     assert measured_otherwise([few, many, None]) == ["num"]
     assert measured_otherwise([few, same]) == measured_otherwise([None, few]) == []
 
