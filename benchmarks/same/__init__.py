@@ -1,0 +1,1 @@
+"""Prove that a change of the code changed no number: ``python -m benchmarks.same BEFORE AFTER``."""
