@@ -40,7 +40,9 @@ def same(before: Side, after: Side, names: Sequence[str], steps: int, reuse: boo
         after.run(name, steps, reuse=False)
         found = _compare(name, before.folder / output(name), after.folder / output(name))
         _show(name, *found, seconds=time.monotonic() - begun)
-        differences += [f.difference for f in found if f.difference]
+        new = [f.difference for f in found if f.difference]
+        print("".join(f"  {difference}\n" for difference in new), end="", flush=True)
+        differences += new
         if found[0].difference and name.startswith("shards/") and not name.endswith("-latents"):
             _share(before.folder / name, after.folder / name)
     return differences
