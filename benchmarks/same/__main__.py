@@ -1,7 +1,7 @@
 """Run both checkouts step by step, and print a table of what is equal.
 
 Runs every command of two checkouts in small, float32 on one thread, and compares what they leave: shards and
-latents byte by byte, metrics.csv to the last digit, weights bit by bit, pictures pixel by pixel.
+latents byte by byte, metrics.csv to the last digit, weights bit by bit, images pixel by pixel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is compared: files, metrics, weights and pictures of two folders; the first difference is named."""
+"""What is compared: files, metrics, weights and images of two folders; the first difference is named."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def compare_pictures(before: Path, after: Path) -> Found:
         one, other = (torch.from_numpy(np.array(Image.open(side / name))) for side in (before, after))
         if difference is None and (unequal := first_unequal(one, other)):
             difference = f"{before / name}, {unequal}"
-    return Found(f"{len(names)} pictures", difference)
+    return Found(f"{len(names)} images", difference)
 
 
 def compare_metrics(before: Path, after: Path) -> Found:

@@ -37,7 +37,7 @@ COMMANDS = {
     "--clip runs/demo/clip --num-pictures 128 --guidance 1 3 --steps 5 --device cpu --out evaluation",
 }
 """Arguments of Python in BEFORE; any other configuration trains as "diffusion" does."""
-AFTER_COMMANDS: dict[str, str] = {}
+AFTER_COMMANDS = {"evaluation": COMMANDS["evaluation"].replace("--num-pictures", "--num-images")}
 """Those that are written otherwise in AFTER."""
 RENAMED_CONFIGS: dict[str, str] = {}
 """Configurations by their name in BEFORE, e.g. "conditions/together": their name in AFTER."""
