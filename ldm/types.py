@@ -93,6 +93,25 @@ class Cond:
                 yield field.name, ours, theirs
 
 
+class Denoiser(Protocol):
+    """The network of a diffusion model, as its objective calls it: all that the mathematics knows of one."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond, /) -> Tensor:
+        """Return the raw output, which the objective's prediction turns into x0_hat.
+
+        Args:
+            x_t: (B, C, h, w), the noisy latent, scaled as the prediction says: of unit variance with ``EDM``,
+                x_t itself with the others.
+            t: (B,), how noisy each sample is: timesteps, int64 in [0, T - 1], 0 almost clean, or float32
+                between them; with ``EDM`` the float32 c_noise = ln(sigma / alpha) / 4, which may be negative.
+            cond: What conditions the B samples, with the fields that ``DenoiserDims`` announced.
+
+        Returns:
+            (B, C, h, w), of any floating dtype: the objective computes in float32.
+        """
+        ...
+
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """``(x_t (B, C, h, w), t (B,)) -> x0_hat (B, C, h, w)``. Samplers and guidance see nothing else."""
 

@@ -33,7 +33,7 @@ class DenoisingGrid(ImageGrid):
     A row of ``images/noise-levels-<samples seen>.png`` is one image: as the latent space gives it back,
     then the estimate x0_hat from x_t (Ho et al. 2020, arXiv:2006.11239, Eq. 15) at each level. Little noise
     shows what the model knows of detail, much noise what it makes of the condition alone. A level is
-    rho = sigma_t / alpha_t, that of Karras et al. 2022 (arXiv:2206.00364), at the closest timestep:
+    sigma_t / alpha_t, sigma of Karras et al. 2022 (arXiv:2206.00364), at the closest timestep:
     rows compare between schedules. Noise depends on seed and sample alone. Other stages are left alone.
 
     Args:
@@ -74,24 +74,24 @@ class DenoisingGrid(ImageGrid):
         noise = _noise(self.seed, batch["key"], x0)
         denoise = space.constrain(pl_module.cond(batch))
         row = [to_bytes(space.decode(x0))]
-        for step in timesteps(schedule.rho, self.levels):
+        for step in timesteps(schedule.noise_level, self.levels):
             t = torch.full((len(x0),), step, device=x0.device)
             row.append(to_bytes(space.decode(denoise(schedule.add_noise(x0, noise, t), t))))
         return torch.cat(row, dim=-1)
 
 
-def timesteps(rho: Tensor, levels: Sequence[float]) -> list[int]:
+def timesteps(noise_level: Tensor, levels: Sequence[float]) -> list[int]:
     """Find the timestep of each level.
 
     Args:
-        rho: (T,) sigma_t / alpha_t, rising; the last may be infinite.
+        noise_level: (T,) sigma_t / alpha_t, rising; the last may be infinite.
         levels: Above 0.
 
     Returns:
         The timesteps whose ratios come closest, as factors.
     """
-    wanted = torch.tensor(levels, dtype=rho.dtype).log()
-    return (rho.clamp(1e-8, 1e8).log() - wanted[:, None]).abs().argmin(dim=1).tolist()
+    wanted = torch.tensor(levels, dtype=noise_level.dtype).log()
+    return (noise_level.clamp(1e-8, 1e8).log() - wanted[:, None]).abs().argmin(dim=1).tolist()
 
 
 def _encoded(pl_module: Any, batch: Batch) -> Tensor:

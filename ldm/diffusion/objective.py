@@ -14,6 +14,9 @@ from ldm.diffusion.weighting import Uniform, Weighting
 from ldm.rng import SampleNoise
 from ldm.types import Denoise
 
+Network = Callable[[Tensor, Tensor], Tensor]
+"""``(x_t (B, C, h, w), t (B,)) -> raw output (B, C, h, w)``: a ``Denoiser`` whose condition is given."""
+
 
 class Objective:
     """Regress a prediction's target at random timesteps: Ho et al. 2020 (arXiv:2006.11239), Algorithm 1.
@@ -28,7 +31,7 @@ class Objective:
             0.1 is usual.
 
     Raises:
-        ValueError: If the schedule ends without signal, of which epsilon prediction can say nothing.
+        ValueError: If the schedule ends without signal, of which ``Epsilon`` and ``EDM`` can say nothing.
     """
 
     def __init__(
@@ -44,10 +47,11 @@ class Objective:
         self.weighting = weighting or Uniform()
         self.times = times or UniformTimes()
         self.offset_noise = offset_noise
-        if isinstance(self.prediction, Epsilon) and self.schedule.alpha[-1] == 0:
+        if self.prediction.needs_signal and self.schedule.alpha[-1] == 0:
             raise ValueError(
-                f"objective.prediction: got Epsilon on {type(self.schedule).__name__}, whose last timestep "
-                "is pure noise and says nothing about x0: expected Velocity, Flow or Sample"
+                f"objective.prediction: got {type(self.prediction).__name__} on "
+                f"{type(self.schedule).__name__}, whose last timestep is pure noise and says nothing about "
+                "x0: expected Velocity, Flow or Sample"
             )
         self._weights: dict[torch.device, Tensor] = {}
 
@@ -64,48 +68,61 @@ class Objective:
                 distributions.
 
         Returns:
-            t, (B,) int64 in [0, T), and noise like ``x0``: standard normal, and offset noise.
+            t, (B,) in [0, T - 1], int64 or, from continuous ``times``, float32; and noise like ``x0``:
+            standard normal, and offset noise.
         """
         # in float64, which not every device has, u < 1 cannot round up to T
         uniform = (torch.rand(len(x0)) if noise is None else noise.uniform()).double()
-        if position is not None:
-            uniform = self.times.quantile(self.times.even(uniform, position))
-        t = (uniform * self.schedule.num_steps).long().to(x0.device)
+        times = UniformTimes() if position is None else self.times
+        t = times.quantile(times.even(uniform, position), self.schedule)
+        t = (t.float() if t.is_floating_point() else t).to(x0.device)
         like = torch.randn_like if noise is None else noise.like
         eps = like(x0)
         if self.offset_noise:
             eps = eps + self.offset_noise * like(x0[..., :1, :1])
         return t, eps
 
-    def loss(self, model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def loss(self, model: Network, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the weighted mean squared error of each sample: Algorithm 1, line 5.
 
         Args:
-            model: The raw network, (x_t (B, C, h, w), t (B,)) -> (B, C, h, w).
+            model: The raw network with its condition, a ``Denoiser`` but for that.
             x0: Clean samples, (B, C, h, w).
             noise: Standard normal, same shape.
-            t: (B,) int64 in [0, T).
+            t: (B,) in [0, T - 1], int64 or floating.
 
         Returns:
             (B,) float32, the mean over (C, h, w) times the weight at t.
         """
         x0, noise = x0.float(), noise.float()
         alpha, sigma = self.schedule.at(t, x0)
-        output = model(self.schedule.add_noise(x0, noise, t), t).float()
+        output = self._output(model, self.schedule.add_noise(x0, noise, t), t, alpha, sigma)
         error = output - self.prediction.target(x0, noise, alpha, sigma)
         return self.weight(t.to(x0.device)) * error.square().flatten(1).mean(1)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Look up how much the squared error of the raw output counts at ``t``, (B,) int64: (B,) float32."""
+        """Look up how much the squared error of the raw output counts.
+
+        Args:
+            t: (B,) in [0, T - 1], int64, or floating: between two timesteps the weight is linear.
+
+        Returns:
+            (B,) float32.
+        """
         if t.device not in self._weights:
             self._weights[t.device] = self.weighting(self.schedule, self.prediction).float().to(t.device)
-        return self._weights[t.device][t]
+        table = self._weights[t.device]
+        if not t.is_floating_point():
+            return table[t]
+        below = t.floor().long()
+        above = (below + 1).clamp(max=len(table) - 1)
+        return torch.lerp(table[below], table[above], (t - below).to(table.dtype))
 
-    def denoiser(self, model: Callable[[Tensor, Tensor], Tensor]) -> Denoise:
+    def denoiser(self, model: Network) -> Denoise:
         """Turn the raw network into an estimate of x0.
 
         Args:
-            model: (x_t (B, C, h, w), t (B,)) -> (B, C, h, w), what ``prediction`` says.
+            model: The raw network with its condition, a ``Denoiser`` but for that.
 
         Returns:
             (x_t, t) -> x0_hat in float32.
@@ -113,6 +130,11 @@ class Objective:
 
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             alpha, sigma = self.schedule.at(t, x_t)
-            return self.prediction.x0(model(x_t, t).float(), x_t, alpha, sigma)
+            return self.prediction.x0(self._output(model, x_t, t, alpha, sigma), x_t, alpha, sigma)
 
         return denoise
+
+    def _output(self, model: Network, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Ask the network with input and time as the prediction wants them; float32 in any precision."""
+        time = self.prediction.time(t, alpha, sigma)
+        return model(self.prediction.input(x_t, alpha, sigma), time).float()

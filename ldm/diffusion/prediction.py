@@ -1,22 +1,35 @@
-"""What the network predicts, and how to read x0_hat from it.
+"""What the network is given and what it predicts, and how to read x0_hat from it.
 
-Letters: x_t = alpha x0 + sigma eps, on any schedule. Given x_t, each of x0, eps, v and u fixes the
-others, so the choice only changes how errors are weighted.
+Letters: x_t = alpha x0 + sigma eps, on any schedule; sigma / alpha is the noise level. Given x_t, each of x0,
+eps, v and u fixes the others, so the choice only changes how errors are weighted.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 
 class Prediction(ABC):
-    """A parametrisation: raw output <-> x0_hat, and the training target.
+    """A parametrisation: what goes into the network, raw output <-> x0_hat, and the training target.
 
-    In all methods ``alpha`` and ``sigma``, (B, 1, 1, 1) in [0, 1], broadcast over the others, (B, C, h, w).
+    In all methods ``alpha`` in [0, 1] and ``sigma`` >= 0, (B, 1, 1, 1), broadcast over the others,
+    (B, C, h, w).
     """
+
+    needs_signal: ClassVar[bool] = False
+    """Whether it says nothing about x0 where alpha = 0."""
+
+    def input(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return what goes into the network: x_t itself, unless a prediction scales it."""
+        return x_t
+
+    def time(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return what tells the network the noise level, (B,): the timesteps ``t``, unless it differs."""
+        return t
 
     @abstractmethod
     def x0(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -33,6 +46,8 @@ class Prediction(ABC):
 
 class Epsilon(Prediction):
     """The noise: Ho et al. 2020 (arXiv:2006.11239), Eq. 14. Says nothing about x0 where alpha = 0."""
+
+    needs_signal = True
 
     def x0(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """x0_hat = (x_t - sigma eps_hat) / alpha (Ho et al. 2020, Eq. 15)."""
@@ -99,6 +114,67 @@ class Sample(Prediction):
     def error_ratio(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """1 everywhere."""
         return torch.ones_like(alpha)
+
+
+class EDM(Prediction):
+    """Preconditioning: Karras et al. 2022 (arXiv:2206.00364), Eq. 7, with the coefficients of Table 1.
+
+    x0_hat = c_skip x + c_out F(c_in x; c_noise) with x = x_t / alpha = x0 + s eps, at the noise level s =
+    sigma / alpha. Input and target of F have unit variance at every level, and c_out, the factor on errors of
+    F, is as small as it can be (app. B.6). Where variance is preserved and ``sigma_data`` is 1, F is -v. The
+    paper weighs the error of x0_hat by 1 / c_out**2: that is weight 1 on F, ``weighting.Uniform``.
+
+    Args:
+        sigma_data: Standard deviation of x0, > 0: 0.5 for images in [-1, 1], 1 for scaled latents.
+    """
+
+    needs_signal = True
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if sigma_data <= 0:
+            raise ValueError(f"objective.prediction.sigma_data must be > 0, got {sigma_data}")
+        self.sigma_data = sigma_data
+
+    def c_skip(self, level: Tensor) -> Tensor:
+        """Return sigma_data**2 / (s**2 + sigma_data**2), from 1 at s = 0 to 0; ``level`` has any shape."""
+        return self.sigma_data**2 / (level.square() + self.sigma_data**2)
+
+    def c_out(self, level: Tensor) -> Tensor:
+        """Return s sigma_data / sqrt(s**2 + sigma_data**2), from 0 at s = 0 to sigma_data."""
+        return level * self.sigma_data * self.c_in(level)
+
+    def c_in(self, level: Tensor) -> Tensor:
+        """Return 1 / sqrt(s**2 + sigma_data**2), from 1 / sigma_data at s = 0 to 0."""
+        return 1 / (level.square() + self.sigma_data**2).sqrt()
+
+    def c_noise(self, level: Tensor) -> Tensor:
+        """Return ln(s) / 4, from -1.55 to 1.1 over the levels of ``VarianceExploding``."""
+        return level.log() / 4
+
+    def input(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return c_in x_t / alpha."""
+        return self.c_in(sigma / alpha) * (x_t / alpha)
+
+    def time(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return c_noise, (B,), whatever the timesteps of the schedule are."""
+        return self.c_noise(sigma / alpha).flatten()
+
+    def x0(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """x0_hat = c_skip x_t / alpha + c_out F (Eq. 7)."""
+        level = sigma / alpha
+        return self.c_skip(level) * (x_t / alpha) + self.c_out(level) * output
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """F = (x0 - c_skip (x0 + s eps)) / c_out (Eq. 8), which is c_in (s x0 / sigma_data - sigma_data eps).
+
+        The second form does not subtract next to equal numbers where s is small.
+        """
+        level = sigma / alpha
+        return self.c_in(level) * (level / self.sigma_data * x0 - self.sigma_data * noise)
+
+    def error_ratio(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """1 / c_out**2."""
+        return self.c_out(sigma / alpha) ** -2
 
 
 def noise_of(x0: Tensor, x_t: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:

@@ -3,7 +3,7 @@
 Letters: x_t = alpha_t x0 + sigma_t eps. Timesteps count from 0 (almost clean) to T - 1 (almost or wholly
 noise). Variance-preserving schedules have alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t), where
 abar_t = prod_{s <= t} (1 - beta_s) as in Ho et al. 2020 (arXiv:2006.11239); index t is the paper's t + 1.
-rho_t = sigma_t / alpha_t is the noise level of Karras et al. 2022, SNR_t = 1 / rho_t**2.
+sigma_t / alpha_t is the noise level, sigma of Karras et al. 2022 (arXiv:2206.00364); SNR_t = 1 / level**2.
 """
 
 from __future__ import annotations
@@ -20,28 +20,32 @@ class Schedule:
     No ``nn.Module``: a model's ``half()`` must not round the tables, nor its ``state_dict`` carry them.
 
     Args:
-        alpha: (T,) float64 in [0, 1], falling.
-        sigma: (T,) float64 in [0, 1], rising.
+        alpha: (T,) float64 in [0, 1], falling or constant.
+        sigma: (T,) float64 >= 0, rising or constant.
 
     Raises:
-        ValueError: If the tables are empty, differ in length, leave [0, 1] or do not fall and rise.
+        ValueError: If the tables are empty, differ in length, leave their ranges or do not fall and rise, or
+            two timesteps have the same noise level.
     """
 
     alpha: Tensor
-    """(T,) float64 on the CPU, falling."""
+    """(T,) float64 on the CPU, falling or constant."""
     sigma: Tensor
-    """(T,) float64 on the CPU, rising."""
+    """(T,) float64 on the CPU, rising or constant."""
 
     def __init__(self, alpha: Tensor, sigma: Tensor) -> None:
         self.alpha, self.sigma = alpha.double(), sigma.double()
-        falls = bool((self.alpha.diff() < 0).all()) and bool((self.sigma.diff() >= 0).all())
-        within = all(bool(((table >= 0) & (table <= 1)).all()) for table in (self.alpha, self.sigma))
-        if not (0 < len(alpha) == len(sigma) and falls and within):
+        if not (0 < len(alpha) == len(sigma) and self._is_sound()):
             raise ValueError(
-                "schedule: expected num_steps >= 1, alpha falling and sigma rising within [0, 1], got "
-                f"{_span(self.alpha)} and {_span(self.sigma)}"
+                "schedule: expected num_steps >= 1, alpha falling within [0, 1], sigma rising from 0 or more "
+                f"and sigma / alpha rising in each step, got {_span(self.alpha)} and {_span(self.sigma)}"
             )
         self._on_device: dict[torch.device, Tensor] = {}
+
+    def _is_sound(self) -> bool:
+        tables = torch.stack([1 - self.alpha, self.sigma])
+        falls = bool((tables.diff() >= 0).all()) and bool((self.noise_level.diff() > 0).all())
+        return falls and bool((tables >= 0).all()) and bool((self.alpha >= 0).all())
 
     @property
     def num_steps(self) -> int:
@@ -49,7 +53,7 @@ class Schedule:
         return len(self.alpha)
 
     @property
-    def rho(self) -> Tensor:
+    def noise_level(self) -> Tensor:
         """(T,) float64, rising: sigma_t / alpha_t; infinite where nothing of x0 is left."""
         return self.sigma / self.alpha
 
@@ -58,10 +62,10 @@ class Schedule:
         """(T,) float64, falling: alpha_t**2 / sigma_t**2; 0 where nothing of x0 is left."""
         return (self.alpha / self.sigma).square()
 
-    def split(self, rho: Tensor) -> tuple[Tensor, Tensor]:
-        """Return alpha and sigma of this kind of schedule whose ratio sigma / alpha is ``rho``, finite."""
-        alpha = 1 / (1 + rho.square()).sqrt()
-        return alpha, rho * alpha
+    def split(self, noise_level: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma of this kind of schedule at a finite ``noise_level``."""
+        alpha = 1 / (1 + noise_level.square()).sqrt()
+        return alpha, noise_level * alpha
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_t and sigma_t in float64: those of the tables, or between them if ``t`` is floating.
@@ -72,35 +76,52 @@ class Schedule:
         """
         if not t.is_floating_point():
             return self.alpha[t], self.sigma[t]
-        return self._between(self._log_rho(), t)
+        return self._between(self._log_level(), t)
+
+    def timesteps(self, noise_level: Tensor) -> Tensor:
+        """Find the timesteps of noise levels: the inverse of ``levels``.
+
+        Args:
+            noise_level: (N,) float64 >= 0; what lies beyond the ends of the schedule is taken to them.
+
+        Returns:
+            (N,) float64 in [0, num_steps - 1], between two timesteps where none has that level.
+        """
+        if self.num_steps == 1:  # nothing to lie between
+            return torch.zeros_like(noise_level)
+        known, wanted = self._log_level(), noise_level.log()
+        above = torch.searchsorted(known, wanted).clamp(1, self.num_steps - 1)
+        share = (wanted - known[above - 1]) / (known[above] - known[above - 1])
+        return (above - 1 + share).clamp(0, self.num_steps - 1)
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Look up alpha_t and sigma_t, shaped to multiply ``like``.
 
         Args:
-            t: (B,) in [0, num_steps - 1]: int64, or floating between two timesteps, where ln rho is linear.
+            t: (B,) in [0, num_steps - 1]: int64, or floating between two timesteps, where the log of the
+                noise level is linear.
             like: (B, ...), only rank and device matter.
 
         Returns:
             alpha_t and sigma_t, each (B, 1, ..., 1) float32 on the device of ``like``.
         """
         if like.device not in self._on_device:
-            table = torch.stack([self.alpha, self.sigma, self._log_rho()])
+            table = torch.stack([self.alpha, self.sigma, self._log_level()])
             self._on_device[like.device] = table.float().to(like.device)
-        alpha, sigma, log_rho = self._on_device[like.device]
+        alpha, sigma, log_level = self._on_device[like.device]
         t, shape = t.to(like.device), (-1,) + (1,) * (like.ndim - 1)
-        alpha, sigma = self._between(log_rho, t) if t.is_floating_point() else (alpha[t], sigma[t])
+        alpha, sigma = self._between(log_level, t) if t.is_floating_point() else (alpha[t], sigma[t])
         return alpha.view(shape), sigma.view(shape)
 
-    def _log_rho(self) -> Tensor:
+    def _log_level(self) -> Tensor:
         # finite where nothing of x0 is left, so that the timestep before that one has a neighbour
-        return self.rho.clamp(1e-8, 1e8).log()
+        return self.noise_level.clamp(1e-8, 1e8).log()
 
-    def _between(self, log_rho: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _between(self, log_level: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         below = t.floor().long()
         above = (below + 1).clamp(max=self.num_steps - 1)
-        share = (t - below).to(log_rho.dtype)
-        return self.split(torch.lerp(log_rho[below], log_rho[above], share).exp())
+        share = (t - below).to(log_level.dtype)
+        return self.split(torch.lerp(log_level[below], log_level[above], share).exp())
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Draw x_t ~ q(x_t | x_0) in closed form: x_t = alpha_t x_0 + sigma_t noise.
@@ -110,7 +131,7 @@ class Schedule:
         Args:
             x0: Clean latents, (B, C, h, w), standard deviation close to 1.
             noise: Standard normal, same shape, dtype and device as ``x0``.
-            t: (B,) int64 in [0, num_steps); 0 is almost clean, num_steps - 1 almost noise.
+            t: (B,) in [0, num_steps - 1], int64 or floating; 0 is almost clean, num_steps - 1 almost noise.
 
         Returns:
             (B, C, h, w) in the dtype of ``x0``; coefficients are looked up in float32.
@@ -232,9 +253,36 @@ class RectifiedFlow(Schedule):
         shifted = 1 - time + shift * time
         super().__init__((1 - time) / shifted, shift * time / shifted)
 
-    def split(self, rho: Tensor) -> tuple[Tensor, Tensor]:
-        """Return alpha and sigma = 1 - alpha whose ratio sigma / alpha is ``rho``."""
-        return 1 / (1 + rho), rho / (1 + rho)
+    def split(self, noise_level: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma = 1 - alpha at a finite ``noise_level``."""
+        return 1 / (1 + noise_level), noise_level / (1 + noise_level)
+
+
+class VarianceExploding(Schedule):
+    """alpha = 1, noise is added and nothing taken away: Karras et al. 2022 (arXiv:2206.00364), Table 1.
+
+    ln sigma is linear in t, which is continuous: it may be floating, as with ``times.LogNormal`` in training
+    and ``Karras`` in sampling. The defaults are the paper's, for images in [-1, 1].
+
+    Args:
+        num_steps: T >= 2; whole timesteps are what validation and most spacings visit.
+        sigma_min: Noise level of timestep 0, > 0.
+        sigma_max: Noise level of timestep T - 1; a walk starts with noise of this standard deviation.
+    """
+
+    def __init__(self, num_steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        if num_steps < 2 or not 0 < sigma_min < sigma_max:
+            raise ValueError(
+                "schedule: expected num_steps >= 2 and 0 < sigma_min < sigma_max, got "
+                f"{num_steps}, {sigma_min} and {sigma_max}"
+            )
+        first, last = math.log(sigma_min), math.log(sigma_max)
+        sigma = torch.linspace(first, last, num_steps, dtype=torch.float64).exp()
+        super().__init__(torch.ones_like(sigma), sigma)
+
+    def split(self, noise_level: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha = 1 and sigma = ``noise_level``."""
+        return torch.ones_like(noise_level), noise_level
 
 
 def of_betas(beta: Tensor) -> tuple[Tensor, Tensor]:

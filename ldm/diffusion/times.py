@@ -1,4 +1,4 @@
-"""Which timesteps training visits, and how often."""
+"""Which timesteps training visits, and how often: whole ones, or noise levels between them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ldm.diffusion.schedule import Schedule
+
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 """Multiples of it, modulo 1, fill [0, 1) more evenly than those of any other number."""
 
 
 class Times(ABC):
-    """A distribution of training times over [0, 1): 0 almost clean, 1 almost noise."""
+    """A distribution of training timesteps: 0 is almost clean, T - 1 almost noise."""
 
     @abstractmethod
-    def quantile(self, uniform: Tensor) -> Tensor:
-        """Map numbers that are uniform over [0, 1), (B,) float64, to times in [0, 1): the inverse of the CDF.
+    def quantile(self, uniform: Tensor, schedule: Schedule) -> Tensor:
+        """Map uniform numbers to timesteps: the inverse of the CDF.
 
-        So the time of a sample is a function of the sample's own random number.
+        So the timestep of a sample is a function of the sample's own random number.
+
+        Args:
+            uniform: (B,) float64 in [0, 1).
+            schedule: What timesteps there are.
+
+        Returns:
+            (B,) in [0, T - 1]: int64, or float64 if they lie between whole ones.
         """
 
     def even(self, uniform: Tensor, position: Tensor | None) -> Tensor:
@@ -38,13 +47,13 @@ class Times(ABC):
 class UniformTimes(Times):
     """Every timestep equally often: Ho et al. 2020 (arXiv:2006.11239), Algorithm 1."""
 
-    def quantile(self, uniform: Tensor) -> Tensor:
-        """Return them as they are."""
-        return uniform
+    def quantile(self, uniform: Tensor, schedule: Schedule) -> Tensor:
+        """Return floor(T u)."""
+        return (uniform * schedule.num_steps).long()
 
 
 class LogitNormal(Times):
-    """Times whose logit is normal: Esser et al. 2024 (arXiv:2403.03206), Section 3.1.
+    """Timesteps t whose logit of t / T is normal: Esser et al. 2024 (arXiv:2403.03206), Section 3.1.
 
     Args:
         mean: Of the logit; below 0 visits clean times more often.
@@ -57,10 +66,34 @@ class LogitNormal(Times):
         self.mean = mean
         self.std = std
 
-    def quantile(self, uniform: Tensor) -> Tensor:
-        """Return sigmoid(mean + std z) with the normal quantile z."""
+    def quantile(self, uniform: Tensor, schedule: Schedule) -> Tensor:
+        """Return floor(T sigmoid(mean + std z)) with the normal quantile z."""
         logit = self.mean + self.std * torch.special.ndtri(uniform)
-        return torch.sigmoid(logit).clamp(max=1 - 1e-12)  # which is 1 from a logit of 37 on
+        time = torch.sigmoid(logit).clamp(max=1 - 1e-12)  # which is 1 from a logit of 37 on
+        return (time * schedule.num_steps).long()
+
+
+class LogNormal(Times):
+    """Noise levels whose log is normal: Karras et al. 2022 (arXiv:2206.00364), Table 1.
+
+    ln(sigma / alpha) ~ N(mean, std**2). Levels are continuous: timesteps lie between whole ones, on any
+    schedule. Those beyond its ends are taken to them: 1 in 50,000 with the defaults on ``VarianceExploding``.
+
+    Args:
+        mean: P_mean, of the log. The default is the paper's, for a standard deviation of x0 of 0.5; where
+            that is 1, as in scaled latents, ln 2 = 0.69 more is the same ratio of noise to signal.
+        std: P_std, of the log, > 0.
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
+        if std <= 0:
+            raise ValueError(f"objective.times.std must be > 0, got {std}")
+        self.mean = mean
+        self.std = std
+
+    def quantile(self, uniform: Tensor, schedule: Schedule) -> Tensor:
+        """Find the timesteps of exp(mean + std z) with the normal quantile z."""
+        return schedule.timesteps((self.mean + self.std * torch.special.ndtri(uniform)).exp())
 
 
 class LowDiscrepancy(Times):
@@ -78,9 +111,9 @@ class LowDiscrepancy(Times):
     def __init__(self, of: Times | None = None) -> None:
         self.of = of or UniformTimes()
 
-    def quantile(self, uniform: Tensor) -> Tensor:
+    def quantile(self, uniform: Tensor, schedule: Schedule) -> Tensor:
         """Return that of the distribution."""
-        return self.of.quantile(uniform)
+        return self.of.quantile(uniform, schedule)
 
     def even(self, uniform: Tensor, position: Tensor | None) -> Tensor:
         """Return frac(p * golden ratio)."""

@@ -114,6 +114,26 @@ class SoftMinSNR(OfSample):
         return 1 / (1 / _snr(alpha, sigma) + 1 / self.gamma)
 
 
+class EDMWeighting(OfSample):
+    """lambda = (s**2 + sigma_data**2) / (s sigma_data)**2 on the error of x0_hat, at the noise level s.
+
+    Karras et al. 2022 (arXiv:2206.00364), Table 1. It is SNR + 1 / sigma_data**2; on the output of ``EDM`` it
+    is 1 and ``Uniform`` says the same, so this is for other predictions.
+
+    Args:
+        sigma_data: Standard deviation of x0, > 0: 0.5 for images in [-1, 1], 1 for scaled latents.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if sigma_data <= 0:
+            raise ValueError(f"weighting.sigma_data must be > 0, got {sigma_data}")
+        self.sigma_data = sigma_data
+
+    def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return SNR + 1 / sigma_data**2."""
+        return _snr(alpha, sigma) + self.sigma_data**-2
+
+
 def _snr(alpha: Tensor, sigma: Tensor) -> Tensor:
     return (alpha / sigma).square()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.conditioners.base import Conditioner
 from ldm.diffusion.guidance import Guidance, Unguided, inpainted
-from ldm.diffusion.objective import Objective
+from ldm.diffusion.objective import Network, Objective
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.timesteps import Step
@@ -18,7 +18,7 @@ from ldm.latents.space import LatentSpace
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage
-from ldm.types import Batch, Cond, Denoise, DenoiserDims
+from ldm.types import Batch, Cond, Denoise, Denoiser, DenoiserDims
 
 QUARTERS = 4
 """Parts of the timesteps, from almost clean to noise, that validation reports the loss of."""
@@ -30,7 +30,8 @@ class Diffusion(Stage):
     Args:
         latents: Space that diffusion happens in.
         conditioner: What conditions it.
-        denoiser: Network; called with the channels and widths that the other two say of themselves.
+        denoiser: Builds the network, a ``Denoiser``, from the channels and widths that the other two say of
+            themselves.
         objective: Noise schedule, prediction and weighting.
         sampler: How validation and ``ldm.sample`` draw images, unless told otherwise.
         guidance: How they combine the conditional and the unconditional prediction.
@@ -94,7 +95,7 @@ class Diffusion(Stage):
         cond = self.conditioner.dropped(batch, noise) if self.training else self.conditioner(batch)
         latent = self._encode(batch, noise)
         t, eps = self.objective.draw(latent, noise, self._positions(len(latent)))
-        return t, self.objective.loss(lambda x, t: self.denoiser(x, t, cond), latent, eps, t)
+        return t, self.objective.loss(self._network(cond), latent, eps, t)
 
     def _positions(self, count: int) -> Tensor | None:
         """Places of the samples in the training stream: process r of w has r, r + w, ... of each step's."""
@@ -127,7 +128,8 @@ class Diffusion(Stage):
         noise = SampleNoise(seed, batch["key"])
         x = noise.like(torch.empty(len(batch["key"]), *self.latents.shape(size), device=self.device))
         denoise = self.latents.constrain(self.guidance(self, batch))
-        return self.latents.decode(self.sampler(denoise, self._steps(), x, noise.like))
+        steps = self._steps()
+        return self.latents.decode(self.sampler(denoise, steps, steps[0].start_std * x, noise.like))
 
     @torch.no_grad()
     def redraw(
@@ -180,7 +182,11 @@ class Diffusion(Stage):
         return pair
 
     def _denoise(self, cond: Cond) -> Denoise:
-        return self.objective.denoiser(lambda x, t: self.denoiser(x, t, cond))
+        return self.objective.denoiser(self._network(cond))
+
+    def _network(self, cond: Cond) -> Network:
+        denoiser: Denoiser = self.denoiser
+        return lambda x, t: denoiser(x, t, cond)
 
     def _steps(self) -> list[Step]:
         return self.sampler.steps(self.objective.schedule)

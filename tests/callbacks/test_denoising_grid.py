@@ -35,7 +35,7 @@ class Dimmed(LatentSpace):
 
 
 class Divides(TinyStage):
-    """Takes x_t / alpha_t for x0: its error is rho times the noise."""
+    """Takes x_t / alpha_t for x0: its error is the noise level times the noise."""
 
     name = "diffusion"
 
@@ -84,8 +84,8 @@ def test_all_levels_of_a_sample_get_the_same_noise_whatever_is_drawn_beside_it()
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_no_timestep_comes_closer_to_a_level(schedule):
     levels = (0.01, 0.3, 1.0, 5.0, 1e6)
-    for level, t in zip(levels, timesteps(schedule.rho, levels), strict=True):
-        far = [abs(math.log(min(float(rho), 1e8) / level)) for rho in schedule.rho]
+    for level, t in zip(levels, timesteps(schedule.noise_level, levels), strict=True):
+        far = [abs(math.log(min(float(known), 1e8) / level)) for known in schedule.noise_level]
         assert far[t] == min(far)
 
 

@@ -1,5 +1,6 @@
 """What ldm.fit leaves, and what it says."""
 
+import csv
 import json
 import os
 import subprocess
@@ -50,6 +51,29 @@ def test_a_checkpoint_alone_rebuilds_the_stage_with_averaged_weights(chain, name
 def test_the_configuration_of_a_run_is_a_configuration(chain, tmp_path):
     cli = fit.build(["--config", str(chain.runs / "diffusion" / "config.yaml"), f"--run={tmp_path}"])
     assert cli.model.config == ckpt.read(chain.runs / "diffusion")["config"]
+
+
+@pytest.mark.slow
+def test_a_run_trains_at_the_noise_levels_of_edm(fresh):
+    """All of the objective by name: the run learns, draws images, and its checkpoint knows its objective."""
+    edm = {
+        "schedule": "ldm.diffusion.schedule.VarianceExploding",
+        "prediction": "ldm.diffusion.prediction.EDM",
+        "prediction.sigma_data": "1",
+        "times": "ldm.diffusion.times.LogNormal",
+        "times.mean": "-0.5",
+    }
+    more = [f"--model.objective.{key}={value}" for key, value in edm.items()]
+    more.append("--model.sampler.spacing=ldm.diffusion.samplers.timesteps.Karras")
+    assert fit.main(fresh.arguments("diffusion", *more)) == 0
+    run = fresh.runs / "diffusion"
+    with (run / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    # F of zero output has a loss of 1, the variance of its target
+    assert len(losses) == 8 and all(0 < loss < 2 for loss in losses)
+    stage = load_stage(str(run), Diffusion)
+    assert stage.objective.prediction.sigma_data == 1.0 and stage.objective.times.mean == -0.5
+    assert len(list((run / "images").glob("diffusion-*.png"))) == 2
 
 
 @pytest.mark.slow

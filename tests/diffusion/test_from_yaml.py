@@ -24,6 +24,14 @@ part:
 """
 
 
+EDM = """
+part:
+  schedule: {class_path: ldm.diffusion.schedule.VarianceExploding, init_args: {sigma_max: 160}}
+  prediction: {class_path: ldm.diffusion.prediction.EDM, init_args: {sigma_data: 1}}
+  times: {class_path: ldm.diffusion.times.LogNormal, init_args: {mean: -0.5}}
+"""
+
+
 def parsed(kind, text):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     if kind is Objective:
@@ -37,6 +45,17 @@ def test_an_objective():
     objective = parsed(Objective, OBJECTIVE)
     assert torch.equal(objective.schedule.alpha, ZeroTerminalSNR(ScaledLinear()).alpha)
     assert (objective.weighting.gamma, objective.times.of.mean, objective.offset_noise) == (3, -0.5, 0.1)
+
+
+def test_edm():
+    objective = parsed(Objective, EDM)
+    assert (objective.schedule.alpha.min(), objective.prediction.sigma_data) == (1, 1)
+    assert (objective.times.mean, objective.times.std) == (-0.5, 1.2)
+    assert objective.schedule.sigma[-1].item() == pytest.approx(160)
+    model = torch.nn.Linear(3, 3)
+    x0 = torch.randn(8, 3)
+    t, noise = objective.draw(x0, position=torch.arange(8))
+    assert objective.loss(lambda x, t: model(x), x0, noise, t).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["ddpm.DDPM", "ddim.DDIM", "dpm_solver.DPMSolver", "dpm_solver.DPMSolverSDE",

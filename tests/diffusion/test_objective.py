@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from ldm.diffusion.objective import Objective
-from ldm.diffusion.prediction import Epsilon, Flow, Sample, Velocity
+from ldm.diffusion.prediction import EDM, Epsilon, Flow, Sample, Velocity
 from ldm.diffusion.schedule import Cosine, Linear, RectifiedFlow, ScaledLinear, ZeroTerminalSNR
 from ldm.diffusion.weighting import MinSNR, Simple, SoftMinSNR, Uniform, VariationalBound
 from ldm.rng import SampleNoise
 
-PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow()]
+PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow(), EDM()]
 
 
 def drawn(objective, count=6, seed=0):
@@ -92,7 +92,8 @@ def test_regression_finds_the_analytic_denoiser(prediction, gaussian):
     noise, times = torch.randn(count, 1, 1, 1, generator=generator), torch.full((count,), t)
     alpha, sigma = objective.schedule.at(times, x0)
     x_t = objective.schedule.add_noise(x0, noise, times)
-    design = torch.stack([x_t.flatten(), torch.ones(count)], 1)
+    given = prediction.input(x_t, alpha, sigma)
+    design = torch.stack([given.flatten(), torch.ones(count)], 1)
     slope, offset = torch.linalg.lstsq(
         design, prediction.target(x0, noise, alpha, sigma).view(-1, 1)
     ).solution
@@ -118,11 +119,19 @@ def test_loss_and_gradient_are_finite_without_signal(schedule, prediction, weigh
 
 
 @pytest.mark.parametrize("schedule", [ZeroTerminalSNR(ScaledLinear()), RectifiedFlow()])
-def test_the_noise_is_not_predicted_where_there_is_nothing_else(schedule):
-    with pytest.raises(
-        ValueError, match=r"objective\.prediction: got Epsilon on .*expected Velocity, Flow or Sample"
-    ):
-        Objective(schedule, Epsilon())
+@pytest.mark.parametrize("prediction", [Epsilon(), EDM()])
+def test_the_noise_is_not_predicted_where_there_is_nothing_else(schedule, prediction):
+    says = rf"objective\.prediction: got {type(prediction).__name__} on .*expected Velocity, Flow or Sample"
+    with pytest.raises(ValueError, match=says):
+        Objective(schedule, prediction)
+
+
+def test_between_timesteps_the_weight_is_linear():
+    objective = Objective(Linear(), weighting=MinSNR())
+    whole = objective.weight(torch.tensor([300, 301, 999]))
+    assert torch.equal(objective.weight(torch.tensor([300.0, 301.0, 999.0])), whole)
+    between = objective.weight(torch.tensor([300.25])).item()
+    assert between == pytest.approx(0.75 * whole[0].item() + 0.25 * whole[1].item(), rel=1e-6)
 
 
 def test_offset_noise_is_shared_by_a_channel_and_is_part_of_the_target():

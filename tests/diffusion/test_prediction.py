@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from ldm.diffusion.prediction import Epsilon, Flow, Sample, Velocity, noise_of
+from ldm.diffusion.prediction import EDM, Epsilon, Flow, Sample, Velocity, noise_of
 from ldm.diffusion.schedule import Linear, RectifiedFlow, ScaledLinear, ZeroTerminalSNR
 
-PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow()]
+PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow(), EDM(), EDM(1.0)]
 
 
 @pytest.fixture(params=[Linear(), ZeroTerminalSNR(ScaledLinear()), RectifiedFlow()])

@@ -145,13 +145,13 @@ def test_euler_is_ddim_and_euler_ancestral_is_ddpm(schedule):
 
 
 def test_an_euler_step_follows_the_slope_in_both_coordinates():
-    """d(x / alpha) / d rho = eps, and on the straight line dx / d sigma = eps - x0."""
+    """d(x / alpha) / d(sigma / alpha) = eps, and on the straight line dx / d sigma = eps - x0."""
     x, x0 = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
     for schedule in (ScaledLinear(), RectifiedFlow()):
         step = Euler(20).steps(schedule)[5]
         eps = (x - step.alpha * x0) / step.sigma
         after = Euler(20)(lambda x, t: x0, [step], x)
-        scaled = x / step.alpha + (step.next_rho - step.rho) * eps
+        scaled = x / step.alpha + (step.next_noise_level - step.noise_level) * eps
         assert torch.allclose(after, step.next_alpha * scaled, atol=1e-5)
         if isinstance(schedule, RectifiedFlow):
             assert torch.allclose(after, x + (step.next_sigma - step.sigma) * (eps - x0), atol=1e-5)

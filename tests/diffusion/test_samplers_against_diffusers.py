@@ -210,7 +210,7 @@ def test_flow_euler_with_a_shift():
     ],
 )
 def test_higher_order_on_flow(sampler, theirs, settings):
-    """From the second step on: theirs never begin in pure noise, where ln rho is infinite."""
+    """From the second step on: theirs never begin in pure noise, where the noise level is infinite."""
     schedule, sampler = RectifiedFlow(shift=3.0), sampler(20)
     steps = sampler.steps(schedule)[1:]
     theirs = theirs(prediction_type="flow_prediction", use_flow_sigmas=True, **settings)
@@ -245,5 +245,5 @@ def test_levels_of_karras():
     theirs.set_timesteps(20)
     steps = Euler(20, Karras()).steps(ScaledLinear())
     # they take 1 - abar in float32, of which four digits are left at the clean end
-    assert [step.rho for step in steps] == pytest.approx(theirs.sigmas[:-1].tolist(), rel=1e-4)
+    assert [step.noise_level for step in steps] == pytest.approx(theirs.sigmas[:-1].tolist(), rel=1e-4)
     assert [step.t for step in steps] == pytest.approx(theirs.timesteps.tolist(), abs=2e-2)

@@ -12,6 +12,7 @@ from ldm.diffusion.schedule import (
     RectifiedFlow,
     ScaledLinear,
     Schedule,
+    VarianceExploding,
     ZeroTerminalSNR,
     of_betas,
 )
@@ -27,7 +28,7 @@ def test_variance_preserving_and_monotone(schedule):
         schedule.alpha**2 + schedule.sigma**2, torch.ones(schedule.num_steps).double(), atol=1e-15
     )
     assert (schedule.alpha.diff() < 0).all() and (schedule.snr.diff() < 0).all()
-    assert torch.allclose(schedule.snr, schedule.rho**-2, rtol=1e-12)
+    assert torch.allclose(schedule.snr, schedule.noise_level**-2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -148,7 +149,7 @@ def test_rectified_flow_is_a_straight_line_from_data_to_noise():
 def test_the_shift_of_rectified_flow_multiplies_the_noise_level():
     """Esser et al. 2024, Eq. 23: sigma / (1 - sigma) times the shift."""
     plain, shifted = RectifiedFlow(), RectifiedFlow(shift=3.0)
-    assert torch.allclose(shifted.rho[:-1], 3 * plain.rho[:-1], rtol=1e-9)
+    assert torch.allclose(shifted.noise_level[:-1], 3 * plain.noise_level[:-1], rtol=1e-9)
 
 
 def test_whatever_the_shift_rectified_flow_ends_in_pure_noise():
@@ -183,15 +184,44 @@ def test_between_timesteps_the_log_of_the_noise_level_is_linear(schedule):
         assert torch.allclose(alpha.flatten(), schedule.alpha[t].float(), rtol=1e-5)
         assert torch.allclose(sigma.flatten(), schedule.sigma[t].float(), rtol=1e-5)
     alpha, sigma = (part.flatten().double() for part in schedule.at(t + 0.25, like))
-    expected = schedule.rho[t] ** 0.75 * schedule.rho[t + 1] ** 0.25
+    expected = schedule.noise_level[t] ** 0.75 * schedule.noise_level[t + 1] ** 0.25
     assert torch.allclose(sigma / alpha, expected, rtol=1e-5)
     total = alpha + sigma if isinstance(schedule, RectifiedFlow) else alpha**2 + sigma**2
     assert torch.allclose(total, torch.ones(3).double(), atol=1e-6)
 
 
+@pytest.mark.parametrize("schedule", [ScaledLinear(), Cosine(), VarianceExploding(), RectifiedFlow()])
+def test_a_level_is_found_where_it_lies(schedule):
+    t = torch.tensor([0.0, 0.25, 400.0, 700.125, 997.5, 998.0]).double()
+    alpha, sigma = schedule.levels(t)
+    assert torch.allclose(schedule.timesteps(sigma / alpha), t, atol=1e-6)
+    beyond = torch.tensor([0.0, 1e-12, 1e12, math.inf]).double()
+    assert schedule.timesteps(beyond).tolist() == [0, 0, 999, 999]
+    assert Linear(1, 0.5, 0.5).timesteps(beyond).tolist() == [0, 0, 0, 0]
+
+
+def test_where_variance_explodes_all_of_x0_stays_and_the_log_of_sigma_is_linear():
+    schedule = VarianceExploding(1000, 0.002, 80.0)
+    assert torch.equal(schedule.alpha, torch.ones(1000).double())
+    assert schedule.sigma[[0, -1]].tolist() == pytest.approx([0.002, 80.0], rel=1e-12)
+    t = torch.tensor([0.0, 100.5, 499.5, 998.999])
+    for found in (schedule.levels(t), schedule.at(t, torch.zeros(4, 1))):
+        alpha, sigma = (part.flatten().double() for part in found)
+        assert torch.equal(alpha, torch.ones(4).double())
+        assert torch.allclose(sigma, 0.002 * 40_000 ** (t.double() / 999), rtol=1e-5)
+    x0, noise = torch.randn(2, 3), torch.randn(2, 3)
+    x_t = schedule.add_noise(x0, noise, torch.tensor([0, 999]))
+    assert torch.allclose(x_t, x0 + torch.tensor([[0.002], [80.0]]) * noise)
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: VarianceExploding(1),
+        lambda: VarianceExploding(sigma_min=0.0),
+        lambda: VarianceExploding(sigma_min=2.0, sigma_max=1.0),
+        lambda: Schedule(torch.ones(2), torch.tensor([0.5, 0.5])),
+        lambda: Schedule(torch.tensor([0.5, 0.9]), torch.tensor([0.1, 0.9])),
         lambda: RectifiedFlow(num_steps=0),
         lambda: ZeroTerminalSNR(Schedule(torch.ones(3), torch.zeros(3))),
         lambda: Linear(num_steps=0),

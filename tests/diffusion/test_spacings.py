@@ -69,10 +69,10 @@ def test_an_offset_below_zero_is_refused():
 
 
 def test_the_levels_of_karras_are_eq_5():
-    levels = [step.rho ** (1 / 7) for step in Heun(20, Karras()).steps(Linear())]
+    levels = [step.noise_level ** (1 / 7) for step in Heun(20, Karras()).steps(Linear())]
     gaps = [earlier - later for earlier, later in pairwise(levels)]
     assert gaps == pytest.approx([gaps[0]] * 19, rel=1e-6)
-    assert (levels[0] ** 7, levels[-1] ** 7) == pytest.approx(Linear().rho[[-1, 0]].tolist())
+    assert (levels[0] ** 7, levels[-1] ** 7) == pytest.approx(Linear().noise_level[[-1, 0]].tolist())
 
 
 def test_karras_needs_a_largest_level():

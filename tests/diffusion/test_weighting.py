@@ -3,15 +3,15 @@ import math
 import pytest
 import torch
 
-from ldm.diffusion.prediction import Epsilon, Flow, Sample, Velocity
+from ldm.diffusion.prediction import EDM, Epsilon, Flow, Sample, Velocity
 from ldm.diffusion.schedule import Linear, RectifiedFlow, ScaledLinear, Schedule, ZeroTerminalSNR
-from ldm.diffusion.weighting import MinSNR, Simple, SoftMinSNR, Uniform, VariationalBound
+from ldm.diffusion.weighting import EDMWeighting, MinSNR, Simple, SoftMinSNR, Uniform, VariationalBound
 
 SNR = [math.inf, 10.0, 5.0, 1.0, 0.0]
 ENDS = Schedule(torch.tensor([1.0, *(math.sqrt(s / (1 + s)) for s in SNR[1:4]), 0.0]),
                 torch.tensor([0.0, *(math.sqrt(1 / (1 + s)) for s in SNR[1:4]), 1.0]))  # fmt: skip
-PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow()]
-IN_X0 = [MinSNR(), SoftMinSNR(), Simple(), VariationalBound()]
+PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow(), EDM()]
+IN_X0 = [MinSNR(), SoftMinSNR(), Simple(), VariationalBound(), EDMWeighting()]
 
 
 def flow(snr):
@@ -30,6 +30,11 @@ def flow(snr):
         (SoftMinSNR(4.0), Velocity(), [0, 40 / 14 / 11, 20 / 9 / 6, 4 / 5 / 2, 0]),
         (SoftMinSNR(4.0), Sample(), [4, 40 / 14, 20 / 9, 4 / 5, 0]),
         (SoftMinSNR(4.0), Flow(), [0, 40 / 14 / flow(10), 20 / 9 / flow(5), 4 / 5 / 4, 0]),
+        # Karras et al. 2022, Table 1: SNR + 1 / sigma_data**2 on x0_hat, 1 on the output of EDM
+        (EDMWeighting(1.0), Velocity(), [1, 1, 1, 1, 1]),
+        (EDMWeighting(0.5), Epsilon(), [1, 1.4, 1.8, 5, 4e16]),
+        (EDMWeighting(0.5), EDM(0.5), [1, 1, 1, 1, 1]),
+        (EDMWeighting(0.5), EDM(1.0), [1, 14 / 11, 9 / 6, 5 / 2, 4]),
         (Simple(), Epsilon(), [1, 1, 1, 1, 1]),
         (Simple(), Velocity(), [1, 10 / 11, 5 / 6, 1 / 2, 0]),
         (Simple(), Flow(), [1, 10 / flow(10), 5 / flow(5), 1 / 4, 0]),
@@ -84,3 +89,8 @@ def test_the_bound_sums_to_the_precision_of_the_decoder():
 def test_gamma_must_be_positive(weighting):
     with pytest.raises(ValueError, match=r"weighting\.gamma must be > 0, got 0"):
         weighting(gamma=0)
+
+
+def test_sigma_data_must_be_positive():
+    with pytest.raises(ValueError, match=r"weighting\.sigma_data must be > 0, got 0"):
+        EDMWeighting(0)

@@ -73,6 +73,14 @@ def set_flow_prediction(args):
     args["objective"]["init_args"]["prediction"] = {"class_path": "ldm.diffusion.prediction.Flow"}
 
 
+def set_edm(args):
+    args["objective"]["init_args"]["prediction"] = {"class_path": "ldm.diffusion.prediction.EDM"}
+
+
+def set_variance_exploding(args):
+    args["objective"]["init_args"]["schedule"] = {"class_path": "ldm.diffusion.schedule.VarianceExploding"}
+
+
 def set_two_captions(args):
     two = [args["conditioner"], args["conditioner"]]
     args["conditioner"] = {
@@ -88,6 +96,11 @@ def set_two_captions(args):
         (
             set_flow_prediction,
             r"model\.objective\.prediction is Flow, expected Epsilon or Velocity or Sample",
+        ),
+        (set_edm, r"model\.objective\.prediction is EDM, expected Epsilon or Velocity or Sample"),
+        (
+            set_variance_exploding,
+            r"model\.objective\.schedule is a VarianceExploding, expected one with alpha",
         ),
         (
             set_two_captions,

@@ -4,11 +4,17 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from ldm.conditioners.label import ClassLabel
 from ldm.conditioners.none import Unconditional
 from ldm.conditioners.text import CLIPText
 from ldm.diffusion.guidance import ClassifierFree
+from ldm.diffusion.objective import Objective
+from ldm.diffusion.prediction import EDM, Velocity
+from ldm.diffusion.samplers.ddim import DDIM
+from ldm.diffusion.schedule import ScaledLinear, VarianceExploding
+from ldm.diffusion.times import LogNormal
 from ldm.io import checkpoint as ckpt
 from ldm.latents.space import AutoencoderLatents, Pixels
 from ldm.optim.recipes import AdamW, Muon
@@ -17,6 +23,7 @@ from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.clip import CLIP
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import CLIPTower, build_stage, load_stage
+from ldm.types import Cond
 
 ROUNDING = 1e-5
 """Two ways to one number of size 1 through a few layers of float32: with gradients or without, or in another
@@ -180,6 +187,46 @@ def build_unet(widths):
     from ldm.nets.unet import UNet
 
     return UNet(widths, **UNET["init_args"])
+
+
+def test_any_module_that_is_called_like_a_denoiser_is_one():
+    """What it meets is what ldm.types.Denoiser says, in training and in drawing images."""
+
+    class Foreign(nn.Conv2d):
+        def __init__(self, widths):
+            super().__init__(widths.sample, widths.sample, 1)
+            self.calls = []
+
+        def forward(self, x_t, t, cond):
+            self.calls.append((x_t, t, cond))
+            return super().forward(x_t)
+
+    for prediction, dtype in ((Velocity(), torch.int64), (EDM(), torch.float32)):
+        data, objective = batch(), Objective(ScaledLinear(), prediction)
+        stage = Diffusion(Pixels(), Unconditional(), Foreign, objective, DDIM(2))
+        stage.losses(data, SampleNoise(0, data["key"]))
+        stage.generate(data, 0)
+        assert len(stage.denoiser.calls) == 3
+        for x_t, t, cond in stage.denoiser.calls:
+            assert x_t.shape == data["image"].shape and isinstance(cond, Cond)
+            assert t.shape == (len(data["key"]),) and t.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("schedule", "std"), [(VarianceExploding(sigma_max=50.0), 50.0), (ScaledLinear(), 1.0)]
+)
+def test_a_walk_starts_with_the_noise_of_its_schedule(schedule, std):
+    class Start(DDIM):
+        def __call__(self, denoise, steps, x, noise):
+            self.started = x
+            return super().__call__(denoise, steps, x, noise)
+
+    objective, data = Objective(schedule, EDM(), times=LogNormal()), batch()
+    stage = Diffusion(Pixels(), Unconditional(), build_unet, objective, Start(3)).train()
+    assert stage.losses(data, SampleNoise(0, data["key"]))["loss"].isfinite()
+    assert stage.eval().generate(data, 0).isfinite().all()
+    expected = std * SampleNoise(0, data["key"]).like(data["image"])
+    assert torch.equal(stage.sampler.started, expected)
 
 
 def test_every_parameter_of_every_stage_gets_a_gradient(trained):

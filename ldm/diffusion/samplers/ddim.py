@@ -46,8 +46,9 @@ class DDIM(Sampler):
 
 
 def ancestral_std(step: Step) -> float:
-    """Return the standard deviation of q(x_s | x_t, x_0): sigma_s sqrt(1 - rho_s**2 / rho_t**2).
+    """Return the standard deviation of q(x_s | x_t, x_0): sigma_s sqrt(1 - l_s**2 / l_t**2).
 
-    Song et al. 2020, Eq. 16 with eta = 1, written so that it holds on any schedule.
+    Song et al. 2020, Eq. 16 with eta = 1, written with the noise level l = sigma / alpha: it holds on any
+    schedule.
     """
-    return step.next_sigma * math.sqrt(1 - (step.next_rho / step.rho) ** 2)
+    return step.next_sigma * math.sqrt(1 - (step.next_noise_level / step.noise_level) ** 2)

@@ -57,7 +57,7 @@ class DPMSolverSDE(DPMSolver):
 
     def _move(self, step: Step, x: Tensor, estimate: Tensor, noise: Noise) -> Tensor:
         """Step to sigma_t / sigma_s e^-h x + alpha_t (1 - e^-2h) D + sigma_t sqrt(1 - e^-2h) z."""
-        decay = step.next_rho / step.rho  # e^-h
+        decay = step.next_noise_level / step.noise_level  # e^-h
         fresh = 1 - decay**2
         x = step.next_sigma / step.sigma * decay * x + step.next_alpha * fresh * estimate
         return x + step.next_sigma * math.sqrt(fresh) * noise(x) if step.next_sigma > 0 else x
@@ -67,4 +67,4 @@ def log_step(step: Step) -> float:
     """Return h, the growth of ln(alpha / sigma); infinite from alpha = 0 and to sigma = 0."""
     if step.alpha == 0.0 or step.next_sigma == 0.0:
         return math.inf
-    return math.log(step.rho / step.next_rho)
+    return math.log(step.noise_level / step.next_noise_level)

@@ -1,9 +1,9 @@
 """Euler's method on the probability flow, plain and with ancestral noise.
 
-In the coordinates x / alpha and rho = sigma / alpha of Karras et al. 2022 (arXiv:2206.00364), Eq. 4, the
-flow is d(x / alpha) / d rho = eps_hat, so an Euler step leads to alpha_s (x / alpha + (rho_s - rho) eps_hat)
-= alpha_s x0_hat + sigma_s eps_hat: DDIM. On the straight line of rectified flow, dx / d sigma = eps_hat -
-x0_hat, it is the same formula. So these are DDIM under the names that other programs use.
+In the coordinates x / alpha and l = sigma / alpha, the noise level, of Karras et al. 2022 (arXiv:2206.00364),
+Eq. 4, the flow is d(x / alpha) / d l = eps_hat, so an Euler step leads to alpha_s (x / alpha + (l_s - l)
+eps_hat) = alpha_s x0_hat + sigma_s eps_hat: DDIM. On the straight line of rectified flow, dx / d sigma =
+eps_hat - x0_hat, it is the same formula. So these are DDIM under the names that other programs use.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from ldm.types import Denoise
 
 
 class Heun(Sampler):
-    """Heun's method on d(x / alpha) / d rho = eps_hat: Karras et al. 2022 (arXiv:2206.00364), Algorithm 1.
+    """Heun's method: Karras et al. 2022 (arXiv:2206.00364), Algorithm 1.
 
-    The last step, to clean, and one from next to pure noise are Euler's.
+    It follows d(x / alpha) / d(sigma / alpha) = eps_hat. The last step, to clean, and one from next to pure
+    noise are Euler's.
 
     Args:
         num_steps: Steps; the denoiser is called twice in each but those.
@@ -39,6 +40,6 @@ class Heun(Sampler):
             if step.next_sigma > 0.0 and not step.from_noise:
                 there = denoise(ahead, step.next_times(x)).float()
                 slope = (noise_of(there, ahead, step.next_alpha, step.next_sigma) - eps) / 2
-                ahead = ahead + step.next_alpha * (step.next_rho - step.rho) * slope
+                ahead = ahead + step.next_alpha * (step.next_noise_level - step.noise_level) * slope
             x = ahead
         return x

@@ -67,5 +67,5 @@ class PLMS(Sampler):
                 there = denoise(ddim, step.next_times(x)).float()
                 slope = (eps + noise_of(there, ddim, step.next_alpha, step.next_sigma)) / 2
             # Eq. 11 less what it gives for eps itself, so that only the difference is multiplied
-            x = ddim + step.next_alpha * (step.next_rho - step.rho) * (slope - eps)
+            x = ddim + step.next_alpha * (step.next_noise_level - step.noise_level) * (slope - eps)
         return x

@@ -39,7 +39,8 @@ class Sampler(ABC):
         Args:
             denoise: Estimate of x0, guidance included.
             steps: The walk; a later part of one begins with an image that is noised to its first level.
-            x: x_t at the level of the first step, (B, C, h, w): standard normal where a whole walk begins.
+            x: x_t at the level of the first step, (B, C, h, w): where a whole walk begins, noise
+                of standard deviation ``steps[0].start_std``.
             noise: Where further noise comes from; deterministic samplers draw none.
 
         Returns:

@@ -29,21 +29,30 @@ class Step:
     """After the step; 0 after the last one."""
 
     @property
-    def rho(self) -> float:
-        """Noise level sigma / alpha before the step; infinite where nothing of x0 is left."""
+    def noise_level(self) -> float:
+        """Ratio sigma / alpha before the step; infinite where nothing of x0 is left."""
         return self.sigma / self.alpha if self.alpha else math.inf
 
     @property
     def from_noise(self) -> bool:
         """Whether less than a thousandth of x0 is left before the step.
 
-        Then rho is infinite, or so large (20000 at the end of ``Cosine``) that whatever is wrong in a slope
-        over rho outweighs the sample: methods that combine such slopes begin after it.
+        Then the noise level is infinite, or so large (20000 at the end of ``Cosine``) that whatever is wrong
+        in a slope over it outweighs the sample: methods that combine such slopes begin after it.
         """
         return self.alpha < 1e-3
 
     @property
-    def next_rho(self) -> float:
+    def start_std(self) -> float:
+        """Standard deviation of the noise to start with, where nothing is known of x0: 1, or sigma above 1.
+
+        A schedule that preserves variance ends in x_t of the variance of x0, which is 1; where the variance
+        explodes, sigma is all that counts (Karras et al. 2022, arXiv:2206.00364, Algorithm 1).
+        """
+        return max(1.0, self.sigma)
+
+    @property
+    def next_noise_level(self) -> float:
         """Noise level after the step."""
         return self.next_sigma / self.next_alpha
 
@@ -118,15 +127,15 @@ class Linspace(Spacing):
 class Karras(Spacing):
     """Noise levels that crowd at the clean end: Karras et al. 2022 (arXiv:2206.00364), Eq. 5.
 
-    rho_i = (rho_max**(1/c) + i / (n - 1) (rho_min**(1/c) - rho_max**(1/c)))**c, between the levels of T - 1
-    and 0. The timesteps lie between the trained ones, where ln rho is linear.
+    l_i = (l_max**(1/rho) + i / (n - 1) (l_min**(1/rho) - l_max**(1/rho)))**rho for the noise level l, between
+    those of T - 1 and 0. The timesteps lie between whole ones.
 
     Args:
-        curvature: c (rho in the paper); larger ones spend more steps near clean.
+        rho: The exponent; larger ones spend more steps near clean.
     """
 
-    def __init__(self, curvature: float = 7.0) -> None:
-        self.curvature = curvature
+    def __init__(self, rho: float = 7.0) -> None:
+        self.rho = rho
 
     def times(self, schedule: Schedule, count: int) -> Tensor:
         """Find the timesteps of the levels.
@@ -141,14 +150,9 @@ class Karras(Spacing):
             )
         if count == 1:  # of a table of one, too, where there is nothing to lie between
             return torch.tensor([schedule.num_steps - 1.0], dtype=torch.float64)
-        ends = schedule.rho[[-1, 0]] ** (1 / self.curvature)
-        level = (
-            torch.lerp(ends[0], ends[1], torch.linspace(0, 1, count, dtype=torch.float64)) ** self.curvature
-        )
-        known, wanted = schedule.rho.log(), level.log()
-        above = torch.searchsorted(known, wanted).clamp(1, schedule.num_steps - 1)
-        share = (wanted - known[above - 1]) / (known[above] - known[above - 1])
-        return (above - 1 + share).clamp(0, schedule.num_steps - 1)
+        ends = schedule.noise_level[[-1, 0]] ** (1 / self.rho)
+        spaced = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, count, dtype=torch.float64))
+        return schedule.timesteps(spaced**self.rho)
 
 
 def walk(schedule: Schedule, spacing: Spacing, num_steps: int | None) -> list[Step]:

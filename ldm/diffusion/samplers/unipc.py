@@ -44,7 +44,7 @@ class UniPC(Sampler):
             x0 = denoise(x, step.times(x)).float()
             if i > 0:
                 x = _update(before, start, past[:used], x0)
-            past = [(-math.log(step.rho) if step.alpha else -math.inf, x0), *past[: self.order - 1]]
+            past = [(-math.log(step.noise_level) if step.alpha else -math.inf, x0), *past[: self.order - 1]]
             finite = sum(math.isfinite(level) for level, _ in past)
             used, before, start = max(1, min(finite, len(steps) - i)), step, x
             x = _update(step, x, past[:used], None)
