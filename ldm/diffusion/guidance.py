@@ -83,15 +83,15 @@ class Rescaled(Guidance):
 
     Args:
         scale: As in ClassifierFree; at 1 the conditional estimate is left as it is.
-        share: phi in [0, 1], share of the scaled estimate; 0.7 in the paper, 0 is ClassifierFree.
+        rescale: phi in [0, 1], share of the scaled estimate; 0.7 in the paper, 0 is ClassifierFree.
     """
 
-    def __init__(self, scale: float, share: float = 0.7) -> None:
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"guidance.share must be in [0, 1], got {share}")
+    def __init__(self, scale: float, rescale: float = 0.7) -> None:
+        if not 0.0 <= rescale <= 1.0:
+            raise ValueError(f"guidance.rescale must be in [0, 1], got {rescale}")
         super().__init__()
         self.scale = scale
-        self.share = share
+        self.rescale = rescale
 
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
         """Guide, then restore each sample's standard deviation over (C, h, w)."""
@@ -103,7 +103,7 @@ class Rescaled(Guidance):
             cond, uncond = both(x_t, t)
             x0 = uncond + self.scale * (cond - uncond)
             wanted, found = (each.flatten(1).std(1).clamp_min(1e-8) for each in (cond, x0))
-            return x0 * (1 + self.share * (wanted / found - 1)).view(-1, 1, 1, 1)
+            return x0 * (1 + self.rescale * (wanted / found - 1)).view(-1, 1, 1, 1)
 
         return guided
 

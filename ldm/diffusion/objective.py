@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.diffusion.prediction import Epsilon, Prediction
 from ldm.diffusion.schedule import ScaledLinear, Schedule
-from ldm.diffusion.times import Times, UniformTimes
+from ldm.diffusion.timesteps import TimestepDistribution, UniformTimesteps
 from ldm.diffusion.weighting import Uniform, Weighting
 from ldm.rng import SampleNoise
 from ldm.types import Denoise
@@ -25,8 +25,8 @@ class Objective:
         schedule: How much noise each timestep holds; that of latent diffusion unless given.
         prediction: What the network's output means; the noise unless given.
         weighting: How much each timestep counts; all the same unless given.
-        times: How often each timestep is visited; all equally unless given.
-        offset_noise: Standard deviation of noise that a whole channel of a sample shares, added to the rest
+        timesteps: How often each timestep is visited; all equally unless given.
+        offset_noise: Standard deviation of noise that all of a sample's channel shares, added to the rest
             (Guttenberg 2023, "Diffusion with offset noise"), so that brightness is learned; 0 adds none,
             0.1 is usual.
 
@@ -39,19 +39,19 @@ class Objective:
         schedule: Schedule | None = None,
         prediction: Prediction | None = None,
         weighting: Weighting | None = None,
-        times: Times | None = None,
+        timesteps: TimestepDistribution | None = None,
         offset_noise: float = 0.0,
     ) -> None:
         self.schedule = schedule or ScaledLinear()
         self.prediction = prediction or Epsilon()
         self.weighting = weighting or Uniform()
-        self.times = times or UniformTimes()
+        self.timesteps = timesteps or UniformTimesteps()
         self.offset_noise = offset_noise
         if self.prediction.needs_signal and self.schedule.alpha[-1] == 0:
             raise ValueError(
                 f"objective.prediction: got {type(self.prediction).__name__} on "
                 f"{type(self.schedule).__name__}, whose last timestep is pure noise and says nothing about "
-                "x0: expected Velocity, Flow or Sample"
+                "x0: expected Velocity, Flow or X0"
             )
         self._weights: dict[torch.device, Tensor] = {}
 
@@ -68,13 +68,13 @@ class Objective:
                 distributions.
 
         Returns:
-            t, (B,) in [0, T - 1], int64 or, from continuous ``times``, float32; and noise like ``x0``:
+            t, (B,) in [0, T - 1], int64 or, from continuous ``timesteps``, float32; and noise like ``x0``:
             standard normal, and offset noise.
         """
         # in float64, which not every device has, u < 1 cannot round up to T
         uniform = (torch.rand(len(x0)) if noise is None else noise.uniform()).double()
-        times = UniformTimes() if position is None else self.times
-        t = times.quantile(times.even(uniform, position), self.schedule)
+        timesteps = UniformTimesteps() if position is None else self.timesteps
+        t = timesteps.quantile(timesteps.even(uniform, position), self.schedule)
         t = (t.float() if t.is_floating_point() else t).to(x0.device)
         like = torch.randn_like if noise is None else noise.like
         eps = like(x0)

@@ -100,7 +100,7 @@ class Flow(Prediction):
         return ((alpha + sigma) / sigma).square()
 
 
-class Sample(Prediction):
+class X0(Prediction):
     """The clean sample x0 itself."""
 
     def x0(self, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -91,8 +91,8 @@ class Schedule:
             return torch.zeros_like(noise_level)
         known, wanted = self._log_level(), noise_level.log()
         above = torch.searchsorted(known, wanted).clamp(1, self.num_steps - 1)
-        share = (wanted - known[above - 1]) / (known[above] - known[above - 1])
-        return (above - 1 + share).clamp(0, self.num_steps - 1)
+        fraction = (wanted - known[above - 1]) / (known[above] - known[above - 1])
+        return (above - 1 + fraction).clamp(0, self.num_steps - 1)
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Look up alpha_t and sigma_t, shaped to multiply ``like``.
@@ -120,8 +120,8 @@ class Schedule:
     def _between(self, log_level: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         below = t.floor().long()
         above = (below + 1).clamp(max=self.num_steps - 1)
-        share = (t - below).to(log_level.dtype)
-        return self.split(torch.lerp(log_level[below], log_level[above], share).exp())
+        fraction = (t - below).to(log_level.dtype)
+        return self.split(torch.lerp(log_level[below], log_level[above], fraction).exp())
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Draw x_t ~ q(x_t | x_0) in closed form: x_t = alpha_t x_0 + sigma_t noise.
@@ -261,13 +261,13 @@ class RectifiedFlow(Schedule):
 class VarianceExploding(Schedule):
     """alpha = 1, noise is added and nothing taken away: Karras et al. 2022 (arXiv:2206.00364), Table 1.
 
-    ln sigma is linear in t, which is continuous: it may be floating, as with ``times.LogNormal`` in training
-    and ``Karras`` in sampling. The defaults are the paper's, for images in [-1, 1].
+    ln sigma is linear in t, which is continuous: it may be floating, as with ``timesteps.LogNormal`` in
+    training and ``Karras`` in sampling. The defaults are the paper's, for images in [-1, 1].
 
     Args:
         num_steps: T >= 2; whole timesteps are what validation and most spacings visit.
         sigma_min: Noise level of timestep 0, > 0.
-        sigma_max: Noise level of timestep T - 1; a walk starts with noise of this standard deviation.
+        sigma_max: Noise level of timestep T - 1; a trajectory starts with noise of this standard deviation.
     """
 
     def __init__(self, num_steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:

@@ -38,7 +38,7 @@ class Uniform(Weighting):
         return torch.ones_like(schedule.alpha)
 
 
-class OfSample(Weighting):
+class X0Weighting(Weighting):
     """A weighting that is said in the space of x0, and means the same for every prediction."""
 
     @abstractmethod
@@ -59,7 +59,7 @@ class OfSample(Weighting):
         return self.x0(alpha, sigma) / prediction.error_ratio(alpha, sigma)
 
 
-class Simple(OfSample):
+class Simple(X0Weighting):
     """L_simple, weight 1 on the error of the noise: Ho et al. 2020 (arXiv:2006.11239), Eq. 14."""
 
     def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Simple(OfSample):
         return _snr(alpha, sigma)
 
 
-class VariationalBound(OfSample):
+class VariationalBound(X0Weighting):
     """The bound on the likelihood: Ho et al. 2020 (arXiv:2006.11239), Eq. 12, with the variance beta-tilde.
 
     On the error of x0_hat that is (SNR_{t-1} - SNR_t) / 2 (Kingma et al. 2021, arXiv:2107.00630, Eq. 14). t =
@@ -80,7 +80,7 @@ class VariationalBound(OfSample):
         return torch.cat([sigma[:1] ** -2, -_snr(alpha, sigma).diff()]) / 2
 
 
-class MinSNR(OfSample):
+class MinSNR(X0Weighting):
     """min(SNR, gamma) on the error of x0_hat: Hang et al. 2023 (arXiv:2303.09556), Section 3.4.
 
     On the raw output this is min(1, gamma / SNR) for epsilon, min(SNR, gamma) / (SNR + 1) for velocity.
@@ -97,7 +97,7 @@ class MinSNR(OfSample):
         return _snr(alpha, sigma).clamp(max=self.gamma)
 
 
-class SoftMinSNR(OfSample):
+class SoftMinSNR(X0Weighting):
     """SNR gamma / (SNR + gamma) on the error of x0_hat: Crowson et al. 2024 (arXiv:2401.11605).
 
     The minimum of min-SNR without its corner: half of gamma where the SNR is gamma.
@@ -114,7 +114,7 @@ class SoftMinSNR(OfSample):
         return 1 / (1 / _snr(alpha, sigma) + 1 / self.gamma)
 
 
-class EDMWeighting(OfSample):
+class EDMWeighting(X0Weighting):
     """lambda = (s**2 + sigma_data**2) / (s sigma_data)**2 on the error of x0_hat, at the noise level s.
 
     Karras et al. 2022 (arXiv:2206.00364), Table 1. It is SNR + 1 / sigma_data**2; on the output of ``EDM`` it

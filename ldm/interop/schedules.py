@@ -13,14 +13,14 @@ from ldm.diffusion import prediction, schedule
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.plms import PLMS
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.diffusion.samplers.timesteps import Leading, Linspace, Spacing, Trailing
+from ldm.diffusion.samplers.spacing import Leading, Linspace, Spacing, Trailing
 from ldm.diffusion.schedule import Schedule
 from ldm.interop.model import Process, arguments
 
 PREDICTIONS = {
     "epsilon": prediction.Epsilon,
     "v_prediction": prediction.Velocity,
-    "sample": prediction.Sample,
+    "sample": prediction.X0,
 }
 """Our class of each ``prediction_type``."""
 SCHEDULES: dict[str, type[Schedule]] = {

@@ -13,7 +13,7 @@ from ldm.diffusion.guidance import Guidance, Unguided, inpainted
 from ldm.diffusion.objective import Network, Objective
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.diffusion.samplers.timesteps import Step
+from ldm.diffusion.samplers.spacing import Step
 from ldm.latents.space import LatentSpace
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise

@@ -60,11 +60,11 @@ def test_a_run_trains_at_the_noise_levels_of_edm(fresh):
         "schedule": "ldm.diffusion.schedule.VarianceExploding",
         "prediction": "ldm.diffusion.prediction.EDM",
         "prediction.sigma_data": "1",
-        "times": "ldm.diffusion.times.LogNormal",
-        "times.mean": "-0.5",
+        "timesteps": "ldm.diffusion.timesteps.LogNormal",
+        "timesteps.mean": "-0.5",
     }
     more = [f"--model.objective.{key}={value}" for key, value in edm.items()]
-    more.append("--model.sampler.spacing=ldm.diffusion.samplers.timesteps.Karras")
+    more.append("--model.sampler.spacing=ldm.diffusion.samplers.spacing.Karras")
     assert fit.main(fresh.arguments("diffusion", *more)) == 0
     run = fresh.runs / "diffusion"
     with (run / "metrics.csv").open() as file:
@@ -72,7 +72,7 @@ def test_a_run_trains_at_the_noise_levels_of_edm(fresh):
     # F of zero output has a loss of 1, the variance of its target
     assert len(losses) == 8 and all(0 < loss < 2 for loss in losses)
     stage = load_stage(str(run), Diffusion)
-    assert stage.objective.prediction.sigma_data == 1.0 and stage.objective.times.mean == -0.5
+    assert stage.objective.prediction.sigma_data == 1.0 and stage.objective.timesteps.mean == -0.5
     assert len(list((run / "images").glob("diffusion-*.png"))) == 2
 
 

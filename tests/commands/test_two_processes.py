@@ -11,9 +11,9 @@ from ldm import fit
 
 STEEP = ["--model.optimizer.class_path=exact.SGD", "--model.optimizer.lr=0.1", "--model.optimizer.warmup=1"]
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-EVEN = [  # times that follow from the place of a sample in the stream
-    "--model.objective.times=ldm.diffusion.times.LowDiscrepancy",
-    "--model.objective.times.of=ldm.diffusion.times.LogitNormal",
+EVEN = [  # timesteps that follow from the position of a sample in the stream
+    "--model.objective.timesteps=ldm.diffusion.timesteps.LowDiscrepancy",
+    "--model.objective.timesteps.of=ldm.diffusion.timesteps.LogitNormal",
     "--model.objective.offset_noise=0.1",
 ]
 

@@ -9,14 +9,14 @@ import torch
 from trajectories import DETERMINISTIC, RANDOM, OneByOne, never, run
 
 from ldm.diffusion.objective import Objective
-from ldm.diffusion.prediction import EDM, Sample, Velocity
+from ldm.diffusion.prediction import EDM, X0, Velocity
 from ldm.diffusion.samplers.dpm_solver import DPMSolver
 from ldm.diffusion.samplers.euler import Euler
 from ldm.diffusion.samplers.heun import Heun
 from ldm.diffusion.samplers.plms import PLMS
-from ldm.diffusion.samplers.timesteps import Karras, Trailing
+from ldm.diffusion.samplers.spacing import Karras, Trailing
 from ldm.diffusion.schedule import Cosine, Linear, ScaledLinear, VarianceExploding
-from ldm.diffusion.times import LogNormal
+from ldm.diffusion.timesteps import LogNormal
 from ldm.diffusion.weighting import EDMWeighting, Uniform
 from ldm.rng import SampleNoise
 
@@ -65,7 +65,7 @@ def test_the_network_meets_unit_variance(schedule, sigma_data):
 def test_the_loss_is_that_of_the_paper(schedule, sigma_data):
     """lambda(sigma) ||D(y + n; sigma) - y||**2, with D and lambda written from Eq. 7 and Table 1."""
     y, keys = torch.randn(64, 3, 4, 4), [str(i) for i in range(64)]
-    objective = Objective(schedule, EDM(sigma_data), times=LogNormal())
+    objective = Objective(schedule, EDM(sigma_data), timesteps=LogNormal())
     t, eps = objective.draw(y, SampleNoise(0, keys), torch.arange(64))
     alpha, sigma = (part.view(-1, 1, 1, 1) for part in schedule.levels(t.double()))
     s, noisy = sigma / alpha, y + sigma / alpha * eps
@@ -87,7 +87,7 @@ def test_the_weight_is_the_same_on_another_prediction(sigma_data):
     t = torch.tensor([0.0, 123.4, 600.5, 999.0])
     s = schedule.levels(t.double())[1]
     expected = (s**2 + sigma_data**2) / (s * sigma_data) ** 2
-    found = Objective(schedule, Sample(), EDMWeighting(sigma_data)).weight(t).double()
+    found = Objective(schedule, X0(), EDMWeighting(sigma_data)).weight(t).double()
     assert torch.allclose(found, expected, rtol=1e-4)  # linear between timesteps 1 % apart
 
 

@@ -17,9 +17,9 @@ part:
     init_args: {schedule: {class_path: ldm.diffusion.schedule.ScaledLinear}}
   prediction: {class_path: ldm.diffusion.prediction.Velocity}
   weighting: {class_path: ldm.diffusion.weighting.SoftMinSNR, init_args: {gamma: 3}}
-  times:
-    class_path: ldm.diffusion.times.LowDiscrepancy
-    init_args: {of: {class_path: ldm.diffusion.times.LogitNormal, init_args: {mean: -0.5}}}
+  timesteps:
+    class_path: ldm.diffusion.timesteps.LowDiscrepancy
+    init_args: {of: {class_path: ldm.diffusion.timesteps.LogitNormal, init_args: {mean: -0.5}}}
   offset_noise: 0.1
 """
 
@@ -28,7 +28,7 @@ EDM = """
 part:
   schedule: {class_path: ldm.diffusion.schedule.VarianceExploding, init_args: {sigma_max: 160}}
   prediction: {class_path: ldm.diffusion.prediction.EDM, init_args: {sigma_data: 1}}
-  times: {class_path: ldm.diffusion.times.LogNormal, init_args: {mean: -0.5}}
+  timesteps: {class_path: ldm.diffusion.timesteps.LogNormal, init_args: {mean: -0.5}}
 """
 
 
@@ -44,13 +44,13 @@ def parsed(kind, text):
 def test_an_objective():
     objective = parsed(Objective, OBJECTIVE)
     assert torch.equal(objective.schedule.alpha, ZeroTerminalSNR(ScaledLinear()).alpha)
-    assert (objective.weighting.gamma, objective.times.of.mean, objective.offset_noise) == (3, -0.5, 0.1)
+    assert (objective.weighting.gamma, objective.timesteps.of.mean, objective.offset_noise) == (3, -0.5, 0.1)
 
 
 def test_edm():
     objective = parsed(Objective, EDM)
     assert (objective.schedule.alpha.min(), objective.prediction.sigma_data) == (1, 1)
-    assert (objective.times.mean, objective.times.std) == (-0.5, 1.2)
+    assert (objective.timesteps.mean, objective.timesteps.std) == (-0.5, 1.2)
     assert objective.schedule.sigma[-1].item() == pytest.approx(160)
     model = torch.nn.Linear(3, 3)
     x0 = torch.randn(8, 3)
@@ -65,7 +65,7 @@ def test_a_sampler_and_its_spacing(name, spacing):
     sampler = parsed(
         Sampler,
         f"part: {{class_path: ldm.diffusion.samplers.{name}, init_args: {{num_steps: 7, "
-        f"spacing: {{class_path: ldm.diffusion.samplers.timesteps.{spacing}}}}}}}",
+        f"spacing: {{class_path: ldm.diffusion.samplers.spacing.{spacing}}}}}}}",
     )
     assert f"{type(sampler).__module__}.{type(sampler).__name__}" == f"ldm.diffusion.samplers.{name}"
     assert type(sampler.spacing).__name__ == spacing
@@ -83,12 +83,12 @@ def test_guidance_within_guidance():
 part:
   class_path: ldm.diffusion.guidance.Interval
   init_args:
-    guidance: {class_path: ldm.diffusion.guidance.Rescaled, init_args: {scale: 5, share: 0.5}}
+    guidance: {class_path: ldm.diffusion.guidance.Rescaled, init_args: {scale: 5, rescale: 0.5}}
     low: 100
     high: 800
 """,
     )
-    assert (guidance.guidance.scale, guidance.guidance.share, guidance.low, guidance.high) == (
+    assert (guidance.guidance.scale, guidance.guidance.rescale, guidance.low, guidance.high) == (
         5,
         0.5,
         100,

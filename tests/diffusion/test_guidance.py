@@ -82,14 +82,14 @@ def test_rescaled_restores_the_deviation_of_the_conditional_estimate(scale):
         return x.flatten(1).std(1)
 
     plain = guide(ClassifierFree(scale), cond, uncond)(X_T, T)
-    whole = guide(Rescaled(scale, share=1.0), cond, uncond)(X_T, T)
+    whole = guide(Rescaled(scale, rescale=1.0), cond, uncond)(X_T, T)
     assert torch.allclose(deviation(whole), deviation(cond(X_T, T)))
-    assert torch.allclose(guide(Rescaled(scale, share=0.0), cond, uncond)(X_T, T), plain)
+    assert torch.allclose(guide(Rescaled(scale, rescale=0.0), cond, uncond)(X_T, T), plain)
     # nothing to restore where both are flat
     flat = guide(Rescaled(scale), lambda x, t: torch.ones_like(x), lambda x, t: torch.zeros_like(x))(X_T, T)
     assert torch.equal(flat, torch.full_like(X_T, scale))
     # Eq. 16: a share of the one, the rest of the other
-    mixed = guide(Rescaled(scale, share=0.7), cond, uncond)(X_T, T)
+    mixed = guide(Rescaled(scale, rescale=0.7), cond, uncond)(X_T, T)
     assert torch.allclose(mixed, 0.7 * whole + 0.3 * plain)
 
 
@@ -119,7 +119,7 @@ def test_inpainted_knows_what_the_mask_leaves():
 
 
 def test_bad_settings_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"guidance\.share must be in \[0, 1\], got 1.5"):
-        Rescaled(3.0, share=1.5)
+    with pytest.raises(ValueError, match=r"guidance\.rescale must be in \[0, 1\], got 1.5"):
+        Rescaled(3.0, rescale=1.5)
     with pytest.raises(ValueError, match=r"guidance\.low must be at most guidance\.high, got 9 and 3"):
         Interval(Unguided(), low=9, high=3)

@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from ldm.diffusion.objective import Objective
-from ldm.diffusion.prediction import EDM, Epsilon, Flow, Sample, Velocity
+from ldm.diffusion.prediction import EDM, X0, Epsilon, Flow, Velocity
 from ldm.diffusion.schedule import Cosine, Linear, RectifiedFlow, ScaledLinear, ZeroTerminalSNR
 from ldm.diffusion.weighting import MinSNR, Simple, SoftMinSNR, Uniform, VariationalBound
 from ldm.rng import SampleNoise
 
-PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow(), EDM()]
+PREDICTIONS = [Epsilon(), Velocity(), X0(), Flow(), EDM()]
 
 
 def drawn(objective, count=6, seed=0):
@@ -105,7 +105,7 @@ def test_regression_finds_the_analytic_denoiser(prediction, gaussian):
 
 
 @pytest.mark.parametrize("schedule", [ZeroTerminalSNR(ScaledLinear()), RectifiedFlow()])
-@pytest.mark.parametrize("prediction", [Velocity(), Sample(), Flow()])
+@pytest.mark.parametrize("prediction", [Velocity(), X0(), Flow()])
 @pytest.mark.parametrize("weighting", [Uniform(), Simple(), MinSNR(), SoftMinSNR(), VariationalBound()])
 def test_loss_and_gradient_are_finite_without_signal(schedule, prediction, weighting):
     objective = Objective(schedule, prediction, weighting)
@@ -121,7 +121,7 @@ def test_loss_and_gradient_are_finite_without_signal(schedule, prediction, weigh
 @pytest.mark.parametrize("schedule", [ZeroTerminalSNR(ScaledLinear()), RectifiedFlow()])
 @pytest.mark.parametrize("prediction", [Epsilon(), EDM()])
 def test_the_noise_is_not_predicted_where_there_is_nothing_else(schedule, prediction):
-    says = rf"objective\.prediction: got {type(prediction).__name__} on .*expected Velocity, Flow or Sample"
+    says = rf"objective\.prediction: got {type(prediction).__name__} on .*expected Velocity, Flow or X0"
     with pytest.raises(ValueError, match=says):
         Objective(schedule, prediction)
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from ldm.diffusion.prediction import EDM, Epsilon, Flow, Sample, Velocity, noise_of
+from ldm.diffusion.prediction import EDM, X0, Epsilon, Flow, Velocity, noise_of
 from ldm.diffusion.schedule import Linear, RectifiedFlow, ScaledLinear, ZeroTerminalSNR
 
-PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow(), EDM(), EDM(1.0)]
+PREDICTIONS = [Epsilon(), Velocity(), X0(), Flow(), EDM(), EDM(1.0)]
 
 
 @pytest.fixture(params=[Linear(), ZeroTerminalSNR(ScaledLinear()), RectifiedFlow()])
@@ -47,7 +47,7 @@ def test_velocity_is_the_derivative_along_the_circle(noisy):
     assert torch.allclose(Velocity().target(x0, noise, alpha, sigma), slope, atol=1e-8)
 
 
-@pytest.mark.parametrize("prediction", [Velocity(), Sample(), Flow()])
+@pytest.mark.parametrize("prediction", [Velocity(), X0(), Flow()])
 def test_all_but_epsilon_are_sound_without_signal(prediction):
     x0, noise = torch.randn(2, 1, 3), torch.randn(2, 1, 3)
     zero, one = torch.zeros(2, 1, 1), torch.ones(2, 1, 1)

@@ -12,7 +12,7 @@ from ldm.diffusion.samplers.ddpm import DDPM, posterior
 from ldm.diffusion.samplers.dpm_solver import DPMSolver
 from ldm.diffusion.samplers.heun import Heun
 from ldm.diffusion.samplers.plms import PLMS
-from ldm.diffusion.samplers.timesteps import Trailing, walk
+from ldm.diffusion.samplers.spacing import Trailing, trajectory
 from ldm.diffusion.samplers.unipc import UniPC
 from ldm.diffusion.schedule import Linear, RectifiedFlow, ZeroTerminalSNR
 
@@ -43,7 +43,7 @@ def flow(data, schedule):
 def moments(sampler_std, schedule, data, num_steps):
     """Mean and variance of what Eq. 12 of Song et al. 2020 makes of N(0, 1), by its linear recursion."""
     mean, variance = 0.0, 1.0
-    for step in walk(schedule, Trailing(), num_steps):
+    for step in trajectory(schedule, Trailing(), num_steps):
         std = sampler_std(step)
         direction = math.sqrt(step.next_sigma**2 - std**2) / step.sigma
         gain = data.std**2 * step.alpha / (step.alpha**2 * data.std**2 + step.sigma**2)

@@ -6,7 +6,7 @@ from trajectories import DETERMINISTIC, RANDOM, SCHEDULES, WITHOUT_SIGNAL, never
 
 from ldm.diffusion.guidance import inpainted
 from ldm.diffusion.objective import Objective
-from ldm.diffusion.prediction import Epsilon, Flow, Sample, Velocity
+from ldm.diffusion.prediction import X0, Epsilon, Flow, Velocity
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.ddpm import DDPM, posterior
 from ldm.diffusion.samplers.dpm_solver import DPMSolver
@@ -120,7 +120,7 @@ def test_all_predictions_give_the_same_sample(sampler, gaussian):
     """The same knowledge of the data, said as eps, v, x0 or u, through Objective.denoiser."""
     schedule, x = ScaledLinear(), torch.randn(4, 1, 1, 1)
     drawn = []
-    for prediction in (Epsilon(), Velocity(), Sample(), Flow()):
+    for prediction in (Epsilon(), Velocity(), X0(), Flow()):
 
         def model(x_t, t, prediction=prediction):
             alpha, sigma = schedule.at(t, x_t)

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from ldm.diffusion.objective import Objective
-from ldm.diffusion.prediction import Epsilon, Flow, Sample, Velocity, noise_of
+from ldm.diffusion.prediction import X0, Epsilon, Flow, Velocity, noise_of
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.ddpm import DDPM
 from ldm.diffusion.samplers.dpm_solver import DPMSolver, DPMSolverSDE
 from ldm.diffusion.samplers.euler import Euler, EulerAncestral
 from ldm.diffusion.samplers.heun import Heun
 from ldm.diffusion.samplers.plms import PLMS
-from ldm.diffusion.samplers.timesteps import Karras, Leading, Linspace, Trailing
+from ldm.diffusion.samplers.spacing import Karras, Leading, Linspace, Trailing
 from ldm.diffusion.samplers.unipc import UniPC
 from ldm.diffusion.schedule import RectifiedFlow, ScaledLinear, ZeroTerminalSNR
 
-PREDICTIONS = {"epsilon": Epsilon(), "v_prediction": Velocity(), "sample": Sample()}
+PREDICTIONS = {"epsilon": Epsilon(), "v_prediction": Velocity(), "sample": X0()}
 SETTINGS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 X_T = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 every_prediction = pytest.mark.parametrize("kind", PREDICTIONS)

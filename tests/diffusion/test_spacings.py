@@ -7,14 +7,14 @@ import pytest
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.ddpm import DDPM
 from ldm.diffusion.samplers.heun import Heun
-from ldm.diffusion.samplers.timesteps import Karras, Leading, Linspace, Trailing, walk
+from ldm.diffusion.samplers.spacing import Karras, Leading, Linspace, Trailing, trajectory
 from ldm.diffusion.schedule import Cosine, Linear, RectifiedFlow, ScaledLinear
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 20, 50, 333, 999, 1000])
 def test_steps_run_from_the_noisiest_timestep_to_clean(num_steps):
     schedule = Linear()
-    taken = walk(schedule, Trailing(), num_steps)
+    taken = trajectory(schedule, Trailing(), num_steps)
     times = [step.t for step in taken]
     assert len(taken) == num_steps and times[0] == 999 and len(set(times)) == num_steps
     assert all(later < earlier for earlier, later in pairwise(times))
@@ -33,7 +33,7 @@ def test_no_number_visits_all():
 @pytest.mark.parametrize("num_steps", [0, -1, 1001])
 def test_an_impossible_number_of_steps_is_refused(num_steps):
     with pytest.raises(ValueError, match=rf"sampler.num_steps must be in \[1, 1000\].*got {num_steps}"):
-        walk(Linear(), Trailing(), num_steps)
+        trajectory(Linear(), Trailing(), num_steps)
 
 
 @pytest.mark.parametrize("spacing", [Leading(0), Leading(1), Linspace(), Karras()])

@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from ldm.diffusion.prediction import EDM, Epsilon, Flow, Sample, Velocity
+from ldm.diffusion.prediction import EDM, X0, Epsilon, Flow, Velocity
 from ldm.diffusion.schedule import Linear, RectifiedFlow, ScaledLinear, Schedule, ZeroTerminalSNR
 from ldm.diffusion.weighting import EDMWeighting, MinSNR, Simple, SoftMinSNR, Uniform, VariationalBound
 
 SNR = [math.inf, 10.0, 5.0, 1.0, 0.0]
 ENDS = Schedule(torch.tensor([1.0, *(math.sqrt(s / (1 + s)) for s in SNR[1:4]), 0.0]),
                 torch.tensor([0.0, *(math.sqrt(1 / (1 + s)) for s in SNR[1:4]), 1.0]))  # fmt: skip
-PREDICTIONS = [Epsilon(), Velocity(), Sample(), Flow(), EDM()]
+PREDICTIONS = [Epsilon(), Velocity(), X0(), Flow(), EDM()]
 IN_X0 = [MinSNR(), SoftMinSNR(), Simple(), VariationalBound(), EDMWeighting()]
 
 
@@ -24,11 +24,11 @@ def flow(snr):
         # Hang et al. 2023, Section 3.4: min(1, g / SNR), min(SNR, g) / (SNR + 1) and min(SNR, g)
         (MinSNR(5.0), Epsilon(), [0, 1 / 2, 1, 1, 1]),
         (MinSNR(5.0), Velocity(), [0, 5 / 11, 5 / 6, 1 / 2, 0]),
-        (MinSNR(5.0), Sample(), [5, 5, 5, 1, 0]),
+        (MinSNR(5.0), X0(), [5, 5, 5, 1, 0]),
         (MinSNR(5.0), Flow(), [0, 5 / flow(10), 5 / flow(5), 1 / 4, 0]),
         (SoftMinSNR(4.0), Epsilon(), [0, 4 / 14, 4 / 9, 4 / 5, 1]),
         (SoftMinSNR(4.0), Velocity(), [0, 40 / 14 / 11, 20 / 9 / 6, 4 / 5 / 2, 0]),
-        (SoftMinSNR(4.0), Sample(), [4, 40 / 14, 20 / 9, 4 / 5, 0]),
+        (SoftMinSNR(4.0), X0(), [4, 40 / 14, 20 / 9, 4 / 5, 0]),
         (SoftMinSNR(4.0), Flow(), [0, 40 / 14 / flow(10), 20 / 9 / flow(5), 4 / 5 / 4, 0]),
         # Karras et al. 2022, Table 1: SNR + 1 / sigma_data**2 on x0_hat, 1 on the output of EDM
         (EDMWeighting(1.0), Velocity(), [1, 1, 1, 1, 1]),
@@ -75,13 +75,13 @@ def test_the_bound_is_eq_12_of_ddpm_on_the_noise():
     beta_tilde = beta * (1 - before) / (1 - abar)
     expected = beta.square() / (2 * beta_tilde * (1 - beta) * (1 - abar))
     assert torch.allclose(VariationalBound()(schedule, Epsilon())[1:], expected[1:], rtol=1e-6)
-    assert VariationalBound()(schedule, Sample())[0] == pytest.approx(1 / (2 * beta[0].item()))
+    assert VariationalBound()(schedule, X0())[0] == pytest.approx(1 / (2 * beta[0].item()))
 
 
 def test_the_bound_sums_to_the_precision_of_the_decoder():
     """The falls of the SNR telescope."""
     schedule = ScaledLinear()
-    total = 2 * VariationalBound()(schedule, Sample())[1:].sum()
+    total = 2 * VariationalBound()(schedule, X0())[1:].sum()
     assert total.item() == pytest.approx((schedule.snr[0] - schedule.snr[-1]).item(), rel=1e-9)
 
 

@@ -38,7 +38,7 @@ MODELS = {
     "2.x": {"unet": LINEAR, "text": SD2, "latents": of_factor(0.18215, 4)},
     "ours": {"made_of": COSINE},
     "zero SNR": {"made_of": named(schedule.ZeroTerminalSNR, schedule=SCALED)},
-    "betas": {"made_of": OTHER_COSINE, "kind": prediction.Sample},
+    "betas": {"made_of": OTHER_COSINE, "kind": prediction.X0},
 }
 
 

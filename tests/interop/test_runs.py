@@ -95,9 +95,9 @@ def set_two_captions(args):
         (set_flow, r"model\.objective\.schedule is a RectifiedFlow, expected one with alpha\^2"),
         (
             set_flow_prediction,
-            r"model\.objective\.prediction is Flow, expected Epsilon or Velocity or Sample",
+            r"model\.objective\.prediction is Flow, expected Epsilon or Velocity or X0",
         ),
-        (set_edm, r"model\.objective\.prediction is EDM, expected Epsilon or Velocity or Sample"),
+        (set_edm, r"model\.objective\.prediction is EDM, expected Epsilon or Velocity or X0"),
         (
             set_variance_exploding,
             r"model\.objective\.schedule is a VarianceExploding, expected one with alpha",

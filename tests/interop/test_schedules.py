@@ -5,7 +5,7 @@ import torch
 
 from ldm.diffusion import prediction, schedule
 from ldm.diffusion.samplers.ddim import DDIM
-from ldm.diffusion.samplers.timesteps import Karras, Leading, Linspace, Trailing
+from ldm.diffusion.samplers.spacing import Karras, Leading, Linspace, Trailing
 from ldm.interop.model import Process
 from ldm.interop.schedules import betas, build, named, process, recognised, sampler, scheduler_config
 
@@ -69,7 +69,7 @@ def test_their_schedules_have_the_same_tables_here(name, rescale):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("epsilon", "Epsilon"), ("v_prediction", "Velocity"), ("sample", "Sample")],
+    [("epsilon", "Epsilon"), ("v_prediction", "Velocity"), ("sample", "X0")],
 )
 def test_predictions_go_both_ways(name, kind):
     found = process({"prediction_type": name}, "x")

@@ -14,7 +14,7 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.prediction import EDM, Velocity
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.schedule import ScaledLinear, VarianceExploding
-from ldm.diffusion.times import LogNormal
+from ldm.diffusion.timesteps import LogNormal
 from ldm.io import checkpoint as ckpt
 from ldm.latents.space import AutoencoderLatents, Pixels
 from ldm.optim.recipes import AdamW, Muon
@@ -221,7 +221,7 @@ def test_a_walk_starts_with_the_noise_of_its_schedule(schedule, std):
             self.started = x
             return super().__call__(denoise, steps, x, noise)
 
-    objective, data = Objective(schedule, EDM(), times=LogNormal()), batch()
+    objective, data = Objective(schedule, EDM(), timesteps=LogNormal()), batch()
     stage = Diffusion(Pixels(), Unconditional(), build_unet, objective, Start(3)).train()
     assert stage.losses(data, SampleNoise(0, data["key"]))["loss"].isfinite()
     assert stage.eval().generate(data, 0).isfinite().all()

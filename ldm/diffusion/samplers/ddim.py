@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.diffusion.prediction import noise_of
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.diffusion.samplers.timesteps import Spacing, Step
+from ldm.diffusion.samplers.spacing import Spacing, Step
 from ldm.rng import Noise
 from ldm.types import Denoise
 
@@ -36,7 +36,7 @@ class DDIM(Sampler):
         """Step to alpha_s x0_hat + sqrt(sigma_s**2 - std**2) eps_hat + std z (Eq. 12)."""
         x = x.float()
         for step in steps:
-            x0 = denoise(x, step.times(x)).float()
+            x0 = denoise(x, step.timesteps(x)).float()
             eps = noise_of(x0, x, step.alpha, step.sigma)
             std = self.eta * ancestral_std(step)
             x = step.next_alpha * x0 + math.sqrt(step.next_sigma**2 - std**2) * eps

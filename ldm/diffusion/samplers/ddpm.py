@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.diffusion.samplers.timesteps import Spacing, Step
+from ldm.diffusion.samplers.spacing import Spacing, Step
 from ldm.rng import Noise
 from ldm.types import Denoise
 
@@ -34,7 +34,7 @@ class DDPM(Sampler):
         x = x.float()
         for step in steps:
             from_x0, from_x, std = posterior(step)
-            x = from_x0 * denoise(x, step.times(x)).float() + from_x * x
+            x = from_x0 * denoise(x, step.timesteps(x)).float() + from_x * x
             if std > 0:
                 x = x + std * noise(x)
         return x
@@ -48,7 +48,7 @@ def posterior(step: Step) -> tuple[float, float, float]:
     sigma_t**2.
 
     Returns:
-        a, b and std; at the end of the walk 1, 0 and 0.
+        a, b and std; at the end of the trajectory 1, 0 and 0.
     """
     ratio = step.alpha / step.next_alpha
     kept = (step.next_sigma / step.sigma) ** 2

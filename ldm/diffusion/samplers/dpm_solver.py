@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.diffusion.samplers.timesteps import Spacing, Step
+from ldm.diffusion.samplers.spacing import Spacing, Step
 from ldm.rng import Noise
 from ldm.types import Denoise
 
@@ -35,7 +35,7 @@ class DPMSolver(Sampler):
         x = x.float()
         previous, previous_h = x, math.inf  # an infinite step behind: no extrapolation from it
         for step in steps:
-            x0, h = denoise(x, step.times(x)).float(), log_step(step)
+            x0, h = denoise(x, step.timesteps(x)).float(), log_step(step)
             ahead = h / (2 * previous_h) if math.isfinite(h) else 0.0  # 1 / (2 r)
             x = self._move(step, x, x0 + ahead * (x0 - previous), noise)
             previous, previous_h = x0, h

@@ -9,7 +9,7 @@ eps_hat - x0_hat, it is the same formula. So these are DDIM under the names that
 from __future__ import annotations
 
 from ldm.diffusion.samplers.ddim import DDIM
-from ldm.diffusion.samplers.timesteps import Spacing
+from ldm.diffusion.samplers.spacing import Spacing
 
 
 class Euler(DDIM):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.diffusion.prediction import noise_of
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.diffusion.samplers.timesteps import Spacing, Step
+from ldm.diffusion.samplers.spacing import Spacing, Step
 from ldm.rng import Noise
 from ldm.types import Denoise
 
@@ -34,7 +34,7 @@ class Heun(Sampler):
         """Step along the slope, then along the mean of the slopes at both ends."""
         x = x.float()
         for step in steps:
-            x0 = denoise(x, step.times(x)).float()
+            x0 = denoise(x, step.timesteps(x)).float()
             eps = noise_of(x0, x, step.alpha, step.sigma)
             ahead = step.next_alpha * x0 + step.next_sigma * eps
             if step.next_sigma > 0.0 and not step.from_noise:

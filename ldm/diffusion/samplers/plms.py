@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.diffusion.prediction import noise_of
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.diffusion.samplers.timesteps import Spacing, Step
+from ldm.diffusion.samplers.spacing import Spacing, Step
 from ldm.diffusion.schedule import Schedule
 from ldm.rng import Noise
 from ldm.types import Denoise
@@ -34,7 +34,7 @@ class PLMS(Sampler):
         super().__init__(num_steps, spacing)
 
     def steps(self, schedule: Schedule) -> list[Step]:
-        """List the steps of the walk.
+        """List the steps of the trajectory.
 
         Raises:
             ValueError: If they are not equally long, but for rounding to a timestep.
@@ -55,7 +55,7 @@ class PLMS(Sampler):
         x = x.float()
         past: list[Tensor] = []
         for step in steps:
-            x0 = denoise(x, step.times(x)).float()
+            x0 = denoise(x, step.timesteps(x)).float()
             eps = noise_of(x0, x, step.alpha, step.sigma)
             ddim = step.next_alpha * x0 + step.next_sigma * eps
             if step.from_noise:

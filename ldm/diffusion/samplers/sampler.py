@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm.diffusion.samplers.timesteps import Spacing, Step, Trailing, walk
+from ldm.diffusion.samplers.spacing import Spacing, Step, Trailing, trajectory
 from ldm.diffusion.schedule import Schedule
 from ldm.rng import Noise
 from ldm.types import Denoise
@@ -18,7 +18,7 @@ class Sampler(ABC):
     """Walks from noise to a sample. It sees x0_hat only, so it works for any prediction and any schedule.
 
     Args:
-        num_steps: Steps of the walk; None takes all timesteps of the schedule.
+        num_steps: Steps of the trajectory; None takes all timesteps of the schedule.
         spacing: Which timesteps; equal steps from the noisiest unless given.
     """
 
@@ -27,8 +27,8 @@ class Sampler(ABC):
         self.spacing = spacing or Trailing()
 
     def steps(self, schedule: Schedule) -> list[Step]:
-        """List the steps of the walk on the schedule that the denoiser was trained with."""
-        return walk(schedule, self.spacing, self.num_steps)
+        """List the steps of the trajectory on the schedule that the denoiser was trained with."""
+        return trajectory(schedule, self.spacing, self.num_steps)
 
     @abstractmethod
     def __call__(
@@ -38,8 +38,8 @@ class Sampler(ABC):
 
         Args:
             denoise: Estimate of x0, guidance included.
-            steps: The walk; a later part of one begins with an image that is noised to its first level.
-            x: x_t at the level of the first step, (B, C, h, w): where a whole walk begins, noise
+            steps: The trajectory; a later part of one begins with an image that is noised to its first level.
+            x: x_t at the level of the first step, (B, C, h, w): where a whole trajectory begins, noise
                 of standard deviation ``steps[0].start_std``.
             noise: Where further noise comes from; deterministic samplers draw none.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldm.diffusion.samplers.dpm_solver import log_step
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.diffusion.samplers.timesteps import Spacing, Step
+from ldm.diffusion.samplers.spacing import Spacing, Step
 from ldm.rng import Noise
 from ldm.types import Denoise
 
@@ -41,7 +41,7 @@ class UniPC(Sampler):
         past: list[tuple[float, Tensor]] = []  # (ln(alpha / sigma), x0_hat), newest first
         used, before = 0, steps[0]
         for i, step in enumerate(steps):
-            x0 = denoise(x, step.times(x)).float()
+            x0 = denoise(x, step.timesteps(x)).float()
             if i > 0:
                 x = _update(before, start, past[:used], x0)
             past = [(-math.log(step.noise_level) if step.alpha else -math.inf, x0), *past[: self.order - 1]]

@@ -14,7 +14,7 @@ GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 """Multiples of it, modulo 1, fill [0, 1) more evenly than those of any other number."""
 
 
-class Times(ABC):
+class TimestepDistribution(ABC):
     """A distribution of training timesteps: 0 is almost clean, T - 1 almost noise."""
 
     @abstractmethod
@@ -44,7 +44,7 @@ class Times(ABC):
         return uniform
 
 
-class UniformTimes(Times):
+class UniformTimesteps(TimestepDistribution):
     """Every timestep equally often: Ho et al. 2020 (arXiv:2006.11239), Algorithm 1."""
 
     def quantile(self, uniform: Tensor, schedule: Schedule) -> Tensor:
@@ -52,17 +52,17 @@ class UniformTimes(Times):
         return (uniform * schedule.num_steps).long()
 
 
-class LogitNormal(Times):
+class LogitNormal(TimestepDistribution):
     """Timesteps t whose logit of t / T is normal: Esser et al. 2024 (arXiv:2403.03206), Section 3.1.
 
     Args:
-        mean: Of the logit; below 0 visits clean times more often.
+        mean: Of the logit; below 0 visits clean timesteps more often.
         std: Of the logit, > 0; small ones stay in the middle.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
         if std <= 0:
-            raise ValueError(f"objective.times.std must be > 0, got {std}")
+            raise ValueError(f"objective.timesteps.std must be > 0, got {std}")
         self.mean = mean
         self.std = std
 
@@ -73,7 +73,7 @@ class LogitNormal(Times):
         return (time * schedule.num_steps).long()
 
 
-class LogNormal(Times):
+class LogNormal(TimestepDistribution):
     """Noise levels whose log is normal: Karras et al. 2022 (arXiv:2206.00364), Table 1.
 
     ln(sigma / alpha) ~ N(mean, std**2). Levels are continuous: timesteps lie between whole ones, on any
@@ -87,7 +87,7 @@ class LogNormal(Times):
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
         if std <= 0:
-            raise ValueError(f"objective.times.std must be > 0, got {std}")
+            raise ValueError(f"objective.timesteps.std must be > 0, got {std}")
         self.mean = mean
         self.std = std
 
@@ -96,20 +96,20 @@ class LogNormal(Times):
         return schedule.timesteps((self.mean + self.std * torch.special.ndtri(uniform)).exp())
 
 
-class LowDiscrepancy(Times):
+class LowDiscrepancy(TimestepDistribution):
     """Another distribution, visited evenly by each batch: less noise in the loss and its gradient.
 
-    Kingma et al. 2021 (arXiv:2107.00630), app. I.1 space the times of a batch evenly. Here the sample at
+    Kingma et al. 2021 (arXiv:2107.00630), app. I.1 space the timesteps of a batch evenly. Here the sample at
     position p of the stream takes frac(p * golden ratio), an even sequence over every stretch of the stream;
-    so the times depend neither on the size of the batch nor on the number of processes. Outside of training
+    so the timesteps depend neither on the batch size nor on the number of processes. Outside of training
     they are independent.
 
     Args:
         of: The distribution.
     """
 
-    def __init__(self, of: Times | None = None) -> None:
-        self.of = of or UniformTimes()
+    def __init__(self, of: TimestepDistribution | None = None) -> None:
+        self.of = of or UniformTimesteps()
 
     def quantile(self, uniform: Tensor, schedule: Schedule) -> Tensor:
         """Return that of the distribution."""

@@ -9,7 +9,7 @@ import torch
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.prediction import Velocity
 from ldm.diffusion.schedule import RectifiedFlow, ScaledLinear, VarianceExploding
-from ldm.diffusion.times import LogitNormal, LogNormal, LowDiscrepancy, UniformTimes
+from ldm.diffusion.timesteps import LogitNormal, LogNormal, LowDiscrepancy, UniformTimesteps
 from ldm.rng import SampleNoise
 
 FINE = VarianceExploding(1_000_000)
@@ -18,7 +18,7 @@ X0 = torch.zeros(4000, 1)
 
 def draw(times, position, seed=0):
     keys = [f"{seed}/{i}" for i in range(len(position))]
-    return Objective(times=times).draw(X0[: len(position)], SampleNoise(seed, keys), position)[0]
+    return Objective(timesteps=times).draw(X0[: len(position)], SampleNoise(seed, keys), position)[0]
 
 
 def test_the_logit_of_a_logit_normal_time_is_normal():
@@ -51,7 +51,7 @@ def test_a_median_number_gives_the_median_time():
 @pytest.mark.parametrize(
     "times",
     [
-        UniformTimes(),
+        UniformTimesteps(),
         LogitNormal(),
         LogitNormal(100.0),
         LowDiscrepancy(LogitNormal(-100.0)),
@@ -71,7 +71,7 @@ def test_times_stay_within_the_table(times):
 @pytest.mark.parametrize("times", [LogNormal(0.3, 0.5), LowDiscrepancy(LogNormal(0.3, 0.5))])
 def test_the_log_of_a_log_normal_noise_level_is_normal_and_continuous(times, schedule):
     """Quartiles of N(mean, std**2) are mean -+ 0.6745 std; independent draws hit no level twice."""
-    objective = Objective(schedule, Velocity(), times=times)
+    objective = Objective(schedule, Velocity(), timesteps=times)
     t, _ = objective.draw(X0, SampleNoise(0, [str(i) for i in range(4000)]), torch.arange(4000))
     assert t.dtype == torch.float32 and len(t.unique()) > 3900
     alpha, sigma = schedule.at(t, X0)
@@ -106,12 +106,12 @@ def test_even_times_do_not_depend_on_batch_or_processes():
 def test_outside_of_training_times_are_uniform_and_independent():
     for times in (LogitNormal(5.0), LogNormal(), LowDiscrepancy()):
         assert torch.equal(
-            Objective(times=times).draw(X0, SampleNoise(0, ["a"] * 4000))[0],
+            Objective(timesteps=times).draw(X0, SampleNoise(0, ["a"] * 4000))[0],
             Objective().draw(X0, SampleNoise(0, ["a"] * 4000))[0],
         )
 
 
 def test_impossible_deviations_are_refused():
     for kind in (LogitNormal, LogNormal):
-        with pytest.raises(ValueError, match=r"objective\.times\.std must be > 0, got 0"):
+        with pytest.raises(ValueError, match=r"objective\.timesteps\.std must be > 0, got 0"):
             kind(std=0)

@@ -56,7 +56,7 @@ class Step:
         """Noise level after the step."""
         return self.next_sigma / self.next_alpha
 
-    def times(self, x: Tensor) -> Tensor:
+    def timesteps(self, x: Tensor) -> Tensor:
         """Return t for each row of ``x``: (B,) on its device, int64, or float32 between timesteps."""
         return _times(self.t, x)
 
@@ -71,10 +71,10 @@ def _times(t: int | float, x: Tensor) -> Tensor:
 
 
 class Spacing(ABC):
-    """Chooses the timesteps of a walk from noise to clean."""
+    """Chooses the timesteps of a trajectory from noise to clean."""
 
     @abstractmethod
-    def times(self, schedule: Schedule, count: int) -> Tensor:
+    def timesteps(self, schedule: Schedule, count: int) -> Tensor:
         """Choose ``count`` timesteps.
 
         Returns:
@@ -89,7 +89,7 @@ class Trailing(Spacing):
     sampler a jump in log SNR several times the one before, over which it overshoots.
     """
 
-    def times(self, schedule: Schedule, count: int) -> Tensor:
+    def timesteps(self, schedule: Schedule, count: int) -> Tensor:
         """Round T, T - T / count, ... and subtract 1."""
         spaced = torch.linspace(schedule.num_steps, 0, count + 1, dtype=torch.float64)[:-1]
         return spaced.round().long() - 1
@@ -110,7 +110,7 @@ class Leading(Spacing):
             raise ValueError(f"sampler.spacing.offset must be >= 0, got {offset}")
         self.offset = offset
 
-    def times(self, schedule: Schedule, count: int) -> Tensor:
+    def timesteps(self, schedule: Schedule, count: int) -> Tensor:
         """Return offset, offset + T // count, ... falling; the offset shrinks where T has no room."""
         spaced = torch.arange(count - 1, -1, -1) * (schedule.num_steps // count)
         return spaced + min(self.offset, schedule.num_steps - 1 - int(spaced[0]))
@@ -119,7 +119,7 @@ class Leading(Spacing):
 class Linspace(Spacing):
     """Equal steps from T - 1 to 0, both asked at: Nichol & Dhariwal 2021 (arXiv:2102.09672), Section 4."""
 
-    def times(self, schedule: Schedule, count: int) -> Tensor:
+    def timesteps(self, schedule: Schedule, count: int) -> Tensor:
         """Round to trained timesteps."""
         return torch.linspace(schedule.num_steps - 1, 0, count, dtype=torch.float64).round().long()
 
@@ -137,7 +137,7 @@ class Karras(Spacing):
     def __init__(self, rho: float = 7.0) -> None:
         self.rho = rho
 
-    def times(self, schedule: Schedule, count: int) -> Tensor:
+    def timesteps(self, schedule: Schedule, count: int) -> Tensor:
         """Find the timesteps of the levels.
 
         Raises:
@@ -155,7 +155,7 @@ class Karras(Spacing):
         return schedule.timesteps(spaced**self.rho)
 
 
-def walk(schedule: Schedule, spacing: Spacing, num_steps: int | None) -> list[Step]:
+def trajectory(schedule: Schedule, spacing: Spacing, num_steps: int | None) -> list[Step]:
     """List the steps from noise to clean.
 
     Args:
@@ -171,7 +171,7 @@ def walk(schedule: Schedule, spacing: Spacing, num_steps: int | None) -> list[St
         raise ValueError(
             f"sampler.num_steps must be in [1, {schedule.num_steps}] for this schedule, got {count}"
         )
-    times = spacing.times(schedule, count)
-    alpha, sigma = schedule.levels(times)
-    points = list(zip([*times.tolist(), -1], [*alpha.tolist(), 1.0], [*sigma.tolist(), 0.0], strict=True))
+    timesteps = spacing.timesteps(schedule, count)
+    alpha, sigma = schedule.levels(timesteps)
+    points = list(zip([*timesteps.tolist(), -1], [*alpha.tolist(), 1.0], [*sigma.tolist(), 0.0], strict=True))
     return [Step(*here, *there) for here, there in pairwise(points)]
