@@ -52,7 +52,7 @@ def _compare(name: str, before: Path, after: Path) -> list[Found]:
     if name.startswith("shards/"):
         return [compare.compare_files(before, after)]
     if name == "samples":
-        return [compare.compare_pictures(before, after)]
+        return [compare.compare_images(before, after)]
     if name == "evaluation":
         return [compare.compare_evaluations(before / "evaluation.json", after / "evaluation.json")]
     return [

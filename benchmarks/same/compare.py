@@ -23,7 +23,7 @@ TIMES = (
     "train/step_seconds",
 )
 """Columns of metrics.csv that are left out: how long something took."""
-RENAMED_METRICS: dict[str, str] = {}
+RENAMED_METRICS = {"val/picture_psnr": "val/image_psnr"}
 """Columns of metrics.csv and values of evaluation.json, by their name in BEFORE: their name in AFTER."""
 
 Rows = list[dict[str, str]]
@@ -53,7 +53,7 @@ def compare_files(before: Path, after: Path, pattern: str = "*.tar") -> Found:
     return Found(f"{len(names)} files", difference)
 
 
-def compare_pictures(before: Path, after: Path) -> Found:
+def compare_images(before: Path, after: Path) -> Found:
     """Compare PNG files of two folders pixel by pixel; what else the files say does not count."""
     names, difference = _names(before, after, "*.png")
     for name in names:

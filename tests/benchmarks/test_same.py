@@ -98,8 +98,8 @@ def test_files_pictures_and_evaluations_are_compared(tmp_path):
         (tmp_path / side / "e.json").write_text(json.dumps({"results": results}))
     one, other = tmp_path / "before", tmp_path / "after"
     assert "a.tar, byte 1" in compare.compare_files(one, other).difference
-    assert "a.png, element 0 of 12: 1 and 2" in compare.compare_pictures(one, other).difference
-    assert compare.compare_files(one, one).difference is compare.compare_pictures(one, one).difference is None
+    assert "a.png, element 0 of 12: 1 and 2" in compare.compare_images(one, other).difference
+    assert compare.compare_files(one, one).difference is compare.compare_images(one, one).difference is None
     found = compare.compare_evaluations(one / "e.json", other / "e.json").difference
     assert "row 1, column fid: '0.3333333333333333' and '0.6666666666666666'" in found
 
