@@ -11,7 +11,7 @@ import pytest
 from comparing import error_of
 from jsonargparse import Namespace
 from PIL import Image
-from tiny_runs import ROOT
+from tiny_runs import ROOT, SUPPORT
 
 from data.digits import WORDS, pack_digits
 from ldm import evaluate, fit
@@ -285,7 +285,7 @@ def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
         "--batch-size=1",
     ]
     alone = run(tmp_path / "one", *arguments)
-    paths = [str(ROOT), str(ROOT / "tests" / "commands")]
+    paths = [str(ROOT), str(SUPPORT)]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     launched = subprocess.run(
         [*launch, "-m", "ldm.evaluate", *arguments, "--num-workers=1", f"--out={tmp_path / 'two'}"],
