@@ -20,7 +20,7 @@ import webdataset
 from PIL import Image
 from torch.nn import functional as F
 
-from ldm.data.decode import EXTENSIONS, Field
+from ldm.data.fields import whitelist
 from ldm.data.index import Summary, scan, summarize_all
 from ldm.data.module import Shards
 from ldm.data.order import Order
@@ -59,7 +59,7 @@ def shard(path: Path, count: int, member: str, contents: list[bytes]) -> Path:
     return path
 
 
-def reading(path: Path, field: Field, val: Path, batches: int) -> tuple[float, float]:
+def reading(path: Path, field: str, val: Path, batches: int) -> tuple[float, float]:
     """Return samples and megabytes per second of reading and decoding in this process."""
     data = Shards(str(path), str(val), image_size=SIDE, batch_size=64, fields=[field, "text"])
     data.setup("fit")
@@ -108,7 +108,7 @@ def files(folder: Path, samples: int, batches: int) -> dict[str, str]:
         "index of a shard: samples per second; bytes per sample": f"{scanned:,.0f}; {size:.0f}",
         "opening an index that is there": f"{opened * 1e3:.1f} ms",
     }
-    fields: dict[Field, Path] = {"image": photos, "latent": latents}
+    fields: dict[str, Path] = {"image": photos, "latent": latents}
     for field, path in fields.items():
         rate, megabytes = reading(path, field, photos, batches)
         size = path.stat().st_size / samples / 1e3
@@ -120,7 +120,7 @@ def orders() -> dict[str, str]:
     """Measure the order of a billion samples."""
     planned, sought, located = ordering(100_000, 10_000, 8)
     summaries = [
-        Summary(f"{i:06d}.tar", 1, 1, 10_000, dict.fromkeys(EXTENSIONS, 10_000)) for i in range(100_000)
+        Summary(f"{i:06d}.tar", 1, 1, 10_000, dict.fromkeys(whitelist(), 10_000)) for i in range(100_000)
     ]
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "table.npz", summaries)

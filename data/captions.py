@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ldm.data.decode import IMAGES
+from ldm.data.fields import IMAGES
 
 _OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jfif", "tif", "tiff")
 

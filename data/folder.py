@@ -11,12 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data.captions import Item, Skipped, from_folder, from_table, images_only
 from data.masks import random_mask
 from data.writing import Members, pack
-from ldm.data.decode import BadSample, Origin, decode
 from ldm.data.raster import rgb
 
 MASK_SIDE = 256
@@ -55,7 +54,7 @@ class Extras:
         """Make the members of one image."""
         if not self.masks and self.low_res is None:
             return {}
-        image = Image.fromarray(rgb(content).permute(1, 2, 0).numpy())
+        image = _image(content)
         found: dict[str, Image.Image] = {}
         if self.masks:
             width, height = _scaled(image.size, min(MASK_SIDE, *image.size))
@@ -162,12 +161,12 @@ def _samples(
         path = source / item.name
         content, kind = path.read_bytes(), path.suffix[1:].lower()
         try:  # by the code that will read it in training: what passes here is not a bad sample there
-            decode({kind: content}, Origin(str(source), item.name), ["image"], 8, None)
-        except BadSample as error:
-            skipped.add("cannot be decoded", f"{item.name} ({str(error).rsplit(': ', 1)[-1]})")
+            image = _image(content)
+        except ValueError as error:
+            skipped.add("cannot be decoded", f"{item.name} ({error})")
             continue
-        if resize is not None:
-            content, kind = _reduce(content, kind, resize)
+        if resize is not None and min(image.size) > resize:
+            content, kind = _reduce(image, kind, resize)
         yield {**_members(item, content, kind), **extras.members(item.name, content)}
 
 
@@ -186,17 +185,14 @@ def _members(item: Item, content: bytes, kind: str) -> Members:
     return sample
 
 
-def _reduce(content: bytes, kind: str, side: int) -> tuple[bytes, str]:
+def _image(content: bytes) -> Image.Image:
+    return Image.fromarray(rgb(content).permute(1, 2, 0).numpy())
+
+
+def _reduce(image: Image.Image, kind: str, side: int) -> tuple[bytes, str]:
     """Bring the shorter side down to ``side``: PNG stays PNG, the others become JPEG of quality 95."""
-    with Image.open(io.BytesIO(content)) as opened:
-        if min(opened.size) <= side or opened.mode.startswith("I"):  # Pillow cannot convert 16-bit grey
-            return content, kind
-        image = ImageOps.exif_transpose(opened)
-    size = _scaled(image.size, side)
-    keeps_alpha = kind == "png" or image.has_transparency_data
-    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    small, out = image.resize(size, Image.Resampling.LANCZOS), io.BytesIO()
-    if keeps_alpha:
+    small, out = image.resize(_scaled(image.size, side), Image.Resampling.LANCZOS), io.BytesIO()
+    if kind == "png":
         return _png(small), "png"
     small.save(out, "JPEG", quality=95)
     return out.getvalue(), "jpg"

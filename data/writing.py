@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ldm.data.manifest import read_manifest
 from ldm.data.writer import tar_writer
 from ldm.io.atomic import write_text
 
@@ -113,16 +114,7 @@ def _is_packed(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    path = folder / MANIFEST
-    if not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        return {"settings": dict(found["settings"]), "shards": found["shards"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: not a manifest of this packer: choose another --out or delete it"
-        ) from error
+    return read_manifest(folder / MANIFEST, ("settings", "shards"), "choose another --out or delete it")
 
 
 def _make_room(folder: Path, splits: tuple[str, ...]) -> None:

@@ -28,11 +28,12 @@ from ldm.callbacks.watchdog import Watchdog
 from ldm.checkpointing.callback import Checkpoints
 from ldm.checkpointing.preemption import EXIT_CODE, Notice, Preempted, Preemption, requeue
 from ldm.cli import Help, run_command
+from ldm.data.manifest import folders
 from ldm.data.module import Shards
 from ldm.distributed.ddp import check_strategy, register
 from ldm.distributed.launch import launched
 from ldm.io import checkpoint as ckpt
-from ldm.latents.manifest import check_source, folders
+from ldm.latents.manifest import check_source
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.artifacts import publish_run, use_upstream, use_weights
 from ldm.runs.folder import Run, WandB, start_wandb
@@ -197,6 +198,7 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
             callback.notice = notice or callback.notice
     check_strategy(cli.trainer)
     data, upstream = cli.datamodule, cli.model.upstream()
+    data.derive(cli.model)
     check_source(data.fields, data.train_shards, data.val_shards, data.image_size, upstream)
     is_first = cli.trainer.is_global_zero
     for logger in cli.trainer.loggers:

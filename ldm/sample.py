@@ -15,13 +15,20 @@ from tqdm import tqdm
 
 import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm.cli import check_at_least, command_parser, default_device, device, run_command, version
-from ldm.data.module import decoded
+from ldm.data.fields import FIELDS, converted
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.evaluation.record import drawn_by
 from ldm.io import checkpoint as ckpt
 from ldm.io.images import from_bytes, grid, to_bytes, write_png
-from ldm.sampling.requests import FILES, SampleOptions, SampleRequest, as_batch, expand_requests, read_files
+from ldm.sampling.requests import (
+    SampleOptions,
+    SampleRequest,
+    as_batch,
+    expand_requests,
+    file_options,
+    read_files,
+)
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 from ldm.types import Batch
@@ -112,11 +119,8 @@ def _add_conditions(parser: ArgumentParser) -> None:
         type=str | None,
         help="Shards whose samples say what to draw: a path with braces or a glob.",
     )
-    add("--image", type=str | None, help="Image to condition on, or to redraw.")
-    add("--mask", type=str | None, help="Image that is white where to paint.")
-    add("--low-res", type=str | None, help="Image to enlarge.")
-    add("--label-map", type=str | None, help="Image whose grey levels or palette are classes.")
-    add("--layout", type=str | None, help="JSON file of classes and boxes, see data/README.md.")
+    for name, option in file_options().items():
+        add(option, dest=name, type=str | None, help=FIELDS[name].help)
 
 
 def load_diffusion(options: Namespace, chosen: Namespace) -> Diffusion:
@@ -150,10 +154,11 @@ def asked(options: Namespace) -> SampleOptions:
     check_at_least("--num-per-prompt", options.num_per_prompt, 1)
     if options.num is not None:
         check_at_least("--num", options.num, 1)
+    files = {field: getattr(options, field) for field in file_options()}
     return SampleOptions(
         prompts=(options.prompt or []) + _lines(options.prompts),
         labels=options.labels or [],
-        files={field: getattr(options, field) for field in FILES if getattr(options, field) is not None},
+        files={field: path for field, path in files.items() if path is not None},
         shards=options.shards,
         num=options.num,
         copies=options.num_per_prompt,
@@ -204,12 +209,12 @@ def draw(
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """Move a batch, and turn its images, masks and maps into what stages know."""
     moved = {name: field.to(device) if isinstance(field, Tensor) else field for name, field in batch.items()}
-    return decoded(cast(Batch, moved))
+    return converted(cast(Batch, moved))
 
 
 def settings(stage: Diffusion, options: Namespace, start: Redraw | None) -> dict[str, str]:
     """Say how images are drawn, for the text chunks of their files."""
-    files = {field: getattr(options, field) for field in FILES}
+    files = {field: getattr(options, field) for field in file_options()}
     return {
         **{name: str(value) for name, value in drawn_by(stage).items()},
         "steps": str(stage.sampler.num_steps or stage.objective.schedule.num_steps),

@@ -6,7 +6,7 @@ Shapes use one alphabet: ``B`` samples, ``(B, 3, H, W)`` images, ``(B, C, h, w)`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Protocol, TypedDict, runtime_checkable
 
@@ -157,6 +157,20 @@ class ValidatesBatch(Protocol):
 
         Raises:
             ValueError: If the stage cannot use it.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsFields(Protocol):
+    """A stage that names the fields of a batch that it trains on, so that no others are loaded."""
+
+    def reads(self, stored: Collection[str]) -> tuple[str, ...]:
+        """Name the fields.
+
+        Args:
+            stored: Fields that the shards hold in place of those that they were computed from: "latent",
+                where ``ldm.encode`` made them.
         """
         ...
 

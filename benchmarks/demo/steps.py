@@ -14,8 +14,8 @@ from typing import IO
 
 from data.shapes.packer import Settings, pack
 from ldm import encode
+from ldm.data.manifest import read_latents
 from ldm.io import checkpoint as ckpt
-from ldm.latents.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,7 +88,7 @@ def encode_latents(plan: Plan) -> None:
     Raises:
         RuntimeError: If encoding fails.
     """
-    autoencoder, manifest = str(plan.run("autoencoder")), read_manifest(plan.latents)
+    autoencoder, manifest = str(plan.run("autoencoder")), read_latents(plan.latents)
     if manifest is not None and manifest["autoencoder"]["sha256"] != ckpt.sha256(autoencoder):
         shutil.rmtree(plan.latents)
     shards = ["--shards", plan.pattern("train"), "--out", str(plan.latents)]

@@ -1,15 +1,15 @@
-"""Bytes to samples: a pure function of the members of a sample, by a whitelist of member names.
+"""Members of a sample to the values of its fields: one pure function per kind of field.
 
-Nothing here unpickles, runs a program or touches a file: a member that the whitelist lacks is not read.
+Nothing here unpickles, runs a program or touches a file.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,61 +17,14 @@ from torch import Tensor
 
 from ldm.data import raster
 
-Field = Literal["image", "text", "label", "latent", "mask", "low_res", "label_map", "layout"]
-"""What a sample can carry beside its key."""
-FIELDS: tuple[Field, ...] = ("image", "text", "label", "latent", "mask", "low_res", "label_map", "layout")
-
-IMAGES = ("jpg", "jpeg", "png", "webp")
-LATENT = "latent.npy"
-MEMBERS: dict[str, tuple[str, ...]] = {
-    "image": IMAGES,
-    "text": ("txt", "json"),
-    "label": ("cls", "json"),
-    "latent": (LATENT,),
-    "mask": ("mask.png",),
-    "low_res": ("low.png", "low.jpg"),
-    "label_map": ("map.png",),
-    "layout": ("json",),
-}
-"""Members that a field is read from."""
-EXTENSIONS = (*IMAGES, "txt", "json", "cls", LATENT, "mask.png", "low.png", "low.jpg", "map.png")
-"""The whitelist: everything that is ever read from a shard."""
-
 
 class BadSample(ValueError):
     """A sample that cannot be used. The message names shard, key, member and reason."""
 
 
-class Sample(TypedDict, total=False):
-    """One decoded sample; a field that was not asked for is absent."""
-
-    key: str
-    image: Tensor
-    """(3, S, S) uint8 in [0, 255], RGB."""
-    text: str
-    label: int
-    latent: Tensor
-    """(2 C, h, w) float32: mean and standard deviation of q(z | image)."""
-    mask: Tensor
-    """(1, S, S) uint8, 1 = to be painted."""
-    low_res: Tensor
-    """(3, s, s) uint8 in [0, 255]."""
-    label_map: Tensor
-    """(S, S) uint8."""
-    layout: Tensor
-    """(n, 5) float32: class, left, top, right, bottom in [0, 1]."""
-    skipped: list[str]
-    """Why other samples were replaced by this one (training only)."""
-
-
 @dataclass(frozen=True)
-class Origin:
-    """Where a sample comes from, for messages.
-
-    Args:
-        shard: File name of the shard.
-        key: Name of the sample in the shard.
-    """
+class SampleId:
+    """Shard and key of a sample, for messages."""
 
     shard: str
     key: str
@@ -81,156 +34,135 @@ class Origin:
         return BadSample(f"{self.shard}: sample '{self.key}', member '{member}': {reason}")
 
 
-def wanted(fields: Iterable[str]) -> tuple[str, ...]:
-    """List the members to read for ``fields``."""
-    names = {name for field in fields for name in MEMBERS[field]}
-    return tuple(name for name in EXTENSIONS if name in names)
-
-
-def decode(
-    members: Mapping[str, bytes], origin: Origin, fields: Iterable[str], image_size: int, draw: int | None
-) -> Sample:
-    """Decode the asked fields of one sample.
+@dataclass(frozen=True)
+class Members:
+    """The members of a sample that one field is decoded from.
 
     Args:
-        members: Member name ("jpg", "txt", ...) to its bytes.
-        origin: Where the sample comes from.
-        fields: Any of ``FIELDS``. An image is decoded only if "image" is among them.
-        image_size: Side S of the image in pixels, and of what lies on it; the low-resolution image
-            keeps its own.
-        draw: A random number of 63 bits that chooses among several captions (training), or None to take
-            the canonical caption (evaluation).
-
-    Raises:
-        BadSample: If a field is missing or cannot be decoded, a caption is empty, or what lies on the
-            image has other proportions.
+        content: Member name ("jpg", "txt", ...) to its bytes, the preferred member first.
+        sample: Shard and key.
+        image_size: Side S of the decoded image in pixels.
+        draw: 63 random bits that choose among several captions; None takes the canonical one.
     """
-    sample: Sample = {"key": origin.key}
-    sizes: dict[str, tuple[int, int]] = {}
-    for field in fields:
-        if field == "text":
-            sample["text"] = _text(members, origin, draw)
-        elif field == "label":
-            sample["label"] = _label(members, origin)
-        elif field == "latent":
-            sample["latent"] = _latent(members, origin)
-        elif field == "layout":
-            sample["layout"], sizes[field] = _layout(members, origin)
-        else:
-            sample[field], sizes[field] = _on_square(field, members, origin, image_size)  # type: ignore[literal-required]
-    _check_proportions(sizes, members, origin)
-    return sample
 
+    content: Mapping[str, bytes]
+    sample: SampleId
+    image_size: int = 0
+    draw: int | None = None
 
-def json_fields(members: Mapping[str, bytes], origin: Origin) -> set[str]:
-    """Return which of text, label and layout the json member of a sample gives."""
-    meta = _json(members, origin)
-    found = {"text"} if "caption" in meta or "captions" in meta else set()
-    return found | ({"label", "layout"} & set(meta))
+    def bad(self, member: str, reason: str) -> BadSample:
+        """Make the error for one member."""
+        return self.sample.bad(member, reason)
 
-
-def _on_square(
-    field: str, members: Mapping[str, bytes], origin: Origin, image_size: int
-) -> tuple[Tensor, tuple[int, int]]:
-    """Return what a raster holds of the image's central square, and the raster's height and width."""
-    if field == "image":
-        whole = _raster(field, raster.rgb, members, origin)
-        found = raster.square(whole, image_size)
-    elif field == "low_res":
-        whole = _raster(field, raster.rgb, members, origin)
-        found = raster.square(whole, None)
-    elif field == "mask":
-        whole = _raster(field, raster.mask, members, origin)
-        found = raster.square(whole, image_size, "nearest-exact")
-    else:
-        whole = _raster(field, raster.classes, members, origin)
-        found = raster.square(whole, image_size, "nearest-exact")[0]
-    return found, (whole.shape[1], whole.shape[2])
-
-
-_SQUARE = (1, 1)
-"""Height and width of an image of which nothing is said."""
-
-
-def _check_proportions(
-    sizes: Mapping[str, tuple[int, int]], members: Mapping[str, bytes], origin: Origin
-) -> None:
-    """Check that all that lies on the image has its proportions: or the central square would be another."""
-    if "image" not in sizes or len(sizes) == 1:
-        return
-    height, width = sizes["image"]
-    for field, (h, w) in sizes.items():
-        rounding = 0 if (h, w) == _SQUARE else max(height, width, h, w)  # to whole pixels, where resized
-        if abs(width * h - w * height) > rounding:
-            name = next(name for name in MEMBERS[field] if name in members)
-            what = "'width' and 'height' are" if field == "layout" else "is"
-            raise origin.bad(name, f"{what} {w}x{h}, expected the proportions of the image, {width}x{height}")
-
-
-def _raster(
-    field: str, read: Callable[[bytes], Tensor], members: Mapping[str, bytes], origin: Origin
-) -> Tensor:
-    name = next((name for name in MEMBERS[field] if name in members), None)
-    if name is None:
-        raise _missing(field, members, origin)
-    try:
-        return read(members[name])
-    except ValueError as error:
-        raise origin.bad(name, str(error)) from error
-
-
-def _text(members: Mapping[str, bytes], origin: Origin, draw: int | None) -> str:
-    meta = _json(members, origin) if "json" in members and (draw is not None or "txt" not in members) else {}
-    captions = meta.get("captions")
-    if captions is not None and (draw is not None or "txt" not in members):
-        if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
-            raise origin.bad("json", f"'captions' is {captions!r:.60}, expected a list of strings")
-        return _caption(captions[(draw or 0) % len(captions)], "json", origin)
-    if "txt" in members:
+    def json(self) -> dict[str, Any]:
+        """Parse the json member; empty without one."""
         try:
-            return _caption(members["txt"].decode("utf-8"), "txt", origin)
+            meta = json.loads(self.content.get("json", b"{}"))
+        except ValueError as error:
+            raise self.bad("json", f"is not JSON ({error})") from error
+        if not isinstance(meta, dict):
+            raise self.bad("json", f"is a {type(meta).__name__}, expected an object")
+        return meta
+
+
+class Decoded(NamedTuple):
+    """Value of a field, and height and width of the image that it was cropped from, where it has one."""
+
+    value: Any
+    size: tuple[int, int] | None = None
+
+
+Decode = Callable[[Members], Decoded | None]
+"""Decodes a field; None if no member gives it. Raises BadSample."""
+
+
+def pixels(read: Callable[[bytes], Tensor], mode: str = "bicubic", resize: bool = True) -> Decode:
+    """Make the function that decodes an image and takes its central square, (C, S, S).
+
+    Args:
+        read: Decodes the bytes to (C, H, W) uint8, see ``ldm.data.raster``.
+        mode: How it is resized, see ``raster.square``.
+        resize: Whether it is resized to ``image_size``; otherwise the square keeps its size.
+    """
+
+    def decode(members: Members) -> Decoded:
+        name, content = next(iter(members.content.items()))
+        try:
+            image = read(content)
+        except ValueError as error:
+            raise members.bad(name, str(error)) from error
+        square = raster.square(image, members.image_size if resize else None, mode)
+        return Decoded(square, (image.shape[1], image.shape[2]))
+
+    return decode
+
+
+def label_map(members: Members) -> Decoded:
+    """Decode the class of every pixel: (S, S) uint8."""
+    square, size = _classes(members)  # type: ignore[misc]
+    return Decoded(square[0], size)
+
+
+_classes = pixels(raster.classes, "nearest-exact")
+
+
+def text(members: Members) -> Decoded | None:
+    """Decode a caption."""
+    meta = members.json() if members.draw is not None or "txt" not in members.content else {}
+    if (captions := meta.get("captions")) is not None:
+        if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
+            raise members.bad("json", f"'captions' is {captions!r:.60}, expected a list of strings")
+        return _caption(captions[(members.draw or 0) % len(captions)], "json", members)
+    if "txt" in members.content:
+        try:
+            return _caption(members.content["txt"].decode("utf-8"), "txt", members)
         except UnicodeDecodeError as error:
-            raise origin.bad("txt", f"is not UTF-8 ({error.reason} at byte {error.start})") from error
-    if "caption" in meta:
-        return _caption(meta["caption"], "json", origin)
-    raise _missing("text", members, origin)
+            raise members.bad("txt", f"is not UTF-8 ({error.reason} at byte {error.start})") from error
+    return _caption(meta["caption"], "json", members) if "caption" in meta else None
 
 
-def _caption(text: Any, member: str, origin: Origin) -> str:
-    if not isinstance(text, str):
-        raise origin.bad(member, f"the caption is {text!r:.60}, expected a string")
-    caption = text.strip()
-    if not caption:
-        raise origin.bad(member, "the caption is empty")
-    return caption
+def _caption(caption: Any, member: str, members: Members) -> Decoded:
+    if not isinstance(caption, str):
+        raise members.bad(member, f"the caption is {caption!r:.60}, expected a string")
+    if not caption.strip():
+        raise members.bad(member, "the caption is empty")
+    return Decoded(caption.strip())
 
 
-def _label(members: Mapping[str, bytes], origin: Origin) -> int:
-    if "cls" in members:
-        name, value = "cls", members["cls"].decode("utf-8", "replace").strip()
-        label = int(value) if value.isascii() and value.isdigit() else value
-    elif "label" in (meta := _json(members, origin) if "json" in members else {}):
-        name, label = "json", meta["label"]
+def label(members: Members) -> Decoded | None:
+    """Decode a class, an integer >= 0."""
+    found: Any
+    if "cls" in members.content:
+        name, value = "cls", members.content["cls"].decode("utf-8", "replace").strip()
+        found = int(value) if value.isascii() and value.isdigit() else value
+    elif "label" in (meta := members.json()):
+        name, found = "json", meta["label"]
     else:
-        raise _missing("label", members, origin)
-    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-        raise origin.bad(name, f"the label is {label!r:.60}, expected an integer >= 0")
-    return label
+        return None
+    if not _is_class(found):
+        raise members.bad(name, f"the label is {found!r:.60}, expected an integer >= 0")
+    return Decoded(found)
 
 
-def _layout(members: Mapping[str, bytes], origin: Origin) -> tuple[Tensor, tuple[int, int]]:
-    """Return the boxes on the central square, (n, 5), and the image's height and width."""
-    meta = _json(members, origin) if "json" in members else {}
+def layout(members: Members) -> Decoded | None:
+    """Decode the boxes that lie on the central square: (n, 5) float32."""
+    meta = members.json()
     if "layout" not in meta:
-        raise _missing("layout", members, origin)
-    height, width = meta.get("height", _SQUARE[0]), meta.get("width", _SQUARE[1])
+        return None
+    height, width = meta.get("height", UNKNOWN_SIZE[0]), meta.get("width", UNKNOWN_SIZE[1])
     try:
         rows = [(_class(item["label"]), *_box(item["box"])) for item in meta["layout"]]
         boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
-        return _cropped(boxes, int(height), int(width)), (int(height), int(width))
+        return Decoded(_cropped(boxes, int(height), int(width)), (int(height), int(width)))
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         expected = 'expected a list of {"label": 3, "box": [left, top, right, bottom]}, fractions in [0, 1]'
-        raise origin.bad("json", f"'layout' is {meta['layout']!r:.80} ({error!r:.60}), {expected}") from error
+        raise members.bad(
+            "json", f"'layout' is {meta['layout']!r:.80} ({error!r:.60}), {expected}"
+        ) from error
+
+
+UNKNOWN_SIZE = (1, 1)
+"""Height and width of an image whose layout does not state them."""
 
 
 def _cropped(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -252,38 +184,27 @@ def _box(box: Any) -> tuple[float, float, float, float]:
     return left, top, right, bottom
 
 
-def _class(label: Any) -> int:
-    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-        raise ValueError(f"the label is {label!r:.20}")
-    return label
+def _class(found: Any) -> int:
+    if not _is_class(found):
+        raise ValueError(f"the label is {found!r:.20}")
+    return int(found)
 
 
-def _latent(members: Mapping[str, bytes], origin: Origin) -> Tensor:
-    if LATENT not in members:
-        raise _missing("latent", members, origin)
+def _is_class(found: Any) -> bool:
+    return isinstance(found, int) and not isinstance(found, bool) and found >= 0
+
+
+def latent(members: Members) -> Decoded:
+    """Decode mean and standard deviation of q(z | image): (2C, h, w) float32."""
+    name, content = next(iter(members.content.items()))
     try:
-        array = np.load(io.BytesIO(members[LATENT]), allow_pickle=False)
+        array = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise origin.bad(LATENT, f"cannot be read as a numpy array ({error})") from error
+        raise members.bad(name, f"cannot be read as a numpy array ({error})") from error
     if array.ndim != 3 or array.shape[0] % 2 or array.dtype not in (np.float16, np.float32):
         found = f"{array.dtype} of shape {array.shape}"
-        raise origin.bad(LATENT, f"is {found}, expected float16 or float32 of shape (2C, h, w)")
-    latent = torch.from_numpy(array.astype(np.float32))
-    if not torch.isfinite(latent).all():
-        raise origin.bad(LATENT, "holds values that are not finite")
-    return latent
-
-
-def _json(members: Mapping[str, bytes], origin: Origin) -> dict[str, Any]:
-    try:
-        meta = json.loads(members["json"])
-    except ValueError as error:
-        raise origin.bad("json", f"is not JSON ({error})") from error
-    if not isinstance(meta, dict):
-        raise origin.bad("json", f"is a {type(meta).__name__}, expected an object")
-    return meta
-
-
-def _missing(field: str, members: Mapping[str, bytes], origin: Origin) -> BadSample:
-    found = ", ".join(members) or "none of them"
-    return origin.bad(" or ".join(MEMBERS[field]), f"missing: it gives the field '{field}' (found {found})")
+        raise members.bad(name, f"is {found}, expected float16 or float32 of shape (2C, h, w)")
+    decoded = torch.from_numpy(array.astype(np.float32))
+    if not torch.isfinite(decoded).all():
+        raise members.bad(name, "holds values that are not finite")
+    return Decoded(decoded)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from io import FileIO
 from typing import Any
 
-from ldm.data.decode import Origin, Sample, decode, wanted
+from ldm.data.decode import SampleId
+from ldm.data.fields import Sample, decode_sample, whitelist
 from ldm.data.index import Index, Summary, load_index
 
 _KEEP_OPEN = 64
@@ -31,30 +32,30 @@ class ShardFiles:
         """Leave open files behind when this travels to another process."""
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def members(self, shard: int, row: int, extensions: Iterable[str]) -> tuple[dict[str, bytes], Origin]:
-        """Read those of ``extensions`` that a sample has.
+    def members(self, shard: int, row: int, names: Iterable[str]) -> tuple[dict[str, bytes], SampleId]:
+        """Read those of the members ``names`` that a sample has.
 
         Raises:
             ValueError: If the shard changed since it was summarized, or ends early.
         """
         file, index = self._opened(shard)
         found = {}
-        for name, offset, size in index.spans(row, extensions):
+        for name, offset, size in index.spans(row, names):
             found[name] = os.pread(file.fileno(), size, offset)
             if len(found[name]) != size:
                 raise _changed(self.summaries[shard].path)
-        return found, Origin(self.summaries[shard].path, index.key(row))
+        return found, SampleId(self.summaries[shard].path, index.key(row))
 
     def sample(
         self, shard: int, row: int, fields: Sequence[str], image_size: int, draw: int | None
     ) -> Sample:
-        """Read and decode a sample, see ``decode``.
+        """Read and decode a sample, see ``decode_sample``.
 
         Raises:
             BadSample: If it cannot be used.
         """
-        members, origin = self.members(shard, row, wanted(fields))
-        return decode(members, origin, fields, image_size, draw)
+        members, sample = self.members(shard, row, whitelist(fields))
+        return decode_sample(members, sample, fields, image_size, draw)
 
     def _opened(self, shard: int) -> tuple[FileIO, Index]:
         if shard in self._open:

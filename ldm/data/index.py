@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ldm.data.decode import EXTENSIONS
+from ldm.data.fields import whitelist
 from ldm.data.tar import members, split_name
 from ldm.io.atomic import replacing
 
-_VERSION = 2  # raise it when the arrays or EXTENSIONS change: older sidecars are then rebuilt
+_VERSION = 2  # raise it when the arrays change: older sidecars are then rebuilt
 
 
 @dataclass(frozen=True)
@@ -48,26 +48,27 @@ class Index:
     """All members of a shard.
 
     Args:
+        members: E names, the whitelist.
         keys: (N,) UTF-8 bytes, in the order of the tar.
-        offsets: (N, E) int64, first byte of each member of ``EXTENSIONS``; -1 where a sample lacks it.
+        offsets: (N, E) int64, first byte of each member; -1 where a sample lacks it.
         sizes: (N, E) int64, bytes.
     """
 
+    members: tuple[str, ...]
     keys: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return len(self.keys)
 
     def key(self, row: int) -> str:
         """Return the name of a sample."""
         return bytes(self.keys[row]).decode("utf-8")
 
-    def spans(self, row: int, extensions: Iterable[str]) -> list[tuple[str, int, int]]:
-        """Return (member name, offset, size) of those of ``extensions`` that a sample has."""
-        columns = [(name, EXTENSIONS.index(name)) for name in extensions]
+    def spans(self, row: int, members: Iterable[str]) -> list[tuple[str, int, int]]:
+        """Return (member name, offset, size) of those of ``members`` that a sample has."""
+        columns = [(name, self.members.index(name)) for name in members]
         return [
             (name, int(self.offsets[row, c]), int(self.sizes[row, c]))
             for name, c in columns
@@ -83,11 +84,12 @@ def scan(path: str) -> Index:
     Raises:
         ValueError: If the file is not an intact tar, holds no sample, or holds a member twice.
     """
+    names = whitelist()
     rows: dict[str, dict[str, tuple[int, int]]] = {}
     ignored = ""
     for name, offset, size in members(path):
         key, extension = split_name(name)
-        if key is None or extension not in EXTENSIONS:
+        if key is None or extension not in names:
             ignored = name
             continue
         row = rows.setdefault(key, {})
@@ -99,8 +101,8 @@ def scan(path: str) -> Index:
         raise ValueError(
             f"{path}: empty shard: found {found}, expected KEY.jpg, KEY.txt ... (data/README.md)"
         )
-    table = np.array([[row.get(e, (-1, 0)) for e in EXTENSIONS] for row in rows.values()], dtype=np.int64)
-    return Index(np.array([key.encode() for key in rows]), table[:, :, 0], table[:, :, 1])
+    table = np.array([[row.get(name, (-1, 0)) for name in names] for row in rows.values()], dtype=np.int64)
+    return Index(names, np.array([key.encode() for key in rows]), table[:, :, 0], table[:, :, 1])
 
 
 def sidecar(path: str, index_dir: str | None) -> Path:
@@ -118,7 +120,8 @@ def load_index(path: str, index_dir: str | None) -> Index:
     """Read the index of a shard, building it if it is missing or stale."""
     summarize(path, index_dir)
     with np.load(sidecar(path, index_dir), allow_pickle=False) as arrays:
-        return Index(arrays["keys"], arrays["offsets"], arrays["sizes"])
+        members = tuple(arrays["members"].tolist())
+        return Index(members, arrays["keys"], arrays["offsets"], arrays["sizes"])
 
 
 def summarize(path: str, index_dir: str | None) -> Summary:
@@ -148,16 +151,17 @@ def fingerprint(summaries: Sequence[Summary]) -> str:
 
 
 def _read_summary(path: str, index_dir: str | None) -> Summary | None:
-    """Return the summary, or None if the sidecar is missing, stale, damaged or of another version."""
+    """Return the summary; None if its sidecar is missing, damaged, stale or of another whitelist."""
     stat = os.stat(path)
     try:
         with np.load(sidecar(path, index_dir), allow_pickle=False) as arrays:
-            meta, present = arrays["meta"].tolist(), arrays["present"].tolist()
+            meta, names = arrays["meta"].tolist(), tuple(arrays["members"].tolist())
+            present = dict(zip(names, arrays["present"].tolist(), strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    if meta[:3] != [_VERSION, stat.st_size, stat.st_mtime_ns]:
+    if meta[:3] != [_VERSION, stat.st_size, stat.st_mtime_ns] or names != whitelist():
         return None
-    return Summary(path, meta[1], meta[2], meta[3], dict(zip(EXTENSIONS, present, strict=True)))
+    return Summary(path, meta[1], meta[2], meta[3], present)
 
 
 def _build(path: str, index_dir: str | None) -> Summary:
@@ -166,16 +170,14 @@ def _build(path: str, index_dir: str | None) -> Summary:
     present = (index.offsets >= 0).sum(axis=0)
     meta = np.array([_VERSION, stat.st_size, stat.st_mtime_ns, len(index)], dtype=np.int64)
     _write(sidecar(path, index_dir), meta, present, index)
-    counts = dict(zip(EXTENSIONS, present.tolist(), strict=True))
+    counts = dict(zip(index.members, present.tolist(), strict=True))
     return Summary(path, stat.st_size, stat.st_mtime_ns, len(index), counts)
 
 
 def _write(target: Path, meta: np.ndarray, present: np.ndarray, index: Index) -> None:
     try:
         with replacing(target) as temporary, temporary.open("wb") as file:
-            np.savez(
-                file, meta=meta, present=present, keys=index.keys, offsets=index.offsets, sizes=index.sizes
-            )
+            np.savez(file, meta=meta, present=present, **vars(index))
     except OSError as error:
         raise PermissionError(
             f"{target}: the index of the shard cannot be written ({error.strerror}): name a folder that can "

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import lightning as L
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
-from ldm.data.decode import FIELDS, Field, Sample
+from ldm.data.fields import Sample, check_names, converted
+from ldm.data.manifest import latents_size
 from ldm.data.readers import Indexed, Reader
-from ldm.data.source import DataRank, EvaluationSet, Source, Spec
+from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
 from ldm.data.streaming import Streaming
-from ldm.io.images import from_bytes
-from ldm.types import Batch, ValidatesBatch
+from ldm.types import Batch, ReadsFields, ValidatesBatch
 
 __all__ = ["Indexed", "Shards", "Streaming"]
-
-_FROM_BYTES: dict[str, Callable[[Tensor], Tensor]] = {
-    "image": from_bytes,
-    "low_res": from_bytes,
-    "mask": Tensor.float,
-    "label_map": Tensor.long,
-}
+DEFAULT_FIELDS = ("image", "text")
+"""What training loads for a LightningModule that does not say what it reads."""
 
 
 class Shards(L.LightningDataModule):
@@ -40,38 +34,63 @@ class Shards(L.LightningDataModule):
     Args:
         train: Training shards: paths with braces (``train-{000000..000019}.tar``) or globs, one or a list.
         val: Validation shards, likewise.
-        image_size: Side of the square images in pixels; others are cropped and resized.
         batch_size: Samples per batch and process.
+        image_size: Side of the square images in pixels; others are cropped and resized. None takes that of
+            the latents (latents.json), or the one that the stage's autoencoder was trained on.
         num_workers: Processes that read and decode; 0 reads in the training process.
         reader: ``Indexed`` (local files, exact) or ``Streaming`` (webdataset's pipeline, also URLs).
         fields: What training samples load: any of image, text, label, latent, mask, low_res, label_map,
-            layout. Validation always loads the image and everything else the shards have.
+            layout. None loads what the stage reads, latents instead of images where the shards hold them;
+            image and text for a LightningModule that does not say. Validation always loads the image and
+            everything else the shards have.
     """
 
     def __init__(
         self,
         train: str | list[str],
         val: str | list[str],
-        image_size: int,
+        *,
         batch_size: int,
+        image_size: int | None = None,
         num_workers: int = 0,
         reader: Reader = Indexed(),  # noqa: B008  (stateless)
-        fields: Sequence[Field] = ("image", "text"),
+        fields: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
-        _check_at_least("image_size", image_size, 1)
-        _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("num_workers", num_workers, 0)
+        numbers = {
+            "image_size": (image_size, 1),
+            "batch_size": (batch_size, 1),
+            "num_workers": (num_workers, 0),
+        }
+        for name, (value, lowest) in numbers.items():
+            if value is not None and value < lowest:
+                raise ValueError(f"data.{name}: got {value}, expected at least {lowest}")
         self.train_shards, self.val_shards = train, val
-        self.image_size, self.batch_size, self.num_workers = image_size, batch_size, num_workers
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.reader = reader
-        self.fields = _checked_fields(fields)
+        self.fields = DEFAULT_FIELDS if fields is None else check_names(fields, "data.fields")
+        self._image_size = image_size
+        self._is_derived = {"fields": fields is None, "image_size": image_size is None}
         self._source: Source | None = None
         self._evaluation: EvaluationSet | None = None
         self._base = {"samples": 0, "batches": 0}
         self._seed = 0
         self._bad: dict[str, int] = {}
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels.
+
+        Raises:
+            ValueError: If it is neither given nor derived.
+        """
+        if self._image_size is None:
+            raise ValueError(
+                "data.image_size: got none, expected the side of the images in pixels (only diffusion in the "
+                "latents of an autoencoder derives it)"
+            )
+        return self._image_size
 
     @property
     def num_train(self) -> int | None:
@@ -92,14 +111,14 @@ class Shards(L.LightningDataModule):
     def samples(self) -> int:
         """Training samples processed, over all processes and since the beginning of the run."""
         batches = self._batches() - self._base["batches"]
-        return self._base["samples"] + batches * self.batch_size * self._place().world
+        return self._base["samples"] + batches * self.batch_size * self._rank().world_size
 
     @property
     def source(self) -> Source:
         """The training samples; opened on first use."""
         if self._source is None:
             self._seed = _global_seed()
-            spec = Spec(self.fields, self.image_size, self._seed)
+            spec = SampleSpec(self.fields, self.image_size, self._seed)
             self._source = self.reader.open(self.train_shards, spec)
         return self._source
 
@@ -107,9 +126,25 @@ class Shards(L.LightningDataModule):
     def evaluation(self) -> EvaluationSet:
         """The validation samples; opened on first use."""
         if self._evaluation is None:
-            spec = Spec(("image",), self.image_size, _global_seed())
-            self._evaluation = self.reader.evaluation(self.val_shards, spec)
+            self._evaluation = self.reader.evaluation(self.val_shards, self.image_size)
         return self._evaluation
+
+    def derive(self, module: object) -> None:
+        """Derive ``fields`` and ``image_size``, where they were not given, from what is to be trained.
+
+        Called by ``setup`` with the trainer's LightningModule; before that, fields are image and text.
+        """
+        before = (self.fields, self._image_size)
+        if any(self._is_derived.values()):
+            size = latents_size(self.train_shards, "data.train")
+            if self._is_derived["fields"] and isinstance(module, ReadsFields):
+                read = module.reads(("latent",) if size is not None else ())
+                self.fields = check_names(read, f"the fields that {type(module).__name__} reads")
+            if self._is_derived["image_size"]:
+                trained = getattr(module, "image_size", None)
+                self._image_size = size if size is not None and "latent" in self.fields else trained
+        if (self.fields, self._image_size) != before:
+            self._source = self._evaluation = None
 
     def prepare_data(self) -> None:
         """Index the shards, on the first process alone, before others ask for them."""
@@ -122,25 +157,29 @@ class Shards(L.LightningDataModule):
             FileNotFoundError: If a pattern matches nothing.
             ValueError: If shards are broken or lack a field, or if they are fewer samples than a batch.
         """
-        world = self._place().world
+        if self.trainer is not None:
+            self.derive(self.trainer.lightning_module)
+        world_size = self._rank().world_size
         if self._batches() == 0:  # a new trainer, whose checkpoint, if any, is read after this
             self._base = {"samples": 0, "batches": 0}
-        if stage == "fit" and self.num_train is not None and self.batch_size * world > self.num_train:
-            processes = f" x {world} processes" if world > 1 else ""
+        if stage == "fit" and self.num_train is not None and self.batch_size * world_size > self.num_train:
+            processes = f" x {world_size} processes" if world_size > 1 else ""
             raise ValueError(
                 f"data.batch_size: {self.batch_size}{processes} is more than the {self.num_train} samples of "
                 "data.train, expected at most as many"
             )
-        if self.num_val < world:
-            raise ValueError(f"data.val: {self.num_val} samples for {world} processes, expected one for each")
+        if self.num_val < world_size:
+            raise ValueError(
+                f"data.val: {self.num_val} samples for {world_size} processes, expected one for each"
+            )
 
+    @override
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Return the endless loader of this process; it begins after the samples processed so far."""
-        return self.source.loader(lambda: self.samples, self.batch_size, self.num_workers, self._place())
+        return self.source.loader(lambda: self.samples, self.batch_size, self.num_workers, self._rank())
 
+    @override
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Return the loader of this process's part of the validation samples."""
-        return self.evaluation.loader(self.batch_size, self.num_workers, self._place())
+        return self.evaluation.loader(self.batch_size, self.num_workers, self._rank())
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Take out of a batch what concerns the reader only, report bad samples, let the stage look at it."""
@@ -154,12 +193,12 @@ class Shards(L.LightningDataModule):
             self.trainer.lightning_module.check(batch)
         return cast(Batch, batch)
 
+    @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Turn images, masks and maps from uint8 into what ``Batch`` says, on the device."""
-        return decoded(batch)
+        return converted(batch)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Return where training stands and what its order depends on: primitives only."""
         return {
             "data": self.source.identity(),
             "seed": self._seed,
@@ -195,15 +234,15 @@ class Shards(L.LightningDataModule):
         self._base = {"samples": int(state["samples"]), "batches": batches}
         self.source.load_state_dict(state["source"])
 
+    @override
     def teardown(self, stage: str) -> None:
-        """Sum up the bad samples."""
         if stage == "fit" and self._bad:
             warnings.warn(
                 f"{self.num_skipped} bad training samples were replaced ({len(self._bad)} different ones)",
                 stacklevel=1,
             )
 
-    def _place(self) -> DataRank:
+    def _rank(self) -> DataRank:
         if self.trainer is None:
             return DataRank(0, 1)
         return DataRank(self.trainer.global_rank, self.trainer.world_size)
@@ -222,25 +261,5 @@ class Shards(L.LightningDataModule):
         return int(progress.processed)
 
 
-def decoded(batch: Batch) -> Batch:
-    """Turn images, masks and maps of a batch from uint8 into what ``Batch`` says, where they are."""
-    found = cast(dict[str, Any], dict(batch))
-    for name, convert in _FROM_BYTES.items():
-        if name in found and found[name].dtype == torch.uint8:
-            found[name] = convert(found[name])
-    return cast(Batch, found)
-
-
 def _global_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
-
-
-def _checked_fields(fields: Sequence[Field]) -> tuple[Field, ...]:
-    if not fields or not set(fields) <= set(FIELDS):
-        raise ValueError(f"data.fields: got {list(fields)}, expected some of {', '.join(FIELDS)}")
-    return tuple(fields)
-
-
-def _check_at_least(name: str, value: int, lowest: int) -> None:
-    if value < lowest:
-        raise ValueError(f"data.{name}: got {value}, expected at least {lowest}")

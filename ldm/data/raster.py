@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+T = TypeVar("T")
 
-def rgb(content: bytes) -> Tensor:
-    """Decode an image: upright, alpha over white, 16-bit grey scaled to 8 bits.
+FORMATS = ("JPEG", "PNG", "WEBP")
+"""Formats, as Pillow names them, that shards may hold."""
+_TRANSPOSED = (5, 6, 7, 8)
+"""EXIF orientations that exchange height and width."""
+
+
+def rgb(content: bytes, formats: tuple[str, ...] = FORMATS) -> Tensor:
+    """Decode an image, wherever it lies: upright, alpha over white, 16-bit grey scaled to 8 bits.
 
     Returns:
         (3, H, W) uint8.
 
     Raises:
-        ValueError: If it is no JPEG, PNG or WebP image; the message is the reason alone.
+        ValueError: If it is no image of these formats; the message is the reason alone.
     """
-    return torch.from_numpy(_opened(content, _rgb)).permute(2, 0, 1)
+    return torch.from_numpy(_opened(io.BytesIO(content), _rgb, formats)).permute(2, 0, 1)
+
+
+def upright_size(path: Path, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
+    """Read height and width of an image file as ``rgb`` decodes it, from its header alone.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is no image of these formats.
+    """
+    with path.open("rb") as file:
+        return _opened(file, _upright_size, formats)
 
 
 def mask(content: bytes) -> Tensor:
@@ -33,7 +53,7 @@ def mask(content: bytes) -> Tensor:
     Raises:
         ValueError: If it is no image.
     """
-    return torch.from_numpy(_opened(content, _grey) >= 128).to(torch.uint8)[None]
+    return torch.from_numpy(_opened(io.BytesIO(content), _grey) >= 128).to(torch.uint8)[None]
 
 
 def classes(content: bytes) -> Tensor:
@@ -45,7 +65,7 @@ def classes(content: bytes) -> Tensor:
     Raises:
         ValueError: If it is no image of one byte or bit per pixel.
     """
-    return torch.from_numpy(_opened(content, _indices))[None]
+    return torch.from_numpy(_opened(io.BytesIO(content), _indices))[None]
 
 
 def square(image: Tensor, size: int | None, mode: str = "bicubic") -> Tensor:
@@ -76,15 +96,22 @@ def corner(height: int, width: int) -> tuple[int, int]:
     return (height - side) // 2, (width - side) // 2
 
 
-def _opened(content: bytes, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def _opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
     try:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
+        with Image.open(file, formats=formats) as image:
             return read(image)
     except UnidentifiedImageError as error:
-        raise ValueError(f"its {len(content)} bytes are no JPEG, PNG or WebP image") from error
+        length = file.seek(0, io.SEEK_END)
+        raise ValueError(f"its {length} bytes are no JPEG, PNG or WebP image") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).replace("\n", " ")
         raise ValueError(f"cannot be decoded as an image ({reason})") from error
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    is_transposed = image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
+    return (width, height) if is_transposed else (height, width)
 
 
 def _grey(image: Image.Image) -> np.ndarray:

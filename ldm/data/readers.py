@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
+from typing_extensions import override
 
-from ldm.data.decode import FIELDS, BadSample, Sample
+from ldm.data.decode import BadSample
+from ldm.data.fields import FIELDS, Sample
 from ldm.data.files import ShardFiles
 from ldm.data.index import fingerprint
 from ldm.data.order import Order
@@ -16,12 +18,12 @@ from ldm.data.source import (
     MAX_BAD,
     DataRank,
     EvaluationSet,
+    SampleSpec,
     Source,
-    Spec,
     check_fields,
-    fields_of,
-    forever,
     make_loader,
+    rank_batches,
+    shard_fields,
 )
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
@@ -38,7 +40,7 @@ class Reader(ABC):
         self.index_dir = index_dir
 
     @abstractmethod
-    def open(self, patterns: str | Sequence[str], spec: Spec) -> Source:
+    def open(self, patterns: str | Sequence[str], spec: SampleSpec) -> Source:
         """Open training shards.
 
         Raises:
@@ -50,22 +52,28 @@ class Reader(ABC):
         """Do once what is costly: here, index the validation shards."""
         self.files(val, "data.val")
 
-    def files(self, patterns: str | Sequence[str], name: str) -> ShardFiles:
-        """Index the shards of the config key ``name`` and give random access to them."""
-        return ShardFiles(summarize_shared(expand(patterns, name), self.index_dir), self.index_dir)
+    def files(self, patterns: str | Sequence[str], option: str) -> ShardFiles:
+        """Index the shards that ``option`` names and give random access to them."""
+        return ShardFiles(summarize_shared(expand(patterns, option), self.index_dir), self.index_dir)
 
-    def evaluation(self, patterns: str | Sequence[str], spec: Spec) -> EvaluationSet:
-        """Open validation shards: they give the image and everything else that all of them have.
+    def evaluation(
+        self, patterns: str | Sequence[str], image_size: int, option: str = "data.val"
+    ) -> EvaluationSet:
+        """Open shards for evaluation: they give the image and every other field that all of them have.
+
+        Args:
+            patterns: The shards.
+            image_size: Side of the images in pixels.
+            option: What names the shards, for messages.
 
         Raises:
             FileNotFoundError: If a pattern matches nothing.
             ValueError: If shards are broken or have no images.
         """
-        files = self.files(patterns, "data.val")
-        check_fields(files, ["image"], "data.val")
-        found = set.intersection(*(fields_of(files, shard) for shard in range(len(files.summaries))))
-        fields = tuple(field for field in FIELDS if field in found)
-        return EvaluationSet(files, Spec(fields, spec.image_size, spec.seed))
+        files = self.files(patterns, option)
+        check_fields(files, ["image"], option)
+        found = set.intersection(*(shard_fields(files, i, FIELDS) for i in range(len(files.summaries))))
+        return EvaluationSet(files, [field for field in FIELDS if field in found], image_size)
 
 
 class Indexed(Reader):
@@ -82,13 +90,13 @@ class Indexed(Reader):
             raise ValueError(f"data.reader.init_args.group_shards: got {group_shards}, expected at least 1")
         self.group_shards = group_shards
 
+    @override
     def prepare(self, train: str | Sequence[str], val: str | Sequence[str]) -> None:
-        """Index all shards."""
         self.files(train, "data.train")
         super().prepare(train, val)
 
-    def open(self, patterns: str | Sequence[str], spec: Spec) -> IndexedSource:
-        """Open training shards."""
+    @override
+    def open(self, patterns: str | Sequence[str], spec: SampleSpec) -> IndexedSource:
         files = self.files(patterns, "data.train")
         check_fields(files, spec.fields, "data.fields")
         return IndexedSource(files, spec, self.group_shards)
@@ -103,7 +111,7 @@ class IndexedSource(Source, Dataset[Sample]):
         group_shards: Shards that are permuted together.
     """
 
-    def __init__(self, files: ShardFiles, spec: Spec, group_shards: int) -> None:
+    def __init__(self, files: ShardFiles, spec: SampleSpec, group_shards: int) -> None:
         self.files = files
         self.spec = spec
         self.order = Order([summary.count for summary in files.summaries], spec.seed, group_shards)
@@ -132,8 +140,8 @@ class IndexedSource(Source, Dataset[Sample]):
         shard, row = self.order.locate(position)
         return self.files.sample(shard, row, self.spec.fields, self.spec.image_size, draw)
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """Name the data by its fingerprint, and what else the order depends on."""
         return {
             "reader": f"Indexed(group_shards={self.order.group_shards})",
             "shards": len(self.files.summaries),
@@ -141,10 +149,10 @@ class IndexedSource(Source, Dataset[Sample]):
             "fingerprint": fingerprint(self.files.summaries),
         }
 
+    @override
     def loader(
         self, position: Callable[[], int], batch_size: int, num_workers: int, process: DataRank
     ) -> DataLoader[Sample]:
-        """Make a loader without end, see ``Source.loader``."""
         return make_loader(self, _Batches(position, batch_size, process), num_workers)
 
 
@@ -157,4 +165,4 @@ class _Batches(Sampler[list[int]]):
         self.process = process
 
     def __iter__(self) -> Iterator[list[int]]:
-        return forever(self.position(), self.batch_size, self.process)
+        return rank_batches(self.position(), self.batch_size, self.process)

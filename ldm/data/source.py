@@ -5,30 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.decode import FIELDS, MEMBERS, Sample, json_fields
+from ldm.data.decode import Members
+from ldm.data.fields import FIELDS, Sample, collate
 from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, fingerprint
 from ldm.data.order import mix
-from ldm.types import Batch
 
 MAX_BAD = 100
 """Samples that cannot be used in a row, after which training stops."""
 
 
 @dataclass(frozen=True)
-class Spec:
-    """What samples must hold.
+class SampleSpec:
+    """What is read of training samples.
 
     Args:
-        fields: Any of ``FIELDS``.
+        fields: Names of fields.
         image_size: Side of the images in pixels.
         seed: Seed of the order and of the choice of captions.
     """
@@ -48,11 +48,11 @@ class DataRank:
 
     Args:
         rank: Number of this process.
-        world: Number of processes.
+        world_size: Number of processes.
     """
 
     rank: int
-    world: int
+    world_size: int
 
 
 class Source(ABC):
@@ -96,16 +96,17 @@ class EvaluationSet(Dataset[Sample]):
 
     Args:
         files: The shards.
-        spec: What the samples must hold; captions are the canonical ones.
+        fields: Names of the fields that are read; captions are the canonical ones.
+        image_size: Side of the images in pixels.
     """
 
-    def __init__(self, files: ShardFiles, spec: Spec) -> None:
+    def __init__(self, files: ShardFiles, fields: Sequence[str], image_size: int) -> None:
         self.files = files
-        self.spec = spec
+        self.fields = tuple(fields)
+        self.image_size = image_size
         self.ends = np.cumsum([summary.count for summary in files.summaries])
 
     def __len__(self) -> int:
-        """Return the number of samples."""
         return int(self.ends[-1])
 
     def fingerprint(self, num: int) -> str:
@@ -113,7 +114,7 @@ class EvaluationSet(Dataset[Sample]):
 
         The same wherever the shards lie.
         """
-        what = [fingerprint(self.files.summaries), self.spec.image_size, min(num, len(self))]
+        what = [fingerprint(self.files.summaries), self.image_size, min(num, len(self))]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def identity(self, num: int) -> str:
@@ -124,7 +125,7 @@ class EvaluationSet(Dataset[Sample]):
         """Return the sample at a position in [0, len)."""
         shard = int(np.searchsorted(self.ends, position, side="right"))
         row = position - int(self.ends[shard] - self.files.summaries[shard].count)
-        return self.files.sample(shard, row, self.spec.fields, self.spec.image_size, draw=None)
+        return self.files.sample(shard, row, self.fields, self.image_size, draw=None)
 
     def loader(self, batch_size: int, num_workers: int, process: DataRank) -> DataLoader[Sample]:
         """Make the loader of one process.
@@ -133,8 +134,8 @@ class EvaluationSet(Dataset[Sample]):
         the same number of batches (of sizes that differ by one at most, so up to batch_size + 1), because a
         model under DDP synchronises its buffers on every forward pass.
         """
-        positions = np.arange(process.rank, len(self), process.world)
-        num_batches = max(1, -(-(len(self) // process.world) // batch_size))
+        positions = np.arange(process.rank, len(self), process.world_size)
+        num_batches = max(1, -(-(len(self) // process.world_size) // batch_size))
         batches = [part.tolist() for part in np.array_split(positions, num_batches)]
         return make_loader(self, batches, num_workers, persistent=True)
 
@@ -153,71 +154,37 @@ def make_loader(
     )
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack tensors and labels, list keys, captions and layouts.
-
-    Raises:
-        ValueError: If tensors of a field differ in shape.
-    """
-    rows = cast(Sequence[dict[str, Any]], samples)
-    batch: dict[str, Any] = {}
-    for name, first in rows[0].items():
-        values = [row[name] for row in rows if name in row]
-        if isinstance(first, torch.Tensor) and name != "layout":
-            batch[name] = _stack(name, values, [row["key"] for row in rows])
-        elif name == "label":
-            batch[name] = torch.tensor(values, dtype=torch.int64)
-        elif name != "skipped":
-            batch[name] = values
-    skipped = [message for row in rows for message in row.get("skipped", ())]
-    if skipped:
-        batch["skipped"] = skipped
-    return cast(Batch, batch)
-
-
-def _stack(name: str, values: list[torch.Tensor], keys: list[str]) -> torch.Tensor:
-    odd = next((i for i, value in enumerate(values) if value.shape != values[0].shape), None)
-    if odd is not None:
-        one, other = tuple(values[0].shape), tuple(values[odd].shape)
-        raise ValueError(f"samples '{keys[0]}' and '{keys[odd]}' have {name}s of shapes {one} and {other}")
-    return torch.stack(values)
-
-
-def fields_of(files: ShardFiles, shard: int, asked: Iterable[str] = FIELDS) -> set[str]:
-    """Return those of ``asked`` that a shard gives: all of its samples must have a member for it.
+def shard_fields(files: ShardFiles, shard: int, fields: Collection[str]) -> set[str]:
+    """Return those of ``fields`` that a shard gives: all of its samples must have a member for it.
 
     Where only json members could give one, the first sample is looked into.
     """
     summary = files.summaries[shard]
-    found: set[str] = {field for field in FIELDS if _num_plain(summary, field) >= summary.count}
-    open_questions = {field for field in asked if "json" in MEMBERS[field]} - found
-    if open_questions and summary.present["json"] == summary.count:
-        found |= json_fields(*files.members(shard, 0, ("json",)))
-    return found & set(asked)
+    found = {name for name in fields if _num_plain(summary, name) >= summary.count}
+    in_json = {name for name in fields if FIELDS[name].json_keys} - found
+    if in_json and summary.present["json"] == summary.count:
+        meta = Members(*files.members(shard, 0, ("json",))).json()
+        found |= {name for name in in_json if not meta.keys().isdisjoint(FIELDS[name].json_keys)}
+    return found
 
 
 def _num_plain(summary: Summary, field: str) -> int:
-    return sum(summary.present[name] for name in MEMBERS[field] if name != "json")
+    return sum(summary.present[name] for name in FIELDS[field].members if name != "json")
 
 
-def check_fields(files: ShardFiles, fields: Sequence[str], name: str) -> None:
-    """Raise ValueError, naming the config key ``name``, if a shard lacks one of ``fields``."""
+def check_fields(files: ShardFiles, fields: Sequence[str], option: str) -> None:
+    """Raise ValueError, naming ``option``, if a shard lacks one of ``fields``."""
     for shard, summary in enumerate(files.summaries):
-        found = fields_of(files, shard, fields)
-        lacking = [field for field in fields if field not in found]
-        if lacking:
-            has = _describe(summary)
-            raise ValueError(f"{name}: asks for {lacking}, but the shard {summary.path} has {has}")
+        found = shard_fields(files, shard, fields)
+        if lacking := [field for field in fields if field not in found]:
+            has = ", ".join(f"{name} ({count})" for name, count in summary.present.items() if count)
+            about = f"the shard {summary.path} has {summary.count} samples with members {has}"
+            raise ValueError(f"{option}: asks for {lacking}, but {about}")
 
 
-def _describe(summary: Summary) -> str:
-    found = [f"{name} ({count})" for name, count in summary.present.items() if count]
-    return f"{summary.count} samples with members {', '.join(found)}"
-
-
-def forever(start: int, batch_size: int, process: DataRank) -> Iterator[list[int]]:
+def rank_batches(start: int, batch_size: int, process: DataRank) -> Iterator[list[int]]:
     """Yield the global positions of a rank's batches: rank r of w reads r, r + w, ... from ``start`` on."""
-    first, step = start + process.rank, batch_size * process.world
+    first, step = start + process.rank, batch_size * process.world_size
     while True:
-        yield list(range(first, first + step, process.world))
+        yield list(range(first, first + step, process.world_size))
         first += step

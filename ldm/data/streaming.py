@@ -6,16 +6,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from typing_extensions import override
 
-from ldm.data.decode import EXTENSIONS, BadSample, Origin, Sample, decode, wanted
+from ldm.data.decode import BadSample, SampleId
+from ldm.data.fields import Sample, collate, decode_sample, whitelist
 from ldm.data.order import mix, permutation
 from ldm.data.readers import Reader
-from ldm.data.source import MAX_BAD, DataRank, Source, Spec, collate
+from ldm.data.source import MAX_BAD, DataRank, SampleSpec, Source
 from ldm.data.tar import expand, split_name, urls
 
 
@@ -42,7 +44,7 @@ class Streaming(Reader):
             )
         self.shuffle_buffer = shuffle_buffer
 
-    def open(self, patterns: str | Sequence[str], spec: Spec) -> StreamingSource:
+    def open(self, patterns: str | Sequence[str], spec: SampleSpec) -> StreamingSource:
         """Open training shards and look at the first sample.
 
         Raises:
@@ -72,7 +74,7 @@ class StreamingSource(Source):
 
     num_samples = None
 
-    def __init__(self, shards: list[str], spec: Spec, shuffle_buffer: int) -> None:
+    def __init__(self, shards: list[str], spec: SampleSpec, shuffle_buffer: int) -> None:
         self.shards = shards
         self.spec = spec
         self.shuffle_buffer = shuffle_buffer
@@ -80,8 +82,8 @@ class StreamingSource(Source):
         """Position in the endless sequence of shards that a resumed run begins with."""
         self._first, self._width = 0, 1
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """Name the shards; their contents are not known beforehand."""
         return {
             "reader": "Streaming",
             "shards": len(self.shards),
@@ -92,7 +94,7 @@ class StreamingSource(Source):
         self, position: Callable[[], int], batch_size: int, num_workers: int, process: DataRank
     ) -> DataLoader[Sample]:
         """Make a loader without end; it begins at ``turn`` and not at ``position``."""
-        self._first, self._width = self.turn, process.world * max(1, num_workers)
+        self._first, self._width = self.turn, process.world_size * max(1, num_workers)
         return DataLoader(
             _Stream(self, process),
             batch_size=batch_size,
@@ -106,12 +108,12 @@ class StreamingSource(Source):
         turn = batch.pop("turn")
         self.turn = max(self.turn, turn - (turn - self._first) % self._width)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Return where in the sequence of shards to begin."""
         return {"turn": self.turn}
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin at the shards that were being read."""
         self.turn = int(state["turn"])
 
 
@@ -125,7 +127,7 @@ class _Stream(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        part, parts = self.process.rank * num_workers + worker, self.process.world * num_workers
+        part, parts = self.process.rank * num_workers + worker, self.process.world_size * num_workers
         turns = islice(self._turns(self.source.turn), part, None, parts)
         rng = Random(mix(self.spec.seed, self.source.turn, part))
         raw = wds.filters.shuffle(self.buffer, initial=self.buffer, rng=rng)(_samples(turns))
@@ -150,19 +152,19 @@ def _samples(turns: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield raw samples, whitelisted members only, with the "turn" of their shard."""
     for turn in turns:
         try:
-            for sample in wds.tariterators.tarfile_samples(iter([dict(turn)]), select_files=_is_wanted):
+            for sample in wds.tariterators.tarfile_samples(iter([dict(turn)]), select_files=_is_whitelisted):
                 yield {**sample, "turn": turn["turn"]}
         except Exception as error:  # webdataset and its openers raise anything
             reason = str(error).replace("\n", " ")
             raise ValueError(f"{turn['url']}: cannot be read as a tar ({reason:.200})") from error
 
 
-def _is_wanted(name: str) -> bool:
+def _is_whitelisted(name: str) -> bool:
     key, extension = split_name(name)
-    return key is not None and extension in EXTENSIONS
+    return key is not None and extension in whitelist()
 
 
-def _decoded(raw: Iterable[dict[str, Any]], spec: Spec) -> Iterator[Sample]:
+def _decoded(raw: Iterable[dict[str, Any]], spec: SampleSpec) -> Iterator[Sample]:
     """Decode; a bad sample is dropped, and the next one says so."""
     skipped: list[str] = []
     for members in raw:
@@ -179,14 +181,12 @@ def _decoded(raw: Iterable[dict[str, Any]], spec: Spec) -> Iterator[Sample]:
         skipped = []
 
 
-def _decode(raw: dict[str, Any], spec: Spec) -> Sample:
-    origin = Origin(raw["__url__"], raw["__key__"].removeprefix("./"))
-    members = {name: raw[name] for name in wanted(spec.fields) if name in raw}
+def _decode(raw: dict[str, Any], spec: SampleSpec) -> Sample:
+    sample = SampleId(raw["__url__"], raw["__key__"].removeprefix("./"))
+    members = {name: raw[name] for name in whitelist(spec.fields) if name in raw}
     # the key, not a counter, draws the caption: a counter would depend on the worker
-    draw = spec.draw(raw["turn"], int.from_bytes(origin.key.encode()[-8:], "big"))
-    sample: Any = decode(members, origin, spec.fields, spec.image_size, draw)
-    sample["turn"] = raw["turn"]
-    return cast(Sample, sample)
+    draw = spec.draw(raw["turn"], int.from_bytes(sample.key.encode()[-8:], "big"))
+    return {**decode_sample(members, sample, spec.fields, spec.image_size, draw), "turn": raw["turn"]}
 
 
 def _collate(samples: Sequence[Sample]) -> Any:

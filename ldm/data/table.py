@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch import distributed
 
-from ldm.data.decode import EXTENSIONS
+from ldm.data.fields import whitelist
 from ldm.data.index import Summary, summarize_all
 from ldm.io.atomic import replacing
 
@@ -34,7 +34,7 @@ def summarize_shared(paths: Sequence[str], index_dir: str | None) -> list[Summar
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return summarize_all(paths, index_dir)
-    table = table_of(paths, index_dir)
+    table = table_path(paths, index_dir)
     if distributed.get_rank() > 0 and (found := read(table, paths)) is not None:
         return found
     summaries = summarize_all(paths, index_dir)
@@ -43,7 +43,7 @@ def summarize_shared(paths: Sequence[str], index_dir: str | None) -> list[Summar
     return summaries
 
 
-def table_of(paths: Sequence[str], index_dir: str | None) -> Path:
+def table_path(paths: Sequence[str], index_dir: str | None) -> Path:
     """Return where the table of these shards lies: with their indices, by a name of its own per list."""
     names = "\n".join(os.path.abspath(path) for path in paths)
     folder = Path(paths[0]).parent if index_dir is None else Path(index_dir)
@@ -52,21 +52,22 @@ def table_of(paths: Sequence[str], index_dir: str | None) -> Path:
 
 def write(table: Path, summaries: Sequence[Summary]) -> None:
     """Write the table, by rename; where that is forbidden there is none."""
-    rows = [[s.size, s.mtime_ns, s.count, *(s.present[e] for e in EXTENSIONS)] for s in summaries]
+    names = whitelist()
+    rows = [[s.size, s.mtime_ns, s.count, *(s.present[name] for name in names)] for s in summaries]
     with contextlib.suppress(OSError), replacing(table) as temporary, temporary.open("wb") as file:
-        np.savez(file, extensions=np.array(EXTENSIONS), rows=np.array(rows, dtype=np.int64))
+        np.savez(file, members=np.array(names), rows=np.array(rows, dtype=np.int64))
 
 
 def read(table: Path, paths: Sequence[str]) -> list[Summary] | None:
     """Return the summaries of ``paths``, or None if there is no table of them, or none of this version."""
     try:
         with np.load(table, allow_pickle=False) as arrays:
-            extensions, rows = arrays["extensions"].tolist(), arrays["rows"].tolist()
+            names, rows = tuple(arrays["members"].tolist()), arrays["rows"].tolist()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    if extensions != list(EXTENSIONS) or len(rows) != len(paths):
+    if names != whitelist() or len(rows) != len(paths):
         return None
     return [
-        Summary(path, size, mtime, count, dict(zip(EXTENSIONS, present, strict=True)))
+        Summary(path, size, mtime, count, dict(zip(names, present, strict=True)))
         for path, (size, mtime, count, *present) in zip(paths, rows, strict=True)
     ]

@@ -11,7 +11,7 @@ from typing import cast
 from jsonargparse import Namespace
 from torch.utils.data import Dataset
 
-from ldm.data.decode import Sample
+from ldm.data.fields import Sample
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.evaluation.reference import ReferenceImages

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from ldm.data.decode import Sample
+from ldm.data.fields import Sample
 from ldm.data.readers import Indexed
-from ldm.data.source import EvaluationSet, Spec
+from ldm.data.source import EvaluationSet
 from ldm.evaluation.sources import ImageArray, ImageFolder, open_images
 from ldm.io.weights import sha256
 from ldm.metrics.reference import array_names
@@ -40,7 +40,7 @@ def open_shards(pattern: str, size: int | None) -> EvaluationSet:
     """Open shards; images are cropped and resized to the size."""
     if size is None:
         raise ValueError("--size: got none, expected the side of the images of --data")
-    return Indexed().evaluation(pattern, Spec(("image",), size, 0))
+    return Indexed().evaluation(pattern, size, "--data")
 
 
 def real_images(reference: str | None, samples: EvaluationSet | None, size: int | None) -> ReferenceImages:
@@ -50,13 +50,13 @@ def real_images(reference: str | None, samples: EvaluationSet | None, size: int 
         num = len(samples)
         return ReferenceImages(samples, samples.identity(num), samples.fingerprint(num), None, size)
     if Path(reference).is_dir():
-        images = open_images(reference)
+        images = open_images(reference, "--reference")
         return ReferenceImages(images, *_folder(Path(reference), images), None, images.size)
     if not Path(reference).is_file():
         raise FileNotFoundError(f"--reference: '{reference}' does not exist, expected a folder or .npz file")
     if "arr_0" not in array_names(reference):
         return ReferenceImages(None, None, None, reference, None)
-    images, contents = open_images(reference), sha256(reference)
+    images, contents = open_images(reference, "--reference"), sha256(reference)
     return ReferenceImages(images, contents, contents, reference, images.size)
 
 

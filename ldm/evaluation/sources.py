@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.decode import Sample
-from ldm.data.module import decoded
-from ldm.data.source import collate
+from ldm.data import raster
+from ldm.data.fields import Sample, collate, converted
 from ldm.evaluation.isolation import replaced
 from ldm.evaluation.record import drawn_by
 from ldm.io.images import from_bytes, to_bytes
@@ -27,53 +25,55 @@ from ldm.stages.stage import Stage
 from ldm.types import Batch, Generates
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+"""Suffix of an image file to its format, as Pillow names it."""
 
 
 class ImageFolder(Dataset[Sample]):
-    """Images of a folder and the folders in it, by the order of their paths.
+    """Images of a folder and the folders in it, by the order of their paths, decoded as those of shards are.
 
     Args:
         folder: The folder.
+        option: What names it, for messages.
 
     Raises:
         ValueError: If there is no image, or if sizes are mixed: resizing is a choice that changes every
             number, so it is not made here.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-        self.paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    def __init__(self, folder: str, option: str) -> None:
+        self.folder, self.option = Path(folder), option
+        self.paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in FORMATS)
         if not self.paths:
-            raise ValueError(f"images: folder '{folder}' holds none, expected some of {', '.join(SUFFIXES)}")
-        first = self._size(self.paths[0])
+            raise ValueError(f"{option}: folder '{folder}' holds none, expected some of {', '.join(FORMATS)}")
+        height, width = self._size(self.paths[0])
         for path in self.paths:
-            if (size := self._size(path)) != first:
+            if (size := self._size(path)) != (height, width):
                 raise ValueError(
-                    f"images: '{path}' is of {size[0]} x {size[1]} pixels, expected {first[0]} x "
-                    f"{first[1]} like '{self.paths[0]}': bring all to one size"
+                    f"{option}: '{path}' is of {size[1]} x {size[0]} pixels, expected {width} x {height} "
+                    f"like '{self.paths[0]}': bring all to one size"
                 )
-        self.size = first[0]
+        self.size = width
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.paths)
 
     def __getitem__(self, i: int) -> Sample:
-        """Return image i, (3, H, W) uint8."""
-        try:
-            with Image.open(self.paths[i]) as image:
-                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except OSError as error:
-            raise ValueError(f"images: '{self.paths[i]}' cannot be read: {error}") from error
-        return {"key": str(self.paths[i].relative_to(self.folder)), "image": pixels}
+        path = self.paths[i]
+        with self._naming(path):
+            pixels = raster.rgb(path.read_bytes(), tuple(FORMATS.values()))
+        return {"key": str(path.relative_to(self.folder)), "image": pixels}
 
     def _size(self, path: Path) -> tuple[int, int]:
+        with self._naming(path):
+            return raster.upright_size(path, tuple(FORMATS.values()))
+
+    @contextmanager
+    def _naming(self, path: Path) -> Iterator[None]:
         try:
-            with Image.open(path) as image:
-                return image.size
-        except OSError as error:
-            raise ValueError(f"images: '{path}' cannot be read: {error}") from error
+            yield
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.option}: '{path}' cannot be read: {error}") from error
 
 
 class ImageArray(Dataset[Sample]):
@@ -81,28 +81,27 @@ class ImageArray(Dataset[Sample]):
 
     Args:
         path: The file.
+        option: What names it, for messages.
 
     Raises:
         ValueError: If it holds something else.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, option: str) -> None:
         try:
             with np.load(path, allow_pickle=False) as file:
                 self.images = file["arr_0"]
         except (KeyError, ValueError) as error:
-            raise ValueError(f"images: '{path}' holds no images 'arr_0': {error}") from error
+            raise ValueError(f"{option}: '{path}' holds no images 'arr_0': {error}") from error
         shape, dtype = self.images.shape, self.images.dtype
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not len(self.images):
-            raise ValueError(f"images: arr_0 of '{path}' is {dtype} {shape}, expected uint8 (N, H, W, 3)")
+            raise ValueError(f"{option}: arr_0 of '{path}' is {dtype} {shape}, expected uint8 (N, H, W, 3)")
         self.size = int(shape[2])
 
     def __len__(self) -> int:
-        """Return the number of images."""
         return len(self.images)
 
     def __getitem__(self, i: int) -> Sample:
-        """Return image i, (3, H, W) uint8."""
         return {"key": f"{i:06d}", "image": torch.from_numpy(self.images[i]).permute(2, 0, 1)}
 
 
@@ -118,14 +117,12 @@ class Repeated(Dataset[Sample]):
         self.samples, self.num = samples, num
 
     def __len__(self) -> int:
-        """Return their number."""
         return self.num
 
     def __getitem__(self, i: int) -> Sample:
-        """Return sample i."""
         copy, row = divmod(i, len(self.samples))  # type: ignore[arg-type]
         sample = self.samples[row]
-        return cast(Sample, {**sample, "key": f"{sample['key']}#{copy}"}) if copy else sample
+        return {**sample, "key": f"{sample['key']}#{copy}"} if copy else sample
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ class RankSubset:
             samples, batch_sampler=indices, collate_fn=collate, num_workers=self.num_workers
         )
         for batch, index in zip(loader, indices, strict=True):
-            moved = decoded(move_data_to_device(batch, self.device))
+            moved = converted(move_data_to_device(batch, self.device))
             moved["index"] = torch.tensor(index)
             yield moved
 
@@ -196,7 +193,7 @@ class FolderImages(ImageSource):
     """
 
     def __init__(self, path: str, num: int | None = None) -> None:
-        self.samples = open_images(path)
+        self.samples = open_images(path, "--images")
         super().__init__(path, self.samples.size)
         found = len(self.samples)
         if num is not None and num > found:
@@ -283,14 +280,18 @@ class RealImages(ImageSource):
         return self.origin
 
 
-def open_images(path: str) -> ImageFolder | ImageArray:
+def open_images(path: str, option: str) -> ImageFolder | ImageArray:
     """Open a folder or an .npz file of images.
+
+    Args:
+        path: Folder or file.
+        option: What names it, for messages.
 
     Raises:
         FileNotFoundError: If there is neither.
     """
     if Path(path).is_dir():
-        return ImageFolder(path)
+        return ImageFolder(path, option)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"images: '{path}' does not exist, expected a folder or an .npz file")
-    return ImageArray(path)
+        raise FileNotFoundError(f"{option}: '{path}' does not exist, expected a folder or an .npz file")
+    return ImageArray(path, option)

@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ldm.data.decode import EXTENSIONS, IMAGES, LATENT, BadSample, decode
+from ldm.data.decode import BadSample
+from ldm.data.fields import FIELDS, LATENT, decode_sample, whitelist
 from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, summarize_all
 from ldm.data.writer import tar_writer
@@ -82,10 +83,10 @@ def encode_shards(
     manifest = group.broadcast(begin(out, made_by) if is_first else {})
     files = ShardFiles(group.broadcast(summarize_all(paths, index_dir) if is_first else []), index_dir)
     todo = [n for n, summary in enumerate(files.summaries) if not _is_done(manifest, summary, out)]
-    mine = todo[group.rank :: group.world]
-    total = sum(files.summaries[n].count for n in mine)
+    of_rank = todo[group.rank :: group.world]
+    total = sum(files.summaries[n].count for n in of_rank)
     with tqdm(total=total, desc="encode", unit=" images", disable=not is_first) as bar:
-        for name, entry in _encode(encoder, files, mine, out, bar):
+        for name, entry in _encode(encoder, files, of_rank, out, bar):
             note(out, name, entry)
     group.all_reduce(torch.zeros(1))  # all are done
     entries = group.broadcast(gather(out, manifest) if is_first else manifest)["shards"]
@@ -120,14 +121,13 @@ class EncodingDataset(Dataset[EncodingItem]):
         self.files = files
         self.image_size = image_size
 
-    def __getitem__(self, place: tuple[int, int]) -> EncodingItem:
-        """Read and decode one."""
-        members, origin = self.files.members(*place, EXTENSIONS)
+    def __getitem__(self, position: tuple[int, int]) -> EncodingItem:
+        members, sample = self.files.members(*position, whitelist())
         try:
-            image = decode(members, origin, ["image"], self.image_size, None)["image"]
+            image = decode_sample(members, sample, ["image"], self.image_size, None)["image"]
         except BadSample as error:
-            return EncodingItem(origin.key, members, str(error))
-        return EncodingItem(origin.key, members, image)
+            return EncodingItem(sample.key, members, str(error))
+        return EncodingItem(sample.key, members, image)
 
 
 def _encode(
@@ -175,7 +175,7 @@ def _encode_shard(
 def _encode_batch(encoder: ShardEncoder, items: list[EncodingItem]) -> Iterator[dict[str, Any]]:
     """Yield the members of the new samples: those of the good items."""
     good = [item for item in items if not isinstance(item.image, str)]
-    dropped = (LATENT,) if encoder.keep_images else (LATENT, *IMAGES)
+    dropped = (LATENT,) if encoder.keep_images else (LATENT, *FIELDS["image"].members)
     images = [cast(torch.Tensor, item.image) for item in good]
     latents: Iterable[np.ndarray] = encoder.latents(images) if good else []
     for item, latent in zip(good, latents, strict=True):

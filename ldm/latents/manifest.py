@@ -1,4 +1,4 @@
-"""What says of shards of latents which autoencoder made them: latents.json beside them."""
+"""Manifest (latents.json) of encoded shards: which autoencoder produced them, from images of which size."""
 
 from __future__ import annotations
 
@@ -7,30 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.data.tar import expand
+from ldm.data.manifest import LATENTS as MANIFEST
+from ldm.data.manifest import folders, read_latents
 from ldm.io.atomic import write_text
 
-MANIFEST = "latents.json"
 _NOTE = ".done.json"
-
-
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Read what ``ldm.encode`` wrote beside its shards; None if there is nothing.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
-    path = folder / MANIFEST
-    if not path.exists():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["autoencoder"]["sha256"], manifest["image_size"], manifest["shards"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: is no manifest of ldm.encode ({error!r}): encode the shards again"
-        ) from error
-    return dict(manifest)
 
 
 def begin(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +24,7 @@ def begin(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If ``out`` holds shards made otherwise.
     """
-    manifest = read_manifest(out) or {**made_by, "shards": {}}
+    manifest = read_latents(out) or {**made_by, "shards": {}}
     then, now = manifest["autoencoder"]["sha256"], made_by["autoencoder"]["sha256"]
     if then != now:
         raise ValueError(
@@ -107,24 +88,17 @@ def check_source(
         ValueError: If they come from another, or if nothing says where they come from.
     """
     if "latent" in fields:
-        for folder in folders(train, "data.train"):
-            manifest = read_manifest(folder)
+        found = folders(train, "data.train")
+        if not found:
+            raise ValueError(f"data.train: no {MANIFEST} beside URLs, expected shards in a folder")
+        for folder in found:
+            manifest = read_latents(folder)
             if manifest is None:
                 raise ValueError(f"data.train: no {MANIFEST} in '{folder}', expected what ldm.encode wrote")
             _check(manifest, folder, "data.train", image_size, upstream)
     for folder in folders(val, "data.val"):  # validation uses latents wherever there are some
-        if upstream and (manifest := read_manifest(folder)) is not None:
+        if upstream and (manifest := read_latents(folder)) is not None:
             _check(manifest, folder, "data.val", image_size, upstream)
-
-
-def folders(shards: str | list[str], name: str) -> list[Path]:
-    """List the folders that shards lie in.
-
-    Args:
-        shards: Pattern or paths.
-        name: Key of the configuration that gives them.
-    """
-    return sorted({Path(path).parent for path in expand(shards, name)})
 
 
 def _check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,12 @@ class LatentSpace(nn.Module, ABC):
     """C of a latent."""
     factor: int
     """Pixels per side of a latent's pixel."""
+    image_size: int | None = None
+    """Side of the images that the space was trained on; None if it takes any."""
+
+    def reads(self, stored: Collection[str]) -> tuple[str, ...]:
+        """Name the fields of a batch that ``encode`` reads in training, see ``ldm.types.ReadsFields``."""
+        return ("image",)
 
     @abstractmethod
     def encode(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -102,7 +109,12 @@ class AutoencoderLatents(LatentSpace):
                 f"checkpoint '{checkpoint}' has no measured latent scale: it was saved before the first "
                 "validation of its run; train it further"
             )
+        self.image_size = state.get("image_size")
         self._upstream = {str(checkpoint): ckpt.sha256(checkpoint)}
+
+    def reads(self, stored: Collection[str]) -> tuple[str, ...]:
+        """Read latents where the shards hold them."""
+        return ("latent",) if "latent" in stored else ("image",)
 
     @torch.no_grad()
     def encode(self, batch: Batch, noise: Tensor) -> Tensor:

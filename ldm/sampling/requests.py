@@ -1,4 +1,4 @@
-"""What to draw: wishes from a command line, from files, or from the samples of shards."""
+"""What to draw, as a command line, files or the samples of shards say."""
 
 from __future__ import annotations
 
@@ -6,36 +6,30 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ldm.data.decode import Origin, Sample, decode
+from ldm.data.decode import SampleId
+from ldm.data.fields import FIELDS, Sample, collate, decode_sample
 from ldm.data.readers import Indexed
-from ldm.data.source import Spec, collate
 from ldm.types import Batch
 
-FILES = {
-    "image": ("--image", "png"),
-    "mask": ("--mask", "mask.png"),
-    "low_res": ("--low-res", "low.png"),
-    "label_map": ("--label-map", "map.png"),
-    "layout": ("--layout", "json"),
-}
-"""Fields that a file gives: its option, and the member of a sample that is decoded like it."""
-SUBJECTS = {"text": "--prompt or --prompts", "label": "--labels"}
-"""Fields that make one image each."""
+
+def file_options() -> dict[str, str]:
+    """Return the fields that a file can give, each with its option."""
+    return {name: str(field.option) for name, field in FIELDS.items() if field.help is not None}
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """What a command line asks for.
+    """Options of a command line that say what to draw.
 
     Args:
         prompts: Captions.
         labels: Classes.
-        files: Path of the file for each field of ``FILES`` that has one.
-        shards: Pattern of shards whose samples are the wishes, or None.
+        files: Path of the file for each field that is given by one.
+        shards: Pattern of shards whose samples are drawn, or None.
         num: Number of samples, or of images without caption and label.
-        copies: Images of each wish.
+        copies: Images of each prompt, label or sample.
     """
 
     prompts: list[str]
@@ -47,9 +41,9 @@ class SampleOptions:
 
     def given(self) -> dict[str, str]:
         """Return the fields that it gives, with the option that gives each."""
-        found = {field: FILES[field][0] for field in self.files}
-        found |= {"text": SUBJECTS["text"]} if self.prompts else {}
-        return found | ({"label": SUBJECTS["label"]} if self.labels else {})
+        values = {"text": self.prompts, "label": self.labels}
+        names = [*self.files, *(name for name, value in values.items() if value)]
+        return {name: _option(name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -72,76 +66,76 @@ class SampleRequest:
         return f"{self.subject}/{self.copy}"
 
 
-def as_batch(wished: Sequence[SampleRequest]) -> Batch:
-    """Put wishes into the form that stages know, on the CPU."""
-    return collate([cast(Sample, {**wish.fields, "key": wish.key}) for wish in wished])
+def as_batch(requests: Sequence[SampleRequest]) -> Batch:
+    """Collate requests, on the CPU."""
+    return collate([{**request.fields, "key": request.key} for request in requests])
 
 
-def expand_requests(asked: SampleOptions, reads: Sequence[str], size: int) -> list[SampleRequest]:
+def expand_requests(options: SampleOptions, reads: Sequence[str], size: int) -> list[SampleRequest]:
     """List the images that are asked of a model that is conditioned on the fields ``reads``.
 
     Args:
-        asked: What the user wants.
+        options: What is to be drawn.
         reads: Fields that the model reads.
         size: Side of its images in pixels, to which files are cropped and resized.
 
     Raises:
         ValueError: If that asks for nothing, or lacks what the model reads, or gives what it does not read.
     """
-    samples = list(_of_shards(asked, reads, size) if asked.shards else _of_options(asked, reads, size))
+    samples = list(_of_shards(options, reads, size) if options.shards else _of_options(options, reads, size))
     copies: Counter[str] = Counter()
     result = []
     for subject, fields in samples:
-        for _ in range(asked.copies):
+        for _ in range(options.copies):
             result.append(SampleRequest(subject, copies[subject], fields))
             copies[subject] += 1
     return result
 
 
-def _of_shards(asked: SampleOptions, reads: Sequence[str], size: int) -> Iterator[tuple[str, Sample]]:
-    assert asked.shards is not None
-    if surplus := sorted(set(asked.given().values())):
+def _of_shards(options: SampleOptions, reads: Sequence[str], size: int) -> Iterator[tuple[str, Sample]]:
+    assert options.shards is not None
+    if surplus := sorted(set(options.given().values())):
         raise ValueError(f"--shards: the samples say what to draw, got {' and '.join(surplus)} too")
-    evaluation = Indexed().evaluation(asked.shards, Spec(("image",), size, 0))
-    if lacking := sorted(set(reads) - set(evaluation.spec.fields)):
+    evaluation = Indexed().evaluation(options.shards, size, "--shards")
+    if lacking := sorted(set(reads) - set(evaluation.fields)):
         raise ValueError(
-            f"--shards: '{asked.shards}' gives {', '.join(evaluation.spec.fields)}, but the model is "
+            f"--shards: '{options.shards}' gives {', '.join(evaluation.fields)}, but the model is "
             f"conditioned on {' and '.join(reads)}: no {' and no '.join(lacking)}"
         )
-    for i in range(min(len(evaluation), len(evaluation) if asked.num is None else asked.num)):
+    for i in range(min(len(evaluation), len(evaluation) if options.num is None else options.num)):
         sample = evaluation[i]
         fields = {name: value for name, value in sample.items() if name in reads}
-        yield str(fields.get("text", sample["key"])), cast(Sample, fields)
+        yield str(fields.get("text", sample["key"])), fields
 
 
-def _of_options(asked: SampleOptions, reads: Sequence[str], size: int) -> Iterator[tuple[str, Sample]]:
-    _check(asked, reads)
-    fields = read_files({name: path for name, path in asked.files.items() if name in reads}, size)
-    subjects: list[Mapping[str, Any]] = [{}] * (1 if asked.num is None else asked.num)
+def _of_options(options: SampleOptions, reads: Sequence[str], size: int) -> Iterator[tuple[str, Sample]]:
+    _check(options, reads)
+    fields = read_files({name: path for name, path in options.files.items() if name in reads}, size)
+    subjects: list[Mapping[str, Any]] = [{}] * (1 if options.num is None else options.num)
     if "text" in reads:
-        subjects = [{"text": prompt} for prompt in asked.prompts]
+        subjects = [{"text": prompt} for prompt in options.prompts]
     if "label" in reads:
-        subjects = [{**subject, "label": label} for subject in subjects for label in asked.labels]
+        subjects = [{**subject, "label": label} for subject in subjects for label in options.labels]
     for subject in subjects:
         name = ", ".join(str(value) for value in subject.values()) or "image"
-        yield name, cast(Sample, {**fields, **subject})
+        yield name, {**fields, **subject}
 
 
-def _check(asked: SampleOptions, reads: Sequence[str]) -> None:
+def _check(options: SampleOptions, reads: Sequence[str]) -> None:
     """Check that what is given is what the model reads; an image to redraw, and its mask, may come too."""
-    given = asked.given()
-    missing = [SUBJECTS.get(field) or FILES[field][0] for field in reads if field not in given]
+    given = options.given()
+    missing = [_option(field) for field in reads if field not in given]
     surplus = [option for field, option in given.items() if field not in {*reads, "image", "mask"}]
-    if asked.num is not None and set(reads) & set(SUBJECTS):
+    if options.num is not None and {"text", "label"} & set(reads):
         surplus.append("--num")
-    if not reads and asked.num is None and not asked.files:
+    if not reads and options.num is None and not options.files:
         missing.append("--num")
     if missing or surplus:
-        got = [*given.values(), *(["--num"] if asked.num is not None else [])]
-        options = [SUBJECTS.get(field) or FILES[field][0] for field in reads]
+        got = [*given.values(), *(["--num"] if options.num is not None else [])]
+        expected = [_option(field) for field in reads]
         raise ValueError(
             f"the model of --checkpoint is conditioned on {' and '.join(reads) or 'nothing'}: got "
-            f"{' and '.join(got) or 'nothing'}, expected {' and '.join(options) or '--num'}"
+            f"{' and '.join(got) or 'nothing'}, expected {' and '.join(expected) or '--num'}"
             f"{', or --shards' if reads else ''}"
         )
 
@@ -157,9 +151,14 @@ def read_files(files: Mapping[str, str], size: int) -> Sample:
         OSError: If a file cannot be read.
         ValueError: If it does not hold what its field needs; the message names the file.
     """
-    sample: dict[str, Any] = {}
+    sample: Sample = {}
     for field, path in files.items():
-        member = {FILES[field][1]: Path(path).read_bytes()}
-        sample |= decode(member, Origin(FILES[field][0], path), [field], size, None)
+        content = {FIELDS[field].members[0]: Path(path).read_bytes()}
+        sample |= decode_sample(content, SampleId(_option(field), path), [field], size, None)
     sample.pop("key", None)
-    return cast(Sample, sample)
+    return sample
+
+
+def _option(field: str) -> str:
+    """Return the option that gives a field, or what else must: there is no option for latents."""
+    return FIELDS[field].option or f"--shards with '{field}'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -43,6 +44,10 @@ class Autoencoder(Stage):
         self.register_buffer("latent_std", unknown.clone())
         self._moments = torch.zeros(2, net.latent_channels, dtype=torch.float64)
         self._count = 0
+
+    def reads(self, stored: Collection[str]) -> tuple[str, ...]:
+        """Name the fields of a batch that training needs."""
+        return ("image",)
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
         """Reconstruct ``batch["image"]`` and compute loss, reconstruction, kl and psnr (dB)."""

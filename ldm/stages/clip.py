@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -36,6 +37,10 @@ class CLIP(Stage):
     def __init__(self, net: CLIPModel, optimizer: Optimization | None = None) -> None:
         super().__init__(optimizer or AdamW(lr=1e-3))
         self.net = net
+
+    def reads(self, stored: Collection[str]) -> tuple[str, ...]:
+        """Name the fields of a batch that training needs."""
+        return ("image", "text")
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
         """Contrast the pairs of all processes: loss, and accuracy of picking the own caption."""

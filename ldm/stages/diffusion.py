@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class Diffusion(Stage):
     ) -> None:
         super().__init__(optimizer or AdamW())
         self.latents = latents
+        self.image_size = latents.image_size
         self.conditioner = conditioner
         conditioner.bind(latents)
         self.denoiser = denoiser(
@@ -66,6 +67,10 @@ class Diffusion(Stage):
         self.objective = objective or Objective()
         self.sampler = sampler or DDIM()
         self.guidance = guidance or Unguided()
+
+    def reads(self, stored: Collection[str]) -> tuple[str, ...]:
+        """Name the fields of a batch that the latent space and the conditioner read."""
+        return (*self.latents.reads(stored), *self.conditioner.reads)
 
     def check(self, batch: Batch) -> None:
         """Check that the conditioner knows every class of a batch that is still on the CPU.

@@ -13,9 +13,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from data.shapes.packer import Settings, pack
 from data.writing import write_shards
 from ldm import encode, fit, sample
+from ldm.data.fields import FIELDS
 from ldm.data.module import Shards
 from ldm.io.images import to_bytes
-from ldm.sampling.requests import FILES
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 
@@ -103,7 +103,8 @@ def test_the_command_draws_from_files_as_from_a_batch(conditioned, tmp_path, nam
     with tarfile.open(shard) as tar:
         tar.extractall(tmp_path, filter="data")
     key, reads = batch["key"][0], load_stage(run, Diffusion).conditioner.reads
-    given = [f"{FILES[field][0]}={tmp_path / key}.{FILES[field][1]}" for field in reads if field in FILES]
+    members = {"image": "png"} | {field: FIELDS[field].members[0] for field in FIELDS if field != "image"}
+    given = [f"{FIELDS[f].option}={tmp_path / key}.{members[f]}" for f in reads if FIELDS[f].help]
     given += [f"--prompt={batch['text'][0]}"] if "text" in reads else []
     command = [f"--checkpoint={run}", "--device=cpu"]
     assert sample.main([*command, f"--out={tmp_path / 'files'}", *given]) == 0

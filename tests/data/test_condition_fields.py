@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tiny_shards import png, write_tar
 
-from ldm.data.decode import BadSample, Origin, decode, wanted
+from ldm.data.decode import BadSample, SampleId
+from ldm.data.fields import collate, decode_sample, whitelist
 from ldm.data.module import Shards
-from ldm.data.source import collate
 
-ORIGIN = Origin("shards/train-000003.tar", "000042")
+SAMPLE = SampleId("shards/train-000003.tar", "000042")
 FIELDS = ["image", "mask", "low_res", "label_map", "layout"]
 
 
@@ -27,7 +27,7 @@ def encoded(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:
 
 def read(fields, size=8, **members):
     names = {name.replace("_", "."): content for name, content in members.items()}
-    return decode(names, ORIGIN, fields, size, None)
+    return decode_sample(names, SAMPLE, fields, size, None)
 
 
 def scene(height: int, width: int, left: int, top: int, side: int) -> dict[str, bytes]:
@@ -132,8 +132,8 @@ def test_layouts_stay_a_list():
 
 
 def test_only_members_of_asked_fields_are_read():
-    assert wanted(["image", "text"]) == ("jpg", "jpeg", "png", "webp", "txt", "json")
-    assert wanted(["mask", "latent"]) == ("latent.npy", "mask.png")
+    assert whitelist(["image", "text"]) == ("jpg", "jpeg", "png", "webp", "txt", "json")
+    assert whitelist(["mask", "latent"]) == ("latent.npy", "mask.png")
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.decode import BadSample, Origin, decode, wanted
+from ldm.data.decode import BadSample, SampleId
+from ldm.data.fields import decode_sample, whitelist
 
-ORIGIN = Origin("shards/train-000003.tar", "000042")
+SAMPLE = SampleId("shards/train-000003.tar", "000042")
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -22,11 +23,11 @@ def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
 
 
 def image_of(content: bytes, size: int, kind: str = "png") -> torch.Tensor:
-    return decode({kind: content}, ORIGIN, ["image"], size, None)["image"]
+    return decode_sample({kind: content}, SAMPLE, ["image"], size, None)["image"]
 
 
 def text_of(members: dict[str, bytes], draw: int | None) -> str:
-    return decode(members, ORIGIN, ["text"], 8, draw)["text"]
+    return decode_sample(members, SAMPLE, ["text"], 8, draw)["text"]
 
 
 def test_a_image_of_the_right_size_is_exact():
@@ -98,7 +99,7 @@ def test_captions_are_drawn_in_training_and_canonical_in_evaluation():
 
 def test_labels_come_from_cls_or_json():
     def label(members):
-        return decode(members, ORIGIN, ["label"], 8, None)["label"]
+        return decode_sample(members, SAMPLE, ["label"], 8, None)["label"]
 
     assert label({"cls": b" 7\n"}) == 7
     assert label({"json": b'{"label": 3}'}) == 3
@@ -114,11 +115,11 @@ def latent(array: np.ndarray, **options) -> bytes:
 def test_latents_are_float32_and_images_beside_them_are_not_decoded():
     array = np.random.default_rng(0).normal(size=(8, 4, 4)).astype(np.float16)
     members = {"latent.npy": latent(array), "png": b"not an image"}
-    sample = decode(members, ORIGIN, ["latent"], 32, None)
+    sample = decode_sample(members, SAMPLE, ["latent"], 32, None)
     assert set(sample) == {"key", "latent"}
     assert sample["latent"].dtype == torch.float32
     assert np.array_equal(sample["latent"].numpy(), array.astype(np.float32))
-    assert wanted(["latent"]) == ("latent.npy",)
+    assert whitelist(["latent"]) == ("latent.npy",)
 
 
 class _Trap:
@@ -158,4 +159,4 @@ BAD = {
 def test_bad_members_are_named_with_shard_key_and_reason(name):
     field, members, message = BAD[name]
     with pytest.raises(BadSample, match=f"shards/train-000003.tar: sample '000042', .*{message}"):
-        decode(members, ORIGIN, [field], 8, None)
+        decode_sample(members, SAMPLE, [field], 8, None)

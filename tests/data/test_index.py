@@ -13,7 +13,7 @@ import pytest
 from tiny_shards import sample, write_tar
 
 from ldm.data import index
-from ldm.data.decode import EXTENSIONS
+from ldm.data.fields import whitelist
 from ldm.data.index import fingerprint, load_index, scan, sidecar, summarize, summarize_all
 from ldm.data.tar import expand, members, split_name
 
@@ -71,14 +71,14 @@ def test_members_are_found_where_they_are_and_others_are_ignored(tmp_path):
     found, content = scan(str(path)), path.read_bytes()
     assert len(found) == 3
     for row in range(3):
-        for extension, offset, size in found.spans(row, EXTENSIONS):
+        for extension, offset, size in found.spans(row, whitelist()):
             assert content[offset : offset + size] == dict(files)[f"{row:06d}.{extension}"]
-        assert [name for name, _, _ in found.spans(row, EXTENSIONS)] == ["png", "txt", "json"]
+        assert [name for name, _, _ in found.spans(row, whitelist())] == ["png", "txt", "json"]
 
 
 def test_members_of_a_sample_need_not_be_adjacent(tmp_path):
     path = write_tar(tmp_path / "a.tar", sorted(files_of(3), key=lambda file: file[0].split(".")[1]))
-    assert [len(scan(str(path)).spans(row, EXTENSIONS)) for row in range(3)] == [3, 3, 3]
+    assert [len(scan(str(path)).spans(row, whitelist())) for row in range(3)] == [3, 3, 3]
 
 
 def test_the_sidecar_is_used_until_the_shard_changes(tmp_path, monkeypatch):

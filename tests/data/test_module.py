@@ -69,7 +69,7 @@ def data(shards):
 
     def make(batch_size=4, workers=0, **more):
         train = more.pop("train", None) or shards(COUNTS)
-        return Shards(train, val, 8, batch_size, workers, **more)
+        return Shards(train, val, image_size=8, batch_size=batch_size, num_workers=workers, **more)
 
     return make
 

@@ -69,7 +69,11 @@ def test_digits_are_the_real_ones_stratified_and_captioned(tmp_path, capsys):
     assert "already packed" in capsys.readouterr().out
     assert bytes_of(tmp_path) == before
     module = Shards(
-        str(tmp_path / "train-*.tar"), str(tmp_path / "val-*.tar"), 8, 10, fields=["image", "label"]
+        str(tmp_path / "train-*.tar"),
+        str(tmp_path / "val-*.tar"),
+        image_size=8,
+        batch_size=10,
+        fields=["image", "label"],
     )
     assert (module.num_train, module.num_val) == (1500, 297)
     images, labels = digits.load()
@@ -87,7 +91,9 @@ def test_digits_are_the_real_ones_stratified_and_captioned(tmp_path, capsys):
 def test_digits_are_enlarged_by_repeating_pixels(tmp_path):
     assert digits.pack_digits(tmp_path, size=16)
     images, _ = digits.load()
-    sample = Shards(str(tmp_path / "train-*.tar"), str(tmp_path / "val-*.tar"), 16, 1).evaluation[0]
+    sample = Shards(
+        str(tmp_path / "train-*.tar"), str(tmp_path / "val-*.tar"), image_size=16, batch_size=1
+    ).evaluation[0]
     row = int(sample["key"].removeprefix("digits-"))
     assert np.array_equal(sample["image"][0, ::2, 1::2].numpy(), images[row])
     with pytest.raises(ValueError, match="--size: 12, expected a multiple of 8"):

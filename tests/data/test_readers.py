@@ -15,9 +15,9 @@ from PIL import Image
 from tiny_shards import png, sample, write_tar
 
 from ldm.data.module import Indexed, Shards, Streaming
-from ldm.data.source import DataRank, Spec
+from ldm.data.source import DataRank, SampleSpec
 
-SPEC = Spec(("image", "text"), 8, 5)
+SPEC = SampleSpec(("image", "text"), 8, 5)
 READERS = [Indexed(), Streaming(shuffle_buffer=1)]
 
 
@@ -28,7 +28,7 @@ def keys_of(loader, num_batches: int) -> list[str]:
 @pytest.mark.parametrize("counts", [[7, 5], [1, 1, 1], [16], [3, 9, 1]])
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 50])
 def test_evaluation_sees_each_sample_once_over_all_ranks_in_equally_many_batches(shards, counts, batch_size):
-    evaluation = Indexed().evaluation(shards(counts), SPEC)
+    evaluation = Indexed().evaluation(shards(counts), 8)
     for world in (1, 2, 3):
         loaders = [evaluation.loader(batch_size, 0, DataRank(rank, world)) for rank in range(world)]
         assert len({len(loader) for loader in loaders}) == 1
@@ -40,7 +40,7 @@ def test_evaluation_sees_each_sample_once_over_all_ranks_in_equally_many_batches
 
 
 def test_evaluation_in_workers_keeps_the_order(shards):
-    evaluation = Indexed().evaluation(shards([7, 6]), SPEC)
+    evaluation = Indexed().evaluation(shards([7, 6]), 8)
     assert keys_of(evaluation.loader(2, 2, DataRank(0, 1)), 99) == [f"{n:06d}" for n in range(13)]
 
 
@@ -49,16 +49,16 @@ def test_evaluation_loads_what_all_shards_have_and_takes_the_canonical_caption(t
     write_tar(tmp_path / "v0.tar", with_class)
     write_tar(tmp_path / "v1.tar", sample(1))
     only_text = [*sample(2)[:1], ("000002.txt", b"two")]
-    assert Indexed().evaluation(str(tmp_path / "v*.tar"), SPEC).spec.fields == ("image", "text", "label")
+    assert Indexed().evaluation(str(tmp_path / "v*.tar"), 8).fields == ("image", "text", "label")
     write_tar(tmp_path / "v2.tar", only_text)
-    evaluation = Indexed().evaluation(str(tmp_path / "v*.tar"), SPEC)
-    assert evaluation.spec.fields == ("image", "text")
+    evaluation = Indexed().evaluation(str(tmp_path / "v*.tar"), 8)
+    assert evaluation.fields == ("image", "text")
     assert [evaluation[n]["text"] for n in range(3)] == ["number 0", "number 1", "two"]
 
 
 def test_a_bad_sample_is_an_error_in_evaluation(tmp_path):
     write_tar(tmp_path / "v.tar", [*sample(0), ("000001.png", b"x"), ("000001.txt", b"y")])
-    evaluation = Indexed().evaluation(str(tmp_path / "v.tar"), SPEC)
+    evaluation = Indexed().evaluation(str(tmp_path / "v.tar"), 8)
     with pytest.raises(ValueError, match=r"v.tar: sample '000001', member 'png': its 1 bytes are no"):
         list(evaluation.loader(1, 0, DataRank(0, 1)))
 
@@ -68,7 +68,7 @@ def test_validation_shards_need_images(tmp_path):
     with pytest.raises(
         ValueError, match=r"data.val: asks for \['image'\], but .*v.tar has 1 samples with .*txt \(1\)"
     ):
-        Indexed().evaluation(str(tmp_path / "v.tar"), SPEC)
+        Indexed().evaluation(str(tmp_path / "v.tar"), 8)
 
 
 def img2dataset_shard(path) -> None:
@@ -94,7 +94,13 @@ def img2dataset_shard(path) -> None:
 @pytest.mark.parametrize("reader", READERS)
 def test_shards_of_img2dataset_are_read_as_they_are(tmp_path, reader):
     img2dataset_shard(tmp_path / "00000.tar")
-    module = Shards(str(tmp_path / "{00000..00000}.tar"), str(tmp_path / "*.tar"), 16, 6, reader=reader)
+    module = Shards(
+        str(tmp_path / "{00000..00000}.tar"),
+        str(tmp_path / "*.tar"),
+        image_size=16,
+        batch_size=6,
+        reader=reader,
+    )
     batch = next(iter(module.train_dataloader()))
     assert batch["image"].shape == (6, 3, 16, 16)
     order = np.argsort(batch["key"])
@@ -114,7 +120,7 @@ def test_pickles_in_shards_are_ignored(tmp_path, reader):
     trap = pickle.dumps(_Trap())
     extra = [("000000.pkl", trap), ("000000.pyd", trap), ("000000.pth", trap), ("000000.pickle", trap)]
     path = str(write_tar(tmp_path / "t.tar", [*sample(0), *extra, *sample(1)]))
-    module = Shards(path, path, 8, 2, reader=reader)
+    module = Shards(path, path, image_size=8, batch_size=2, reader=reader)
     assert sorted(next(iter(module.train_dataloader()))["key"]) == ["000000", "000001"]
 
 
@@ -137,7 +143,7 @@ def test_images_are_not_read_if_only_latents_are_asked(tmp_path, reader):
     for n in range(4):
         files += [(f"{n}.png", b"no image"), (f"{n}.txt", b"x"), (f"{n}.latent.npy", array.getvalue())]
     path = str(write_tar(tmp_path / "t.tar", files))
-    source = reader.open(path, Spec(("latent", "text"), 8, 0))
+    source = reader.open(path, SampleSpec(("latent", "text"), 8, 0))
     batch = next(iter(source.loader(lambda: 0, 4, 0, DataRank(0, 1))))
     assert set(batch) - {"turn"} == {"key", "latent", "text"}
     assert batch["latent"].shape == (4, 8, 2, 2)
@@ -191,7 +197,7 @@ def test_streaming_is_reproducible_shuffles_and_changes_with_the_seed(shards):
     pattern = shards([20, 20])
 
     def keys(seed, buffer=20):
-        source = Streaming(buffer).open(pattern, Spec(("image", "text"), 8, seed))
+        source = Streaming(buffer).open(pattern, SampleSpec(("image", "text"), 8, seed))
         return keys_of(source.loader(lambda: 0, 8, 0, DataRank(0, 1)), 10)
 
     assert keys(5) == keys(5) != keys(6)

@@ -10,7 +10,7 @@ from torch import distributed
 
 from ldm.data import table
 from ldm.data.index import sidecar, summarize_all
-from ldm.data.table import read, summarize_shared, table_of, write
+from ldm.data.table import read, summarize_shared, table_path, write
 
 
 @pytest.fixture
@@ -23,10 +23,10 @@ def shards(tmp_path):
 
 def test_a_table_says_what_the_indices_say(shards, tmp_path):
     summaries = summarize_all(shards, None)
-    where = table_of(shards, None)
+    where = table_path(shards, None)
     write(where, summaries)
     assert read(where, shards) == summaries
-    assert where.parent == tmp_path and table_of(shards[:2], None) != where
+    assert where.parent == tmp_path and table_path(shards[:2], None) != where
     assert not list(tmp_path.glob("*.tmp-*"))
 
 

@@ -1,0 +1,203 @@
+"""The table of data fields, and what follows from it: the whitelist of members, decoding, collation.
+
+To add a field (depth, edges ...), add a row to ``FIELDS`` and a conditioner that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ldm.data import decode, raster
+from ldm.data.decode import UNKNOWN_SIZE, Decode, Members, SampleId
+from ldm.io.images import from_bytes
+from ldm.types import Batch
+
+Sample = dict[str, Any]
+"""A decoded sample: its "key", a value for each field that is read, and "skipped" where it replaces bad
+samples: why each of them could not be used."""
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+LATENT = "latent.npy"
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of the data.
+
+    Args:
+        members: Endings of the members that it is read from, the preferred one first.
+        decode: Decodes them.
+        collate: Makes the batch's value of a list of the samples' values; ``torch.stack`` needs equal shapes.
+        on_device: Converts the batch's value once it is on the device, if it is uint8; None leaves it.
+        json_keys: Keys of the member "json" that give it.
+        option: Option of ``ldm.sample`` that gives it; None if there is none.
+        help: What the file is that ``option`` names: it is decoded as the first of ``members``. None if
+            ``option`` takes no file but values, each of which makes an image.
+    """
+
+    members: tuple[str, ...]
+    decode: Decode
+    collate: Callable[[list[Any]], Any] = torch.stack
+    on_device: Callable[[Tensor], Tensor] | None = None
+    json_keys: tuple[str, ...] = ()
+    option: str | None = None
+    help: str | None = None
+
+
+FIELDS: dict[str, Field] = {
+    "image": Field(
+        IMAGES,
+        decode.pixels(raster.rgb),
+        on_device=from_bytes,
+        option="--image",
+        help="Image to condition on, or to redraw.",
+    ),
+    "text": Field(
+        ("txt", "json"), decode.text, list, json_keys=("caption", "captions"), option="--prompt or --prompts"
+    ),
+    "label": Field(("cls", "json"), decode.label, torch.tensor, json_keys=("label",), option="--labels"),
+    "latent": Field((LATENT,), decode.latent),
+    "mask": Field(
+        ("mask.png",),
+        decode.pixels(raster.mask, "nearest-exact"),
+        on_device=Tensor.float,
+        option="--mask",
+        help="Image that is white where to paint.",
+    ),
+    "low_res": Field(
+        ("low.png", "low.jpg"),
+        decode.pixels(raster.rgb, resize=False),
+        on_device=from_bytes,
+        option="--low-res",
+        help="Image to enlarge.",
+    ),
+    "label_map": Field(
+        ("map.png",),
+        decode.label_map,
+        on_device=Tensor.long,
+        option="--label-map",
+        help="Image whose grey levels or palette are classes.",
+    ),
+    "layout": Field(
+        ("json",),
+        decode.layout,
+        list,
+        json_keys=("layout",),
+        option="--layout",
+        help="JSON file of classes and boxes, see data/README.md.",
+    ),
+}
+"""Name of each field, as in ``Batch``, to how it is read."""
+
+
+def whitelist(fields: Collection[str] | None = None) -> tuple[str, ...]:
+    """List the members that ``fields`` are read from; None takes all fields. No other member is ever read."""
+    rows = [field for name, field in FIELDS.items() if fields is None or name in fields]
+    return tuple(dict.fromkeys(member for field in rows for member in field.members))
+
+
+def decode_sample(
+    members: Mapping[str, bytes], sample: SampleId, fields: Iterable[str], image_size: int, draw: int | None
+) -> Sample:
+    """Decode fields of a sample.
+
+    Args:
+        members: Member name ("jpg", "txt", ...) to its bytes.
+        sample: Shard and key.
+        fields: Names of fields; others are not decoded.
+        image_size: Side S of the image in pixels, and of what lies on it; the low-resolution image
+            keeps its own.
+        draw: 63 random bits that choose among several captions (training); None takes the canonical
+            caption (evaluation).
+
+    Raises:
+        BadSample: If a field is missing or cannot be decoded, a caption is empty, or what lies on the
+            image has other proportions.
+    """
+    result: Sample = {"key": sample.key}
+    sizes: dict[str, tuple[int, int]] = {}
+    for name in fields:
+        content = {member: members[member] for member in FIELDS[name].members if member in members}
+        decoded = FIELDS[name].decode(Members(content, sample, image_size, draw)) if content else None
+        if decoded is None:
+            found = ", ".join(members) or "none of them"
+            reason = f"missing: it gives the field '{name}' (found {found})"
+            raise sample.bad(" or ".join(FIELDS[name].members), reason)
+        result[name] = decoded.value
+        if decoded.size is not None:
+            sizes[next(iter(content))] = decoded.size
+    _check_proportions(sizes, sample)
+    return result
+
+
+def _check_proportions(sizes: Mapping[str, tuple[int, int]], sample: SampleId) -> None:
+    """Check that all that lies on the image has its proportions: or the central square would be another.
+
+    Args:
+        sizes: Member to the height and width that it states.
+        sample: Shard and key.
+    """
+    image = next((sizes[member] for member in FIELDS["image"].members if member in sizes), None)
+    if image is None:
+        return
+    height, width = image
+    for member, (h, w) in sizes.items():
+        rounding = 0 if (h, w) == UNKNOWN_SIZE else max(height, width, h, w)  # to whole pixels, where resized
+        if abs(width * h - w * height) > rounding:
+            what = "'width' and 'height' are" if member == "json" else "is"
+            reason = f"{what} {w}x{h}, expected the proportions of the image, {width}x{height}"
+            raise sample.bad(member, reason)
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Collate samples of the same fields, as the table says; what is no field is listed.
+
+    Raises:
+        ValueError: If tensors of a field differ in shape.
+    """
+    batch: dict[str, Any] = {}
+    for name in samples[0]:
+        values = [sample[name] for sample in samples if name in sample]
+        if name not in FIELDS:
+            batch[name] = values
+        else:
+            _check_shapes(name, values, [sample["key"] for sample in samples])
+            batch[name] = FIELDS[name].collate(values)
+    batch.pop("skipped", None)
+    if skipped := [message for sample in samples for message in sample.get("skipped", ())]:
+        batch["skipped"] = skipped
+    return cast(Batch, batch)
+
+
+def _check_shapes(name: str, values: Sequence[Any], keys: Sequence[str]) -> None:
+    if FIELDS[name].collate is not torch.stack:
+        return
+    odd = next((i for i, value in enumerate(values) if value.shape != values[0].shape), None)
+    if odd is not None:
+        one, other = tuple(values[0].shape), tuple(values[odd].shape)
+        raise ValueError(f"samples '{keys[0]}' and '{keys[odd]}' have {name}s of shapes {one} and {other}")
+
+
+def converted(batch: Batch) -> Batch:
+    """Convert what is uint8 in a batch (images, masks, maps) to what ``Batch`` says, where it is."""
+    found = cast(dict[str, Any], dict(batch))
+    for name, field in FIELDS.items():
+        if field.on_device is not None and name in found and found[name].dtype == torch.uint8:
+            found[name] = field.on_device(found[name])
+    return cast(Batch, found)
+
+
+def check_names(fields: Collection[str], option: str) -> tuple[str, ...]:
+    """Return the names of ``fields`` in the order of the table.
+
+    Raises:
+        ValueError: If there are none, or one is not in the table; it names ``option``.
+    """
+    if not fields or not set(fields) <= set(FIELDS):
+        raise ValueError(f"{option}: got {list(fields)}, expected some of {', '.join(FIELDS)}")
+    return tuple(name for name in FIELDS if name in fields)

@@ -1,0 +1,75 @@
+"""JSON files beside shards: what the shards were made of, and latents.json, which ``ldm.encode`` writes."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ldm.data.tar import expand, urls
+
+LATENTS = "latents.json"
+
+
+def read_manifest(path: Path, keys: Sequence[str], remedy: str) -> dict[str, Any] | None:
+    """Read a manifest; None if there is none.
+
+    Args:
+        path: The file.
+        keys: What it must have.
+        remedy: What to do about another file, for the message.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
+        lacking = [key for key in keys if key not in manifest]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: is no manifest ({error!r}): {remedy}") from error
+    if lacking:
+        raise ValueError(f"{path}: is no manifest (it has no {' and no '.join(lacking)}): {remedy}")
+    return manifest
+
+
+def read_latents(folder: Path) -> dict[str, Any] | None:
+    """Read latents.json in a folder: "autoencoder", "image_size" and "shards"; None if there is none."""
+    keys = ("autoencoder", "image_size", "shards")
+    return read_manifest(folder / LATENTS, keys, "encode the shards again with ldm.encode")
+
+
+def folders(shards: str | Sequence[str], option: str) -> list[Path]:
+    """List the folders that shards lie in; none for URLs.
+
+    Args:
+        shards: Pattern or paths.
+        option: What names them, for messages.
+    """
+    paths = [os.path.expanduser(url) for url in urls(shards, option)]
+    if any("://" in path for path in paths):
+        return []
+    if any(glob.has_magic(os.path.dirname(path)) for path in paths):
+        paths = expand(shards, option)
+    return sorted({Path(path).parent for path in paths})
+
+
+def latents_size(shards: str | Sequence[str], option: str) -> int | None:
+    """Return the side of the images that shards hold latents of; None unless all folders have latents.json.
+
+    Args:
+        shards: Pattern or paths.
+        option: What names them, for messages.
+
+    Raises:
+        ValueError: If folders differ.
+    """
+    found = [read_latents(folder) for folder in folders(shards, option)]
+    sizes = {None if manifest is None else int(manifest["image_size"]) for manifest in found}
+    if len(sizes - {None}) > 1:
+        raise ValueError(f"{option}: latents of images of sizes {sorted(map(str, sizes))}, expected one size")
+    return None if None in sizes else next(iter(sizes), None)

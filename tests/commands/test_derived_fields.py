@@ -1,0 +1,68 @@
+"""What each configuration reads of its shards, though none states it."""
+
+import json
+
+import pytest
+import yaml
+from tiny_runs import ROOT
+
+from ldm import fit
+
+READ = {
+    "autoencoder/kl-f8": ({"image"}, 256),
+    "clip/vit-b-32": ({"image", "text"}, 224),
+    "conditions/inpainting": ({"latent", "image", "mask"}, 32),
+    "conditions/layout": ({"latent", "layout"}, 32),
+    "conditions/semantic": ({"latent", "label_map"}, 32),
+    "conditions/super-resolution": ({"latent", "low_res"}, 32),
+    "conditions/together": ({"latent", "image", "text", "mask"}, 32),
+    "demo/autoencoder": ({"image"}, 32),
+    "demo/clip": ({"image", "text"}, 32),
+    "demo/diffusion": ({"latent", "text"}, 32),
+    "demo/digits": ({"image", "label"}, 8),
+    "demo/pixels": ({"image", "text"}, 32),
+    "diffusion/sd1": ({"latent", "text"}, 256),
+}
+"""Fields and image size, as the configurations stated them before they were derived."""
+SLOW = ("autoencoder/kl-f8", "clip/vit-b-32", "diffusion/sd1")
+
+
+def built(path, tmp_path, chain, *more):
+    config = yaml.safe_load(path.read_text())
+    options = [f"--run={tmp_path / 'run'}", "--wandb.mode=disabled", "--trainer.accelerator=cpu"]
+    if path.parent.name == "diffusion":  # its upstream runs take days
+        options.append(f"--model.latents.checkpoint={chain.runs / 'autoencoder'}")
+        options.append(f"--model.conditioner.checkpoint={chain.runs / 'clip'}")
+    return config, fit.build(["--config", str(path), *options, *more])
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in READ]
+)
+def test_a_configuration_derives_what_it_reads(tmp_path, chain, name):
+    fields, size = READ[name]
+    (tmp_path / "train.tar").touch()
+    path = ROOT / "configs" / f"{name}.yaml"
+    config, cli = built(path, tmp_path, chain, f"--data.train={tmp_path / 'train.tar'}")
+    assert "fields" not in config["data"]
+    if "latents" in config["data"]["train"]:
+        manifest = {"autoencoder": {}, "image_size": size, "shards": {}}
+        (tmp_path / "latents.json").write_text(json.dumps(manifest))
+    cli.datamodule.derive(cli.model)
+    assert set(cli.datamodule.fields) == fields and len(cli.datamodule.fields) == len(fields)
+    assert cli.datamodule.image_size == size
+
+
+def test_images_are_encoded_on_the_way_where_there_are_no_latents(tmp_path, chain):
+    (tmp_path / "train.tar").touch()
+    path = ROOT / "configs" / "demo" / "diffusion.yaml"
+    _, cli = built(path, tmp_path, chain, f"--data.train={tmp_path / 'train.tar'}")
+    cli.datamodule.derive(cli.model)
+    assert (cli.datamodule.fields, cli.datamodule.image_size) == (("image", "text"), 32)
+
+
+def test_every_configuration_is_listed():
+    found = {
+        str(p.relative_to(ROOT / "configs").with_suffix("")) for p in (ROOT / "configs").glob("*/*.yaml")
+    }
+    assert found == set(READ)
