@@ -60,12 +60,12 @@ def from_folder(folder: Path, skipped: Skipped) -> list[Item]:
     """List the images of a folder and its subfolders that have a caption in a .txt file beside them."""
     items = []
     for name in _images(folder, skipped):
-        beside = (folder / name).with_suffix(".txt")
-        if not beside.is_file():
+        caption_file = (folder / name).with_suffix(".txt")
+        if not caption_file.is_file():
             skipped.add("without a .txt file beside it", name)
             continue
         try:
-            caption = beside.read_text(encoding="utf-8-sig").strip()
+            caption = caption_file.read_text(encoding="utf-8-sig").strip()
         except UnicodeDecodeError:
             skipped.add("with a caption that is not UTF-8", name)
             continue

@@ -59,8 +59,8 @@ def split(labels: np.ndarray, num_val: int, seed: int = 0) -> tuple[np.ndarray, 
     shuffled = permutation(len(labels), seed)
     rank = np.empty(len(labels))
     for label in np.unique(labels):
-        places = np.flatnonzero(labels[shuffled] == label)
-        rank[places] = (np.arange(len(places)) + 0.5) / len(places)
+        of_class = np.flatnonzero(labels[shuffled] == label)
+        rank[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
     order = shuffled[np.argsort(rank, kind="stable")]
     return order[num_val:], order[:num_val]
 

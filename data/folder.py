@@ -102,8 +102,10 @@ def pack_folder(
         raise ValueError(
             f"{source}: {len(items)} usable images are too few for --val-fraction {val_fraction}"
         )
-    parts = {"train": items[num_val:], "val": items[:num_val]}
-    splits = {name: _samples(part, source, resize, extras, skipped) for name, part in parts.items() if part}
+    split_items = {"train": items[num_val:], "val": items[:num_val]}
+    splits = {
+        n: _samples(found, source, resize, extras, skipped) for n, found in split_items.items() if found
+    }
     settings = {
         "set": "folder",
         "version": 1,

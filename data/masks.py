@@ -47,14 +47,14 @@ def _rectangle(rng: random.Random, height: int, width: int) -> NDArray[np.bool_]
 def _stroke(rng: random.Random, height: int, width: int) -> NDArray[np.bool_]:
     """Walk with a round brush until a random share is covered; lengths are fractions of the sides."""
     y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
-    wanted = SMALLEST + rng.random() * (0.8 * LARGEST - SMALLEST)
+    covered = SMALLEST + rng.random() * (0.8 * LARGEST - SMALLEST)
     radius = 0.06 + 0.06 * rng.random()
-    here = (_spot(rng), _spot(rng))
+    start = (_spot(rng), _spot(rng))
     mask = np.zeros((height, width), bool)
-    while mask.mean() < wanted:
-        there = (_spot(rng), _spot(rng))
-        mask |= _distance(y, x, here, there) <= radius
-        here = there
+    while mask.mean() < covered:
+        end = (_spot(rng), _spot(rng))
+        mask |= _distance(y, x, start, end) <= radius
+        start = end
     return mask
 
 

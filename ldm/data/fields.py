@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, stack
 
 from ldm.data import decode, raster
 from ldm.data.decode import UNKNOWN_SIZE, Decode, Members, SampleId
@@ -42,55 +42,30 @@ class Field:
 
     members: tuple[str, ...]
     decode: Decode
-    collate: Callable[[list[Any]], Any] = torch.stack
+    collate: Callable[[list[Any]], Any] = stack
     on_device: Callable[[Tensor], Tensor] | None = None
     json_keys: tuple[str, ...] = ()
     option: str | None = None
     help: str | None = None
 
 
+_rgb, _low_res = decode.pixels(raster.rgb), decode.pixels(raster.rgb, resize=False)
+_mask = decode.pixels(raster.mask, "nearest-exact")
+_CLASSES = "Image whose grey levels or palette are classes."
+_BOXES = "JSON file of classes and boxes, see data/README.md."
 FIELDS: dict[str, Field] = {
-    "image": Field(
-        IMAGES,
-        decode.pixels(raster.rgb),
-        on_device=from_bytes,
-        option="--image",
-        help="Image to condition on, or to redraw.",
-    ),
-    "text": Field(
-        ("txt", "json"), decode.text, list, json_keys=("caption", "captions"), option="--prompt or --prompts"
-    ),
-    "label": Field(("cls", "json"), decode.label, torch.tensor, json_keys=("label",), option="--labels"),
+    "image": Field(IMAGES, _rgb, stack, from_bytes, (), "--image", "Image to condition on, or to redraw."),
+    "text": Field(("txt", "json"), decode.text, list, None, ("caption", "captions"), "--prompt or --prompts"),
+    "label": Field(("cls", "json"), decode.label, torch.tensor, None, ("label",), "--labels"),
     "latent": Field((LATENT,), decode.latent),
     "mask": Field(
-        ("mask.png",),
-        decode.pixels(raster.mask, "nearest-exact"),
-        on_device=Tensor.float,
-        option="--mask",
-        help="Image that is white where to paint.",
+        ("mask.png",), _mask, stack, Tensor.float, (), "--mask", "Image that is white where to paint."
     ),
     "low_res": Field(
-        ("low.png", "low.jpg"),
-        decode.pixels(raster.rgb, resize=False),
-        on_device=from_bytes,
-        option="--low-res",
-        help="Image to enlarge.",
+        ("low.png", "low.jpg"), _low_res, stack, from_bytes, (), "--low-res", "Image to enlarge."
     ),
-    "label_map": Field(
-        ("map.png",),
-        decode.label_map,
-        on_device=Tensor.long,
-        option="--label-map",
-        help="Image whose grey levels or palette are classes.",
-    ),
-    "layout": Field(
-        ("json",),
-        decode.layout,
-        list,
-        json_keys=("layout",),
-        option="--layout",
-        help="JSON file of classes and boxes, see data/README.md.",
-    ),
+    "label_map": Field(("map.png",), decode.label_map, stack, Tensor.long, (), "--label-map", _CLASSES),
+    "layout": Field(("json",), decode.layout, list, None, ("layout",), "--layout", _BOXES),
 }
 """Name of each field, as in ``Batch``, to how it is read."""
 
@@ -175,7 +150,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
 
 
 def _check_shapes(name: str, values: Sequence[Any], keys: Sequence[str]) -> None:
-    if FIELDS[name].collate is not torch.stack:
+    if FIELDS[name].collate is not stack:
         return
     odd = next((i for i, value in enumerate(values) if value.shape != values[0].shape), None)
     if odd is not None:

@@ -52,7 +52,7 @@ class _Epoch:
 class _Group:
     epoch: int
     first: int
-    """Place of the group's first shard in the epoch."""
+    """Index of the group's first shard in the epoch."""
     rows: np.ndarray
     """Samples of the group in the order they are read, as offsets into the group."""
 
@@ -81,21 +81,20 @@ class Order:
         self._group: _Group | None = None
 
     def __len__(self) -> int:
-        """Return N, the number of samples of an epoch."""
         return int(self.counts.sum())
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return (shard, row in the shard) of the sample at a global position >= 0."""
         number, within = divmod(position, len(self))
         epoch = self._plan(number)
-        place = int(np.searchsorted(epoch.ends, within, side="right"))
-        first = place - place % self.group_shards
+        first = int(np.searchsorted(epoch.ends, within, side="right"))
+        first -= first % self.group_shards
         start = int(epoch.ends[first - 1]) if first else 0
         group = self._permute(epoch, first, start)
         offset = start + int(group.rows[within - start])
-        place = int(np.searchsorted(epoch.ends, offset, side="right"))
-        shard = int(epoch.shards[place])
-        return shard, offset - int(epoch.ends[place] - self.counts[shard])
+        index = int(np.searchsorted(epoch.ends, offset, side="right"))
+        shard = int(epoch.shards[index])
+        return shard, offset - int(epoch.ends[index] - self.counts[shard])
 
     def _plan(self, number: int) -> _Epoch:
         if self._epoch is None or self._epoch.number != number:

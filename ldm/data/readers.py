@@ -45,7 +45,7 @@ class Reader(ABC):
 
         Raises:
             FileNotFoundError: If a pattern matches nothing.
-            ValueError: If shards are broken or lack one of the asked fields.
+            ValueError: If shards are broken or lack one of the fields.
         """
 
     def prepare(self, train: str | Sequence[str], val: str | Sequence[str]) -> None:
@@ -120,16 +120,16 @@ class IndexedSource(Source, Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         """Return the sample at a global position.
 
-        A bad sample never shifts a position: the next position's sample takes its place, with the captions
-        drawn for the place that it fills.
+        A bad sample never shifts a position: it is replaced by the next position's sample, with the captions
+        drawn for ``position``.
 
         Raises:
             ValueError: If ``MAX_BAD`` samples in a row cannot be used.
         """
         skipped: list[str] = []
-        for candidate in range(position, position + MAX_BAD):
+        for tried in range(position, position + MAX_BAD):
             try:
-                sample = self._read(candidate, self.spec.draw(position))
+                sample = self._read(tried, self.spec.draw(position))
             except BadSample as error:
                 skipped.append(str(error))
             else:

@@ -72,7 +72,7 @@ class Source(ABC):
         """Make a loader without end.
 
         Args:
-            position: Gives the global number of samples processed; asked whenever an iteration begins.
+            position: Gives the global number of samples processed; called whenever an iteration begins.
             batch_size: Samples per batch and process.
             num_workers: Worker processes.
             process: Which process this is.
@@ -136,7 +136,7 @@ class EvaluationSet(Dataset[Sample]):
         """
         positions = np.arange(process.rank, len(self), process.world_size)
         num_batches = max(1, -(-(len(self) // process.world_size) // batch_size))
-        batches = [part.tolist() for part in np.array_split(positions, num_batches)]
+        batches = [batch.tolist() for batch in np.array_split(positions, num_batches)]
         return make_loader(self, batches, num_workers, persistent=True)
 
 

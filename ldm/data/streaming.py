@@ -48,7 +48,7 @@ class Streaming(Reader):
         """Open training shards and look at the first sample.
 
         Raises:
-            ValueError: If it lacks one of the asked fields, or the shards are not listed plainly.
+            ValueError: If it lacks one of the fields, or the shards are not listed plainly.
         """
         source = StreamingSource(_shards(patterns), spec, self.shuffle_buffer)
         first = next(iter(_samples([{"url": source.shards[0], "turn": 0}])), None)
@@ -127,9 +127,9 @@ class _Stream(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        part, parts = self.process.rank * num_workers + worker, self.process.world_size * num_workers
-        turns = islice(self._turns(self.source.turn), part, None, parts)
-        rng = Random(mix(self.spec.seed, self.source.turn, part))
+        index = self.process.rank * num_workers + worker  # of this worker among those of all processes
+        turns = islice(self._turns(self.source.turn), index, None, self.process.world_size * num_workers)
+        rng = Random(mix(self.spec.seed, self.source.turn, index))
         raw = wds.filters.shuffle(self.buffer, initial=self.buffer, rng=rng)(_samples(turns))
         return _decoded(raw, self.spec)
 

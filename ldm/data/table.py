@@ -1,4 +1,4 @@
-"""One file that says of all shards what each index says of one: then one process alone looks at every index.
+"""Table of the summaries of all shards, so that one process alone reads every index.
 
 Five hundred processes that open a hundred thousand indices each would keep a file system's metadata server
 busy for longer than the first epoch takes.

@@ -92,15 +92,15 @@ def members(path: str) -> Iterator[tuple[str, int, int]]:
     """
     with open(path, "rb", buffering=0) as file:
         try:
-            yield from _walk(file.fileno(), os.fstat(file.fileno()).st_size)
+            yield from _headers(file.fileno(), os.fstat(file.fileno()).st_size)
         except ValueError as error:
             raise ValueError(f"{path}: broken tar: {error}") from error
 
 
-def _walk(fd: int, end: int) -> Iterator[tuple[str, int, int]]:
+def _headers(fd: int, end: int) -> Iterator[tuple[str, int, int]]:
     offset = 0
-    everywhere: dict[str, str] = {}
-    here: dict[str, str] = {}
+    all_members: dict[str, str] = {}
+    next_member: dict[str, str] = {}
     while True:
         header = os.pread(fd, _BLOCK, offset)
         if len(header) < _BLOCK:
@@ -109,8 +109,8 @@ def _walk(fd: int, end: int) -> Iterator[tuple[str, int, int]]:
             return
         _check(header, offset)
         kind, size = header[156:157], _number(header[124:136])
-        if kind not in b"xgLK" and "size" in here:
-            size = int(here["size"])
+        if kind not in b"xgLK" and "size" in next_member:
+            size = int(next_member["size"])
         elif kind in b"123456":
             size = 0  # links, devices and folders have no body
         body = offset + _BLOCK
@@ -119,15 +119,15 @@ def _walk(fd: int, end: int) -> Iterator[tuple[str, int, int]]:
             raise ValueError(f"{what}, but only {end - body} are left: it is cut short")
         offset = body + -(-size // _BLOCK) * _BLOCK
         if kind == b"g":
-            everywhere = _records(os.pread(fd, size, body))
+            all_members = _records(os.pread(fd, size, body))
         elif kind == b"x":
-            here = {**here, **_records(os.pread(fd, size, body))}
+            next_member = {**next_member, **_records(os.pread(fd, size, body))}
         elif kind == b"L":
-            here["path"] = _text(os.pread(fd, size, body).rstrip(b"\0"))
+            next_member["path"] = _text(os.pread(fd, size, body).rstrip(b"\0"))
         elif kind != b"K":
             if kind in b"0\0007":
-                yield {**everywhere, **here}.get("path") or _name(header), body, size
-            here = {}
+                yield {**all_members, **next_member}.get("path") or _name(header), body, size
+            next_member = {}
 
 
 def _ending(header: bytes, offset: int, end: int) -> str:
@@ -154,8 +154,8 @@ def _check(header: bytes, offset: int) -> None:
         return
     if offset == 0 and header[:2] in _COMPRESSED:
         raise ValueError(_is_compressed(header))
-    place = "the file is not a tar" if offset == 0 else "the file is damaged there"
-    raise ValueError(f"no valid header at byte {offset}: {place}")
+    reason = "the file is not a tar" if offset == 0 else "the file is damaged there"
+    raise ValueError(f"no valid header at byte {offset}: {reason}")
 
 
 def _number(field: bytes) -> int:

@@ -15,8 +15,7 @@ from ldm.io.atomic import replacing
 def tar_writer(path: Path) -> Iterator[webdataset.TarWriter]:
     """Give a writer of samples, ``{"__key__": str, member: bytes, ...}``, to a shard.
 
-    The shard is there when it is whole, after the ``with`` block. Equal samples give equal bytes: no time is
-    written.
+    The shard appears, complete, after the ``with`` block. Equal samples give equal bytes: no time is written.
     """
     with (
         replacing(path) as temporary,

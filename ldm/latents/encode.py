@@ -23,7 +23,7 @@ from ldm.data.writer import tar_writer
 from ldm.distributed.group import Group, SingleProcess
 from ldm.io.atomic import MARK
 from ldm.io.images import from_bytes
-from ldm.latents.manifest import begin, gather, note
+from ldm.latents.manifest import merge_notes, note_shard, open_manifest
 from ldm.nets.autoencoder import KLAutoencoder
 
 
@@ -80,16 +80,16 @@ def encode_shards(
     """
     _check_names(paths)
     is_first = group.rank == 0
-    manifest = group.broadcast(begin(out, made_by) if is_first else {})
+    manifest = group.broadcast(open_manifest(out, made_by) if is_first else {})
     files = ShardFiles(group.broadcast(summarize_all(paths, index_dir) if is_first else []), index_dir)
     todo = [n for n, summary in enumerate(files.summaries) if not _is_done(manifest, summary, out)]
     of_rank = todo[group.rank :: group.world]
     total = sum(files.summaries[n].count for n in of_rank)
     with tqdm(total=total, desc="encode", unit=" images", disable=not is_first) as bar:
         for name, entry in _encode(encoder, files, of_rank, out, bar):
-            note(out, name, entry)
+            note_shard(out, name, entry)
     group.all_reduce(torch.zeros(1))  # all are done
-    entries = group.broadcast(gather(out, manifest) if is_first else manifest)["shards"]
+    entries = group.broadcast(merge_notes(out, manifest) if is_first else manifest)["shards"]
     named = [entries[Path(path).name] for path in paths]
     return sum(e["samples"] for e in named), sum(len(e["skipped"]) for e in named)
 

@@ -14,7 +14,7 @@ from ldm.io.atomic import write_text
 _NOTE = ".done.json"
 
 
-def begin(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
+def open_manifest(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
     """Read the manifest of earlier calls of ``ldm.encode``, or begin one.
 
     Args:
@@ -41,15 +41,15 @@ def begin(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
     if not manifest["shards"] and (foreign := {path.name for path in out.glob("*.tar")} - noted):
         raise ValueError(f"--out: {out / min(foreign)} is there, expected a folder without other shards")
     out.mkdir(parents=True, exist_ok=True)
-    return gather(out, manifest)
+    return merge_notes(out, manifest)
 
 
-def note(out: Path, name: str, entry: dict[str, Any]) -> None:
+def note_shard(out: Path, name: str, entry: dict[str, Any]) -> None:
     """Note that a shard is done, in a file of its own: processes write none together."""
     write_text(out / f".{name}{_NOTE}", json.dumps(entry))
 
 
-def gather(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def merge_notes(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Write the manifest with all notes in it, and remove them; one process alone."""
     notes = _notes(out)
     found = {_noted(path): json.loads(path.read_text(encoding="utf-8")) for path in notes}

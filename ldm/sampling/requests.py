@@ -153,7 +153,9 @@ def read_files(files: Mapping[str, str], size: int) -> Sample:
     """
     sample: Sample = {}
     for field, path in files.items():
-        content = {FIELDS[field].members[0]: Path(path).read_bytes()}
+        members = FIELDS[field].members
+        member = next((name for name in members if path.endswith(f".{name}")), members[0])
+        content = {member: Path(path).read_bytes()}
         sample |= decode_sample(content, SampleId(_option(field), path), [field], size, None)
     sample.pop("key", None)
     return sample

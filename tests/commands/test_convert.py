@@ -62,7 +62,7 @@ def test_what_comes_back_draws_the_same_and_can_be_trained_further(chain, there,
         assert sample.main([f"--checkpoint={runs / 'diffusion'}", f"--out={out}", *options]) == 0
     assert torch.equal(*(pil_to_tensor(Image.open(tmp_path / name / "000000.png")) for name in "ab"))
     model = [f"--config={back / 'model.yaml'}", f"--weights={back / 'diffusion'}"]
-    images = [f"--data.train={fresh.shards / 'train-000000.tar'}", "--data.fields=[image,text]"]
+    images = [f"--data.train={fresh.shards / 'train-000000.tar'}"]
     assert fit.main(fresh.arguments("diffusion", *model, *images, "--trainer.max_steps=1")) == 0
 
 

@@ -16,7 +16,7 @@ from tiny_runs import ROOT
 from ldm import encode, fit
 from ldm.data.module import Shards
 from ldm.latents import encode as encoding
-from ldm.latents.manifest import note
+from ldm.latents.manifest import note_shard
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
 
@@ -66,7 +66,7 @@ def test_an_interrupted_call_is_repeated_where_it_stopped(chain, tmp_path, capsy
 
 def test_what_a_killed_call_had_done_is_kept(chain, tmp_path, monkeypatch):
     command = [*chain.encode()[:-1], f"--out={tmp_path}"]
-    monkeypatch.setattr(encoding, "note", stop_after(2))
+    monkeypatch.setattr(encoding, "note_shard", stop_after(2))
     with pytest.raises(KeyboardInterrupt):
         encode.encode(command)
     monkeypatch.undo()
@@ -81,7 +81,7 @@ def stop_after(count):
     """Note so many shards, then be killed."""
 
     def noting(*arguments, noted=[]):  # noqa: B006  (counts)
-        note(*arguments)
+        note_shard(*arguments)
         noted.append(arguments)
         if len(noted) == count:
             raise KeyboardInterrupt
