@@ -69,7 +69,7 @@ def networks(size: Size) -> dict[str, tuple[nn.Module, nn.Module]]:
     unet = size.arguments(size.diffusion, "denoiser")
     autoencoder = size.arguments(size.autoencoder, "net")
     channels, width = autoencoder["latent_channels"], size.tokens[1]
-    ours = {
+    ours: dict[str, nn.Module] = {
         "U-Net": UNet(DenoiserDims(sample=channels, tokens=width), **unet),
         "autoencoder": KLAutoencoder(**autoencoder),
     }

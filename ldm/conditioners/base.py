@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
+from ldm.io.config import Configurable
 from ldm.latents.space import LatentSpace
 from ldm.rng import SampleNoise
 from ldm.types import Batch, Cond
 
 
-class Conditioner(nn.Module, ABC):
+class Conditioner(Configurable, nn.Module, ABC):
     """Turns a batch into a condition. Any encoder that produces a sequence of tokens can be one.
 
     Args:
@@ -35,16 +36,16 @@ class Conditioner(nn.Module, ABC):
         self.dropout = dropout
 
     def bind(self, latents: LatentSpace) -> None:
-        """Get to know the space that diffusion happens in: called once, before widths are asked for."""
+        """Learn the space that diffusion happens in; called once, before widths are read."""
         return None
 
     @abstractmethod
     def forward(self, batch: Batch) -> Cond:
-        """Encode what ``batch`` says of its B samples."""
+        """Encode the fields of ``batch``, B samples."""
 
     @abstractmethod
     def null(self, batch: Batch) -> Cond:
-        """Return the condition that says nothing, for as many samples and of the same shapes as ``batch``."""
+        """Return the null condition, for as many samples and of the same shapes as ``batch``."""
 
     def check(self, batch: Batch) -> None:
         """Check that nothing ``batch`` says would be cut off or misread: what a user wishes, before sampling.
@@ -87,7 +88,7 @@ class Conditioner(nn.Module, ABC):
 
     @property
     def drops(self) -> bool:
-        """Whether training ever sees the null condition."""
+        """Whether training uses the null condition."""
         return self.dropout > 0.0
 
     @property

@@ -15,7 +15,7 @@ from ldm.types import Batch, Cond
 
 
 class Composite(Conditioner):
-    """Conditions side by side: tokens one after the other, vectors added, maps channel beside channel.
+    """Several conditioners: tokens one after the other, vectors added, maps channel beside channel.
 
     Each conditioner drops out by its own ``dropout``, independently; ``dropout`` here drops all at once. The
     null condition keeps what training never drops: guidance by a caption leaves an image to be inpainted
@@ -78,7 +78,7 @@ class Composite(Conditioner):
 
     @property
     def drops(self) -> bool:
-        """Whether training ever sees the null condition of any."""
+        """Whether training uses the null condition of any."""
         return self.dropout > 0.0 or any(part.drops for part in self.parts)
 
     @property
@@ -105,11 +105,11 @@ class Composite(Conditioner):
 def _join_masks(tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor | None:
     if all(mask is None for mask in masks):
         return None
-    whole = [
-        torch.ones(part.shape[:2], dtype=torch.bool, device=part.device) if mask is None else mask
-        for part, mask in zip(tokens, masks, strict=True)
+    filled = [
+        torch.ones(token.shape[:2], dtype=torch.bool, device=token.device) if mask is None else mask
+        for token, mask in zip(tokens, masks, strict=True)
     ]
-    return torch.cat(whole, dim=1)
+    return torch.cat(filled, dim=1)
 
 
 def _join_maps(maps: list[Tensor]) -> Tensor | None:

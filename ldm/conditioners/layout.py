@@ -17,7 +17,7 @@ FREQUENCIES = 8
 
 
 class Layout(Conditioner):
-    """One token per box and one for the whole scene, made by a transformer that knows no order.
+    """One token per box and one for the scene, made by a transformer that knows no order.
 
     Layouts go through a transformer into cross-attention, as in Rombach et al. 2021, sec. 4.3.1 and app.
     E.2.1. There coordinates are discrete tokens; here a box is the embedding of its class plus a projection
@@ -93,14 +93,14 @@ class Layout(Conditioner):
                 )
 
     def _padded(self, layout: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Stack boxes to (B, max_boxes, 5), and say which tokens are real: (B, 1 + max_boxes) bool."""
+        """Stack boxes to (B, max_boxes, 5), and mark the tokens that are real: (B, 1 + max_boxes) bool."""
         device = self.embedding.weight.device
         boxes = torch.zeros(len(layout), self.max_boxes, 5, device=device)
         mask = torch.zeros(len(layout), 1 + self.max_boxes, dtype=torch.bool)
         mask[:, 0] = True
         for row, found in enumerate(layout):
             mask[row, 1 : 1 + len(found)] = True
-        # places are found on the CPU: to look for them on the device would be to wait for it
+        # indices are found on the CPU: to look for them on the device would be to wait for it
         rows, columns = (index.to(device) for index in mask[:, 1:].nonzero(as_tuple=True))
         boxes[rows, columns] = torch.cat([found[: self.max_boxes] for found in layout]).to(boxes)
         return boxes, mask.to(device)

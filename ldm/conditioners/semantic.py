@@ -10,7 +10,7 @@ from ldm.types import Batch, Cond
 
 
 class SemanticMap(Spatial):
-    """The share of each class in each pixel of the latent, mixed by a learned 1x1 convolution.
+    """The fraction of each class in each pixel of the latent, mixed by a learned 1x1 convolution.
 
     Rombach et al. 2021, sec. 4.3.2, concatenate shrunk maps likewise. The convolution has no bias, so the
     null condition, a map without any class, is 0.

@@ -1,4 +1,4 @@
-"""What conditions by maps have in common: they lie on the latent, channel beside channel."""
+"""Base of conditioners by maps, concatenated to the latent."""
 
 from __future__ import annotations
 

@@ -11,10 +11,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from ldm.io.config import Configurable
 from ldm.types import Batch, Conditional, Denoise
 
 
-class Guidance(nn.Module, ABC):
+class Guidance(Configurable, nn.Module, ABC):
     """Makes one denoiser of what a model says with the condition and without.
 
     A module, because a guidance may hold a network of its own, or another guidance that does: they move

@@ -11,6 +11,7 @@ from ldm.diffusion.prediction import Epsilon, Prediction
 from ldm.diffusion.schedule import ScaledLinear, Schedule
 from ldm.diffusion.timesteps import TimestepDistribution, UniformTimesteps
 from ldm.diffusion.weighting import Uniform, Weighting
+from ldm.io.config import Configurable
 from ldm.rng import SampleNoise
 from ldm.types import Denoise
 
@@ -18,7 +19,7 @@ Network = Callable[[Tensor, Tensor], Tensor]
 """``(x_t (B, C, h, w), t (B,)) -> raw output (B, C, h, w)``: a ``Denoiser`` whose condition is given."""
 
 
-class Objective:
+class Objective(Configurable):
     """Regress a prediction's target at random timesteps: Ho et al. 2020 (arXiv:2006.11239), Algorithm 1.
 
     Args:

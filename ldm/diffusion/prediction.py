@@ -12,8 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ldm.io.config import Configurable
 
-class Prediction(ABC):
+
+class Prediction(Configurable, ABC):
     """A parametrisation: what goes into the network, raw output <-> x0_hat, and the training target.
 
     In all methods ``alpha`` in [0, 1] and ``sigma`` >= 0, (B, 1, 1, 1), broadcast over the others,

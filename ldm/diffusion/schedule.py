@@ -13,8 +13,10 @@ import math
 import torch
 from torch import Tensor
 
+from ldm.io.config import Configurable
 
-class Schedule:
+
+class Schedule(Configurable):
     """Tables of alpha_t and sigma_t.
 
     No ``nn.Module``: a model's ``half()`` must not round the tables, nor its ``state_dict`` carry them.

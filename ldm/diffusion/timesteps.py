@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
+from ldm.io.config import Configurable
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 """Multiples of it, modulo 1, fill [0, 1) more evenly than those of any other number."""
 
 
-class TimestepDistribution(ABC):
+class TimestepDistribution(Configurable, ABC):
     """A distribution of training timesteps: 0 is almost clean, T - 1 almost noise."""
 
     @abstractmethod

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.schedule import Schedule
+from ldm.io.config import Configurable
 
 _LEAST = 1e-8  # stands for alpha or sigma of 0: ratios have their limits there to 15 digits, and no 0 / 0
 
 
-class Weighting(ABC):
+class Weighting(Configurable, ABC):
     """Weights of the squared error, as tables over timesteps in float64."""
 
     @abstractmethod

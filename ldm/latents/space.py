@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from ldm.diffusion.guidance import clamped
 from ldm.io import checkpoint as ckpt
+from ldm.io.config import Configurable
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.frozen import Frozen
 from ldm.types import Batch, Denoise
 
 
-class LatentSpace(nn.Module, ABC):
+class LatentSpace(Configurable, nn.Module, ABC):
     """Maps images to latents with standard deviation close to 1, and back."""
 
     channels: int

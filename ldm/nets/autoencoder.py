@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.io.config import Configurable
 from ldm.nets.attention import AttentionBlock
 from ldm.nets.layers import Downsample, GroupNorm, ResnetBlock, Upsample
 
@@ -50,7 +51,7 @@ def downsampling(block_out_channels: Sequence[int]) -> int:
     return 2 ** (len(block_out_channels) - 1)
 
 
-class KLAutoencoder(nn.Module):
+class KLAutoencoder(Configurable, nn.Module):
     """Convolutional autoencoder with a diagonal Gaussian latent. The defaults are Stable Diffusion 1.x.
 
     Args:

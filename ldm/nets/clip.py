@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ldm.io.config import Configurable
 from ldm.nets.text import VOCAB_SIZE, TextTower, num_tokens, tokenize
 
 TEXT_CFG = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
-"""What a ``text_cfg`` says of a ``TextTower``."""
+"""Keys of a ``text_cfg`` that a ``TextTower`` takes."""
 POOLING = ("pool_type", "eos_id", "pad_id", "proj_type", "proj_bias", "output_tokens")
-"""What it says of what follows the last layer norm."""
+"""Keys of a ``text_cfg`` about what follows the last layer norm."""
 
 
-class CLIPModel(nn.Module):
+class CLIPModel(Configurable, nn.Module):
     """An image tower and a text tower that meet in one space, built by open_clip from a configuration.
 
     Args:
@@ -58,7 +59,7 @@ class CLIPModel(nn.Module):
         size = open_clip.utils.to_2tuple(self.model.visual.image_size)  # residual networks say one number
         self.image_size = int(size[0])
         mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (image_mean, image_std))
-        # (x + 1) / 2 is the image in [0, 1]; with mean and deviation .5 the tower sees x itself, to the bit
+        # (x + 1) / 2 is the image in [0, 1]; with mean and deviation .5 the tower gets x itself, to the bit
         self.register_buffer("image_scale", (0.5 / std).float(), persistent=False)
         self.register_buffer("image_shift", ((0.5 - mean) / std).float(), persistent=False)
 
@@ -108,7 +109,7 @@ class CLIPModel(nn.Module):
         """Build a tower that computes ``text_tokens`` and nothing else, with a copy of the weights.
 
         Raises:
-            ValueError: If ``text_cfg`` asks for more than the text tower of Radford et al. 2021.
+            ValueError: If ``text_cfg`` needs more than the text tower of Radford et al. 2021.
         """
         if more := [key for key, value in self.text_cfg.items() if value and key not in TEXT_CFG + POOLING]:
             raise ValueError(
@@ -143,7 +144,7 @@ def text_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Pick the text tower out of an open_clip model's state dict, under ``TextTower``'s names.
 
     Args:
-        weights: Of an ``open_clip.CLIP``. What is no part of the tower up to its last norm is left out.
+        weights: Of an ``open_clip.CLIP``. What does not belong to the tower up to its last norm is left out.
     """
     tower = {
         "embeddings.token_embedding.weight": weights["token_embedding.weight"],
@@ -153,17 +154,17 @@ def text_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
     for name, value in weights.items():
         if name.startswith("transformer.resblocks."):
-            number, part = name.removeprefix("transformer.resblocks.").split(".", 1)
-            tower |= {f"encoder.layers.{number}.{k}": v for k, v in _renamed(part, value).items()}
+            number, key = name.removeprefix("transformer.resblocks.").split(".", 1)
+            tower |= {f"encoder.layers.{number}.{k}": v for k, v in _renamed(key, value).items()}
     return tower
 
 
-def _renamed(part: str, value: Tensor) -> dict[str, Tensor]:
+def _renamed(key: str, value: Tensor) -> dict[str, Tensor]:
     """Rename one parameter of a layer; the joint projection (3 D, ...) becomes three."""
-    kind = part.rpartition("_" if part.startswith("attn.in_proj") else ".")[2]  # weight or bias
-    if part.startswith("attn.in_proj"):
+    kind = key.rpartition("_" if key.startswith("attn.in_proj") else ".")[2]  # weight or bias
+    if key.startswith("attn.in_proj"):
         return {f"self_attn.{p}_proj.{kind}": v for p, v in zip("qkv", value.chunk(3), strict=True)}
-    return {f"{RENAMED[part.removesuffix(f'.{kind}')]}.{kind}": value}
+    return {f"{RENAMED[key.removesuffix(f'.{kind}')]}.{kind}": value}
 
 
 def _attention_kernel() -> AbstractContextManager[None]:

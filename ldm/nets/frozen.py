@@ -13,7 +13,7 @@ M = TypeVar("M", bound=nn.Module)
 class Frozen(nn.Module, Generic[M]):
     """Holds a module that is used but never trained.
 
-    It is no submodule: the optimiser, DDP, EMA, ``train()`` and ``state_dict`` do not see it. It
+    It is no submodule: the optimiser, DDP, EMA, ``train()`` and ``state_dict`` leave it out. It
     still moves between devices and dtypes with its owner, and copies share it.
 
     Args:

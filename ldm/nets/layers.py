@@ -1,4 +1,4 @@
-"""Layers that the U-Net and the autoencoder share, in the Stable Diffusion graph.
+"""Layers of the U-Net and the autoencoder, in the Stable Diffusion graph.
 
 Parameter names are those of diffusers, so that weights map name by name in both directions.
 """

@@ -29,7 +29,7 @@ class QuickGELU(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Multi-head self-attention in which a token sees itself and those before it.
+    """Multi-head self-attention in which a token attends to itself and those before it.
 
     Args:
         width: Width of the sequence.

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.io.config import Configurable
 from ldm.nets.attention import Transformer2D
 from ldm.nets.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, timestep_embedding
 from ldm.types import Cond, DenoiserDims
 
 
-class UNet(nn.Module):
+class UNet(Configurable, nn.Module):
     """Attention U-Net: (x_t, t, cond) -> raw output. The defaults are Stable Diffusion 1.x.
 
     Args:
@@ -61,7 +62,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], widths.sample, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Predict what the objective asks for, from a noisy latent.
+        """Predict the output of the objective, from a noisy latent.
 
         Args:
             x: x_t, (B, C, h, w) with h and w divisible by ``factor``.

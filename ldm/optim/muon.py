@@ -1,7 +1,7 @@
 """Muon: momentum, orthogonalised (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
 torch.optim.Muon takes matrices only; here kernels are matrices too, (out, in * height * width), equal
-shapes are orthogonalised in one batch, and everything that is no matrix is updated by Adam beside it.
+shapes are orthogonalised in one batch, and everything that is no matrix is updated by Adam.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ldm.distributed.dtensor import full_tensor, shard_like
 
@@ -72,9 +73,9 @@ class MuonOptimizer(torch.optim.Optimizer):
         super().__init__(groups, {**defaults, "orthogonal": True})
         self.dtype = dtype  # of this processor, not of the run: it is in no checkpoint
 
+    @override
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""How a stage's parameters are updated."""
+"""Recipes: optimizer, learning-rate schedule and scaling."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 from torch import nn
 
+from ldm.io.config import Configurable
 from ldm.optim.muon import MuonOptimizer
 
 
-class Scaling(ABC):
+class Scaling(Configurable, ABC):
     """How the learning rate follows the samples of an optimizer step, over all processes and batches.
 
     Args:
@@ -33,7 +34,7 @@ class Scaling(ABC):
 
 
 class NoScaling(Scaling):
-    """The learning rate is what it says, whatever the batch."""
+    """The learning rate does not depend on the batch."""
 
     def __init__(self) -> None:
         super().__init__(1)
@@ -69,8 +70,8 @@ class SquareRootScaling(Scaling):
         return math.sqrt(num_samples / self.batch)
 
 
-class Optimization(ABC):
-    """An optimizer with a linear warm-up and a decay over the whole run.
+class Optimization(Configurable, ABC):
+    """An optimizer with a linear warm-up and a decay over the run.
 
     Args:
         lr: Peak learning rate.

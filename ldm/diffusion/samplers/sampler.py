@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ldm.diffusion.samplers.spacing import Spacing, Step, Trailing, trajectory
 from ldm.diffusion.schedule import Schedule
+from ldm.io.config import Configurable
 from ldm.rng import Noise
 from ldm.types import Denoise
 
 
-class Sampler(ABC):
+class Sampler(Configurable, ABC):
     """Walks from noise to a sample. It sees x0_hat only, so it works for any prediction and any schedule.
 
     Args:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
+from ldm.io.config import Configurable
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _times(t: int | float, x: Tensor) -> Tensor:
     return torch.full((len(x),), t, dtype=dtype, device=x.device)
 
 
-class Spacing(ABC):
+class Spacing(Configurable, ABC):
     """Chooses the timesteps of a trajectory from noise to clean."""
 
     @abstractmethod
