@@ -28,7 +28,7 @@ from data.shapes.packer import Settings, pack
 
 PARTS = (
     *("state_dict", "callbacks", "optimizer_states", "lr_schedulers", "Shards"),
-    *("samples_seen", "global_step"),
+    "progress",
 )
 """Of a checkpoint, that must be equal."""
 TIMES = ("data_wait", "images_per_second", "step_seconds")

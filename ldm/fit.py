@@ -122,7 +122,7 @@ class FitCLI(LightningCLI):
             self.config.trainer[name] = count or got
 
     def _stop_if_finished(self, start: Path) -> None:
-        done, end = ckpt.peek(start)["global_step"], self.config.trainer.max_steps
+        done, end = ckpt.progress(ckpt.peek(start)).steps, self.config.trainer.max_steps
         if 0 < end <= done:
             raise Finished(
                 f"{self.config.run}: finished, {done} of {end} steps are done; the weights are in {start} "
@@ -214,10 +214,11 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
     if cli.start is None and cli.config.weights is not None:
         use_weights(tracked, cli.config.weights)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
-    about = {"samples": cli.model.samples_seen, "upstream": upstream}
+    about = {"samples": cli.model.progress.samples, "upstream": upstream}
     publish_run(tracked, cli.run_folder, cli.model.name, about)  # not reached by a run that is to be resumed
     if is_first:
-        print(f"{cli.config.run}: done, {cli.trainer.global_step} steps, {cli.model.samples_seen} samples")
+        done = cli.model.progress
+        print(f"{cli.config.run}: done, {done.steps} steps, {done.samples} samples")
 
 
 def _tracked(cli: FitCLI) -> list[WandbSamplesLogger]:

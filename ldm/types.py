@@ -152,12 +152,47 @@ class Generates(Protocol):
 class ValidatesBatch(Protocol):
     """A stage that knows which values of a batch it cannot use."""
 
-    def check(self, batch: Batch) -> None:
-        """Look at a batch that is still on the CPU, where looking costs no waiting for the device.
+    def validate_batch(self, batch: Batch) -> None:
+        """Check a batch that is still on the CPU, where reading values does not wait for the device.
 
         Raises:
             ValueError: If the stage cannot use it.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Optimizer steps and training samples, over all processes: the only count of them.
+
+    Learning rate aside, whatever depends on how far training is reads it: ``progress_of`` a stage that
+    trains, ``ldm.io.checkpoint.progress`` of a checkpoint.
+    """
+
+    steps: int = 0
+    """Complete optimizer steps."""
+    samples: int = 0
+    """Training samples of these steps, over all processes and accumulated batches."""
+
+
+@runtime_checkable
+class HasProgress(Protocol):
+    """A stage, or another LightningModule that counts its steps (``ldm.stages.counted.Counted``)."""
+
+    progress: Progress
+
+
+def progress_of(module: object) -> Progress:
+    """Return the progress of a module; no steps of one that does not count them."""
+    return module.progress if isinstance(module, HasProgress) else Progress()
+
+
+@runtime_checkable
+class ExcludesParameters(Protocol):
+    """A stage with trained parameters that serve training alone."""
+
+    def averaged_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters that are averaged and exported, by name."""
         ...
 
 

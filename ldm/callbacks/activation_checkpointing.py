@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
 
 from ldm.types import HasBlocks
 
@@ -27,17 +28,17 @@ class ActivationCheckpointing(L.Callback):
 
     Of a ResNet block or a transformer only the input is kept (Chen et al. 2016, arXiv:1604.06174), so that a
     larger batch or network fits. A step has a second forward pass, and takes a quarter to a third longer.
-    Losses, gradients and random numbers are the same. Networks that name no ``units()``, and frozen ones, are
+    Losses, gradients and random numbers are the same. Networks without ``blocks()``, and frozen ones, are
     left alone.
     """
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take hold of the blocks."""
         for network in pl_module.modules():
             if isinstance(network, HasBlocks):
-                for unit in network.blocks():
+                for block in network.blocks():
                     # what calls the block is not replaced: hooks of parallel training stay around both passes
-                    unit.forward = partial(_recomputed, unit.forward)
+                    block.forward = partial(_recomputed, block.forward)
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

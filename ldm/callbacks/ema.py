@@ -10,8 +10,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ldm.distributed.dtensor import reshard, shard_like
+from ldm.types import ExcludesParameters, progress_of
 
 Weights = dict[str, Tensor]
 
@@ -22,10 +24,10 @@ class EMA(L.Callback):
     shadow <- d_n shadow + (1 - d_n) weight after optimizer step n + 1, with d_n = ``decay``, or
     d_n = min(decay, (1 + n) / (10 + n)) while it warms up, so that the first steps are soon forgotten.
 
-    Frozen parameters and buffers have no average. The whole validation, as every other callback and the
-    stage see it, uses the average. A checkpoint's ``state_dict`` is the average (its key ``weights`` says
-    "ema"); what training resumes from lies in the callback's own part, so that a resumed run equals an
-    uninterrupted one bit for bit.
+    Frozen parameters, buffers, and what a stage leaves out, e.g. parameters of loss terms, have no average.
+    All of validation uses the average, in the stage and in every other callback. A checkpoint's
+    ``state_dict`` is the average (its key ``weights`` says "ema"); what training resumes from lies in the
+    callback's own part, so that a resumed run equals an uninterrupted one bit for bit.
 
     Args:
         decay: Weight of the past in [0, 1); 0.9999 remembers about 10,000 steps.
@@ -54,6 +56,7 @@ class EMA(L.Callback):
         finally:
             self._unswap(pl_module)
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Move to the front of the callbacks, where every hook comes before the others'.
 
@@ -70,66 +73,77 @@ class EMA(L.Callback):
                     "ModelCheckpoint: save_weights_only is true, expected false with the EMA callback"
                 )
 
+    @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the average at the first weights, or go on from a checkpoint's."""
         self.shadow = {
             name: shard_like(self.shadow.get(name, weight).detach(), weight).to(
                 weight.device, torch.float32, copy=True
             )
-            for name, weight in pl_module.named_parameters()
-            if weight.requires_grad
+            for name, weight in averaged_parameters(pl_module).items()
         }
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember where training starts, and leave the raw weights after a sanity check."""
         self._unswap(pl_module)
-        self._last_step = trainer.global_step
+        self._last_step = progress_of(pl_module).steps
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update the average if the batch ended in an optimizer step."""
-        if trainer.global_step > self._last_step:
-            self._last_step = trainer.global_step
+        if (step := progress_of(pl_module).steps) > self._last_step:
+            self._last_step = step
             self._update(pl_module)
 
+    @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate the averaged weights."""
         if self._raw is None:
             self._swap(pl_module)
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Train the raw weights."""
         self._unswap(pl_module)
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the raw weights after a validation at the end of an epoch."""
         self._unswap(pl_module)
 
+    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the raw weights after a validation at the end of training."""
         self._unswap(pl_module)
 
+    @override
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Leave the raw weights after an error in validation, before anything else is done about it."""
         self._unswap(pl_module)
 
+    @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Leave the raw weights after ``trainer.validate``."""
         self._unswap(pl_module)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         """Return the number of updates; ``on_save_checkpoint`` adds the raw weights."""
         return {"num_updates": self.num_updates}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the number of updates."""
         self.num_updates = state_dict["num_updates"]
 
+    @override
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -146,6 +160,7 @@ class EMA(L.Callback):
                 checkpoint["state_dict"][alias] = self.shadow[owner[id(weight)]]
         checkpoint["weights"] = "ema"
 
+    @override
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -185,7 +200,14 @@ class EMA(L.Callback):
     @torch.no_grad()
     def _unswap(self, pl_module: nn.Module) -> None:
         raw, self._raw = self._raw or {}, None
-        reshard(pl_module)  # an error may have come while it was whole
+        reshard(pl_module)  # an error may have come while it was unsharded
         for name, weight in self._weights(pl_module).items():
             if name in raw:
                 weight.copy_(raw[name])
+
+
+def averaged_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters to average, by name: those that the stage names, else all that are trained."""
+    if isinstance(module, ExcludesParameters):
+        return module.averaged_parameters()
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}

@@ -18,9 +18,10 @@ from ldm.evaluation.isolation import replaced, without_trace
 from ldm.evaluation.record import append_lines, drawn_by
 from ldm.evaluation.session import Measurement, Value
 from ldm.io.images import from_bytes, to_bytes
+from ldm.lightning_internals import forward_context
 from ldm.loggers.media import log_records, log_samples, samples_seen
 from ldm.metrics.metric import Metadata, Metric, ReferenceInfo
-from ldm.types import Batch, Generates
+from ldm.types import Batch, Generates, progress_of
 
 
 @runtime_checkable
@@ -114,14 +115,14 @@ class Evaluation(L.Callback):
     def show(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> Tensor:
         """Return the images to measure, (B, 3, H, W) in [-1, 1], one for each sample."""
         assert isinstance(pl_module, Generates)
-        with replaced(pl_module, self.parts), trainer.precision_plugin.forward_context():
+        with replaced(pl_module, self.parts), forward_context(trainer):
             return pl_module.generate(batch, self.seed)
 
     def how(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Metadata:
         """Say how the images came about, beside stage, progress and weights."""
         with replaced(pl_module, self.parts):
             drawn = drawn_by(pl_module)
-        return {"precision": str(trainer.precision_plugin.precision), "seed": self.seed, **drawn}
+        return {"precision": str(trainer.precision), "seed": self.seed, **drawn}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that the stage draws with what is to be replaced.
@@ -228,7 +229,7 @@ class Evaluation(L.Callback):
         if (
             trainer.state.fn != "fit"
             or self.every_n_samples is None
-            or trainer.global_step == trainer.max_steps
+            or progress_of(trainer.lightning_module).steps == trainer.max_steps
         ):
             return True
         if seen < self._next:

@@ -1,4 +1,4 @@
-"""Watch that training goes on, and find out which process keeps the others waiting."""
+"""Heartbeats of the processes: find out which one keeps the others waiting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NUM_NAMED, NUM_CALLS = 8, 12
 
 
 class Heartbeat(NamedTuple):
-    """What a process says of itself, again and again.
+    """What a process reports of itself at intervals.
 
     ``tick`` counts the times, ``signs`` what training has done; ``phase`` is the last of that.
     """
@@ -79,7 +79,7 @@ class HeartbeatStore:
 
 
 class HeartbeatMonitor:
-    """Ends this process once training has given no sign for ``timeout`` seconds, and says who is to blame.
+    """Ends this process once training has given no sign for ``timeout`` seconds, and reports who is to blame.
 
     One thread talks to the other processes. A second one ends the process if the first cannot: because the
     store does not answer. If both cannot, because something keeps the interpreter's lock, faulthandler does.
@@ -120,13 +120,13 @@ class HeartbeatMonitor:
 
     def _talk(self) -> None:
         try:
-            self._tell()
+            self._report()
             while not self._over.wait(self.interval):
-                self._tell()
+                self._report()
                 if self.late > 0 and (verdict := self._judge()) is not None:
                     self._end(verdict)
                     return
-        except RuntimeError:  # torch's, whatever the network said
+        except RuntimeError:  # torch's, whatever the network's error was
             return
 
     def _guard(self) -> None:
@@ -134,11 +134,11 @@ class HeartbeatMonitor:
             faulthandler.dump_traceback_later(self.timeout + 16 * self.interval, exit=True, file=STDERR)
             if self.late > 10:
                 gone = Verdict([], "process 0 cannot be heard: killed, stopped, or cut off from this one")
-                self._say(gone)
+                self._print(gone)
                 self._exit(EXIT_CODE)
                 return
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         self._tick += 1
         self._beats.report(Heartbeat(self._host, self._tick, self._signs, self._phase))
 
@@ -146,21 +146,21 @@ class HeartbeatMonitor:
         if self._beats.rank > 0:
             return self._beats.verdict()
         before = self._beats.everyones()
-        for _ in range(3):  # those that have said nothing new by then are gone
+        for _ in range(3):  # those without a new beat by then are gone
             time.sleep(self.interval)
-            self._tell()
+            self._report()
         verdict = blame(before, self._beats.everyones(), self._beats.world)
         self._beats.publish(verdict)
         return verdict
 
     def _end(self, verdict: Verdict) -> None:
         if self._beats.rank in (0, *verdict.guilty[:NUM_NAMED]):
-            self._say(verdict)
-        # the first one leaves first, for the job ends as it does, but when the others have said their part
+            self._print(verdict)
+        # the first one leaves first, for the job ends as it does, but when the others have reported
         time.sleep((2 if self._beats.rank == 0 else 4) * self.interval)
         self._exit(EXIT_CODE)
 
-    def _say(self, verdict: Verdict) -> None:
+    def _print(self, verdict: Verdict) -> None:
         seconds = time.monotonic() - self._since
         me = f"process {self._beats.rank} of {self._beats.world} on {self._host}, {self._phase}"
         stood = f"no progress for {seconds:.0f} s (--watchdog.timeout {self.timeout:g})"
@@ -172,7 +172,7 @@ class HeartbeatMonitor:
 
 
 def blame(before: dict[int, Heartbeat], after: dict[int, Heartbeat], world: int) -> Verdict:
-    """Find out who keeps all waiting: those that say nothing, else those that have done least.
+    """Find out who keeps all waiting: silent ones, else those that have done least.
 
     Args:
         before: Beats of the processes when training was found to stand.

@@ -1,4 +1,4 @@
-"""Where a run stands: steps, samples per second, remaining time."""
+"""Progress bar of a run: steps, samples per second, remaining time."""
 
 from __future__ import annotations
 
@@ -7,71 +7,72 @@ import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from typing_extensions import override
 
-from ldm.loggers.media import samples_seen
-from ldm.types import Batch
+from ldm.types import Batch, progress_of
 
 BAR_SECONDS = 0.5
 """Time between two states of a bar."""
 
 
-class Progress(ProgressBar):
+class ProgressBar(TQDMProgressBar):
     """Shows step, speed, remaining time and losses: a bar on a terminal, elsewhere a line now and then.
 
     Args:
         every_n_seconds: Time between two lines where the output is no terminal.
     """
 
+    BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    validation_description = "validation"
+
     def __init__(self, every_n_seconds: float = 30.0) -> None:
         super().__init__()
         self.every_n_seconds = every_n_seconds
-        self._enabled = True
-        self._bars: list[tqdm[Any]] = []
-        self._shown = self._started = 0.0
-        self._first_step = self._num_samples = 0
 
-    def disable(self) -> None:
-        """Show nothing; Lightning calls this on all processes but the first."""
-        self._enabled = False
+    @property
+    @override
+    def is_disabled(self) -> bool:
+        return not (self.is_enabled and sys.stdout.isatty())
 
-    def enable(self) -> None:
-        """Show progress again."""
-        self._enabled = True
+    @override
+    def init_train_tqdm(self) -> Tqdm:
+        bar = super().init_train_tqdm()
+        bar.total, bar.initial = _end(self.trainer), self._first.steps
+        bar.n = bar.last_print_n = self._first.steps
+        bar.set_description(_name(self.trainer))
+        return bar
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print a message without tearing the bar."""
-        if self._enabled:
-            tqdm.write(" ".join(map(str, args)), file=sys.stdout)
+    @override
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        num_samples = progress_of(pl_module).samples - self._first.samples
+        return {"samples/s": float(f"{num_samples / self._seconds:.4g}"), **metrics}
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin the bar at the step that training begins at."""
         self._started = self._shown = time.monotonic()
-        self._first_step, self._num_samples = trainer.global_step, 0
-        self._open(str(getattr(pl_module, "name", "training")), _end(trainer), trainer.global_step)
+        self._first = progress_of(pl_module)
+        super().on_train_start()
 
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Keep the bar: it counts the steps of the run."""
+
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Advance to the current step."""
-        self._num_samples += len(batch["key"]) * trainer.world_size
-        if not self._is_time(trainer.global_step == trainer.max_steps):
+        step = progress_of(pl_module).steps
+        if not self._is_due(step == trainer.max_steps):
             return
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        values = {k: v for k, v in self.get_metrics(trainer, pl_module).items() if k != "v_num"}
-        state = f"{self._num_samples / seconds:.4g} samples/s"
-        losses = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-        if self._bars:
-            self._move(trainer.global_step, f"{state}, {losses}" if losses else state)
+        if self.is_disabled:
+            self._write_line(trainer, pl_module)
         else:
-            self._write_line(trainer, pl_module, seconds, f"{state} | {losses}" if losses else state)
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, step - 1)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin a bar of the validation below."""
-        total = sum(b for b in trainer.num_val_batches if b != float("inf"))
-        self._open("validation", int(total) or None, 0)
-
+    @override
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
@@ -81,68 +82,45 @@ class Progress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Advance the bar of the validation."""
-        total = trainer.num_val_batches[dataloader_idx]
-        if self._bars:
-            self._move(self._bars[-1].n + 1, "")
-        elif self._is_time(False):
-            self._say(f"validation: batch {batch_idx + 1} of {total}")
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        if self.is_disabled and self._is_due(False):
+            total = trainer.num_val_batches[dataloader_idx]
+            print(f"validation: batch {batch_idx + 1} of {total}", flush=True)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the bar of the validation away."""
-        self._close()
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the finished bar."""
-        self._close()
-
+    @override
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Leave the terminal to the error message."""
-        while self._bars:
-            self._close()
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
 
-    def _open(self, name: str, total: int | None, start: int) -> None:
-        if self._enabled and sys.stdout.isatty():
-            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-            inner = bool(self._bars)
-            bar = tqdm(
-                desc=name, total=total, initial=start, file=sys.stdout, leave=not inner, position=int(inner),
-                dynamic_ncols=True, smoothing=0, bar_format=form,
-            )  # fmt: skip
-            self._bars.append(bar)
+    @property
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self._started, 1e-9)
 
-    def _move(self, n: int, postfix: str) -> None:
-        bar = self._bars[-1]
-        bar.set_postfix_str(postfix, refresh=False)
-        bar.update(n - bar.n)
-
-    def _close(self) -> None:
-        if self._bars:
-            self._bars.pop().close()
-
-    def _is_time(self, is_last: bool) -> bool:
+    def _is_due(self, is_last: bool) -> bool:
         """Whether to show something: reading the losses makes the host wait for the GPU."""
         now = time.monotonic()
-        pause = BAR_SECONDS if self._bars else self.every_n_seconds
-        if self._enabled and (is_last or now - self._shown >= pause):
+        pause = self.every_n_seconds if self.is_disabled else BAR_SECONDS
+        if self.is_enabled and (is_last or now - self._shown >= pause):
             self._shown = now
             return True
         return False
 
-    def _write_line(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, seconds: float, state: str
-    ) -> None:
-        step, end = trainer.global_step, _end(trainer)
-        where = f"step {step}" if end is None else f"step {step}/{end}"
-        done = step - self._first_step
-        left = f" | {clock(seconds / done * (end - step))} left" if end is not None and done else ""
-        name, seen = getattr(pl_module, "name", "training"), samples_seen(pl_module)
-        self._say(f"{name}: {where}, {seen} samples | {clock(seconds)}{left} | {state}")
-
-    def _say(self, line: str) -> None:
-        print(line, flush=True)
+    def _write_line(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        progress, end, seconds = progress_of(pl_module), _end(trainer), self._seconds
+        where, left, done = f"step {progress.steps}", "", progress.steps - self._first.steps
+        if end is not None:
+            where += f"/{end}"
+            left = f" | {clock(seconds / done * (end - progress.steps))} left" if done else ""
+        metrics = self.get_metrics(trainer, pl_module)
+        state = [f"{metrics.pop('samples/s'):.4g} samples/s"]
+        if metrics:
+            values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
+            state.append(", ".join(values))
+        line = f"{_name(trainer)}: {where}, {progress.samples} samples | {clock(seconds)}{left} | "
+        print(line + " | ".join(state), flush=True)
 
 
 def clock(seconds: float) -> str:
@@ -154,3 +132,7 @@ def clock(seconds: float) -> str:
 
 def _end(trainer: L.Trainer) -> int | None:
     return trainer.max_steps if trainer.max_steps > 0 else None
+
+
+def _name(trainer: L.Trainer) -> str:
+    return str(getattr(trainer.lightning_module, "name", "training"))

@@ -67,7 +67,7 @@ class ValidationRetrieval(Evaluation):
 
     def how(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Metadata:
         """Say in what precision the CLIP works: metrics take no autocast."""
-        precision = str(trainer.precision_plugin.precision)
+        precision = str(trainer.precision)
         return {"precision": precision if precision.endswith("-true") else "32-true"}
 
 

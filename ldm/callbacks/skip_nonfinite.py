@@ -9,9 +9,10 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from ldm.distributed.dtensor import full_tensor
-from ldm.types import Batch
+from ldm.types import Batch, progress_of
 
 NUM_KEYS = 4
 """Samples that a message names of each process."""
@@ -25,11 +26,11 @@ class Suspect(NamedTuple):
 
 
 class SkipNonFinite(L.Callback):
-    """Skips optimizer steps whose loss or gradient is not finite, on all processes together.
+    """Skips optimizer steps whose loss or gradient is not finite, on all processes.
 
     Without such a step the weights, the moments of the optimizer and the average are as if the batch had
     not been there, but for the average's and the schedule's count. A loss that is not finite makes the
-    gradient so; the sum of gradients over processes then is too, so that all decide alike without asking.
+    gradient so; the sum of gradients over processes then is too, so that all decide alike.
     On a GPU the host waits for the gradient once per step.
 
     Logs ``train/skipped_steps``, a count.
@@ -49,25 +50,27 @@ class SkipNonFinite(L.Callback):
         self._keys: list[str] = []
         self._step = 0
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Return how many steps were skipped, in all and in a row."""
         return {"num_skipped": self.num_skipped, "in_a_row": self._in_a_row}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
         self.num_skipped, self._in_a_row = state_dict["num_skipped"], state_dict["in_a_row"]
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Remember the samples of the step: there may be several batches to it."""
-        self._keys = self._keys if trainer.global_step == self._step else []
-        self._keys, self._step = [*self._keys, *batch["key"]], trainer.global_step
+        step = progress_of(pl_module).steps
+        self._keys = [*(self._keys if step == self._step else []), *batch["key"]]
+        self._step = step
 
+    @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Let a loss that is not finite have a gradient that is not, whatever made it so."""
         loss.register_hook(lambda grad: torch.where(loss.detach().isfinite(), grad, torch.nan))
 
+    @override
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
@@ -84,12 +87,12 @@ class SkipNonFinite(L.Callback):
             weight.grad = None
         self.num_skipped += 1
         self._in_a_row += 1
-        self._report(trainer, _everyones(trainer, Suspect(_losses(trainer), self._keys)))
+        self._report(trainer, _gather(trainer, Suspect(_losses(trainer), self._keys)))
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Log the count."""
         pl_module.log("train/skipped_steps", float(self.num_skipped), batch_size=1)
 
     def _report(self, trainer: L.Trainer, suspects: list[Suspect]) -> None:
@@ -98,11 +101,11 @@ class SkipNonFinite(L.Callback):
             self._in_a_row = 0  # the run may be resumed, with other settings
             raise ValueError(
                 f"{self.max_in_a_row} steps in a row without a finite loss and gradient, at last step "
-                f"{trainer.global_step}: {reason}. The weights are those of the last good step: resume with "
+                f"{self._step}: {reason}. The weights are those of the last good step: resume with "
                 "a smaller --model.optimizer.lr or other data"
             )
         if trainer.is_global_zero:
-            print(f"warning: step {trainer.global_step} is skipped: {reason}", file=sys.stderr, flush=True)
+            print(f"warning: step {self._step} is skipped: {reason}", file=sys.stderr, flush=True)
 
 
 def _losses(trainer: L.Trainer) -> dict[str, float]:
@@ -111,12 +114,12 @@ def _losses(trainer: L.Trainer) -> dict[str, float]:
     return {n: v for n, v in logged.items() if n.startswith("train/") and not -torch.inf < v < torch.inf}
 
 
-def _everyones(trainer: L.Trainer, mine: Suspect) -> list[Suspect]:
+def _gather(trainer: L.Trainer, mine: Suspect) -> list[Suspect]:
     if trainer.world_size == 1:
         return [mine]
-    everyones: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(everyones, mine)
-    return everyones
+    suspects: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(suspects, mine)
+    return suspects
 
 
 def _reason(suspects: list[Suspect]) -> str:

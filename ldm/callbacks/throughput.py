@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import lightning as L
+from typing_extensions import override
 
 from ldm.loggers.media import log_samples
 from ldm.types import Batch
@@ -27,23 +28,23 @@ class Throughput(L.Callback):
         self._ended: float | None = None
         self._reset()
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to measure with the first batch."""
         self._ended = None
         self._reset()
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Add the time since the last batch to the waiting."""
         self._begun = time.perf_counter()
         if self._ended is not None:
             self._waited += self._begun - self._ended
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Add the batch, and log every so many steps."""
         assert self._begun is not None
         self._ended = time.perf_counter()
         self._worked += self._ended - self._begun
@@ -54,18 +55,18 @@ class Throughput(L.Callback):
             self._log(trainer, pl_module)
             self._reset()
 
+    @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave out what happens until the next batch."""
         self._ended = None
 
+    @override
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Leave out what happens until the next batch."""
         self._ended = None
 
+    @override
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the training samples seen beside the values of the validation."""
         if not trainer.sanity_checking:
             log_samples(pl_module)
 

@@ -1,26 +1,26 @@
-"""A run in which nothing moves any more ends, and says which process stands still and where."""
+"""End a run that hangs, and report which process is stuck and where."""
 
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from ldm.callbacks.heartbeat import HeartbeatMonitor, HeartbeatStore
-from ldm.types import Batch
+from ldm.lightning_internals import kill_subprocesses
+from ldm.types import Batch, progress_of
 
 
 class Watchdog(L.Callback):
-    """Ends a run in which nothing moves any more, and says which process stands still, and where.
+    """Ends a run that hangs, and reports which process is stuck, and where.
 
-    Each process has a thread that watches whether training, validation or saving goes on, and tells the
-    others over the store by which they met: not over the network of the gradients, which may be what hangs.
+    Each process has a thread that watches whether training, validation or saving goes on, and reports
+    to the others by the rendezvous store: not over the network of the gradients, which may be what hangs.
     All end with exit code 124; the same command resumes from the last checkpoint.
 
     Args:
@@ -38,46 +38,49 @@ class Watchdog(L.Callback):
         self.timeout = timeout
         self._watch: HeartbeatMonitor | None = None
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Begin to watch."""
         if self.timeout is not None and self._watch is None:
             self._watch = HeartbeatMonitor(self.timeout, _beats(trainer), lambda code: _leave(trainer, code))
             self._watch.start()
 
+    @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """End watching."""
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
 
+    @override
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """End watching: Lightning does not tear down after an error."""
         self.teardown(trainer, pl_module, "fit")
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Note that a batch came."""
-        self._sign(f"in batch {batch_idx}, step {trainer.global_step}")
+        self._sign(f"in batch {batch_idx}, step {progress_of(pl_module).steps}")
 
+    @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Note that the loss is computed: what follows waits for the other processes."""
-        self._sign(f"in the backward pass of step {trainer.global_step}")
+        self._sign(f"in the backward pass of step {progress_of(pl_module).steps}")
 
+    @override
     def on_before_zero_grad(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Note that gradients are there."""
-        self._sign(f"after the backward pass of step {trainer.global_step}")
+        self._sign(f"after the backward pass of step {progress_of(pl_module).steps}")
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Note that a batch is done."""
-        self._sign(f"after step {trainer.global_step}, where the next batch or a checkpoint is awaited")
+        self._sign(
+            f"after step {progress_of(pl_module).steps}, where the next batch or a checkpoint is awaited"
+        )
 
+    @override
     def on_validation_batch_start(
         self,
         trainer: L.Trainer,
@@ -86,18 +89,17 @@ class Watchdog(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Note that validation goes on."""
-        self._sign(f"in batch {batch_idx} of the validation at step {trainer.global_step}")
+        self._sign(f"in batch {batch_idx} of the validation at step {progress_of(pl_module).steps}")
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that validation is over."""
-        self._sign(f"after the validation at step {trainer.global_step}")
+        self._sign(f"after the validation at step {progress_of(pl_module).steps}")
 
+    @override
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Note that a checkpoint is about to be written."""
-        self._sign(f"while the checkpoint of step {trainer.global_step} is written")
+        self._sign(f"while the checkpoint of step {progress_of(pl_module).steps} is written")
 
     def _sign(self, phase: str) -> None:
         if self._watch is not None:
@@ -114,7 +116,5 @@ def _beats(trainer: L.Trainer) -> HeartbeatStore:
 
 def _leave(trainer: L.Trainer, code: int) -> None:
     """End this process, and those that it launched itself: a stopped one would never end."""
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        launcher.kill(signal.SIGKILL)
+    kill_subprocesses(trainer)
     os._exit(code)

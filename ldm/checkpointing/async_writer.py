@@ -1,4 +1,4 @@
-"""Write checkpoints beside training: it waits for a copy of the tensors, not for the disk."""
+"""Write checkpoints in a thread: training waits for a copy of the tensors, not for the disk."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from ldm.checkpointing.writer import AtomicCheckpointIO
 
 
 class AsyncCheckpointIO(AtomicCheckpointIO):
-    """Copies a checkpoint into the memory of the host, and writes it in a thread, whole or not at all.
+    """Copies a checkpoint into the memory of the host, and writes it in a thread, atomically.
 
     One is written at a time: the next one waits for it. Takes the memory of one checkpoint more.
     """
@@ -32,7 +33,7 @@ class AsyncCheckpointIO(AtomicCheckpointIO):
     def _save_now(self, kept: dict[str, Any], path: Path, then: Callable[[], object]) -> None:
         try:
             super()._save(kept, path, then)
-        except OSError as error:  # said at once: whoever comes next may come in an hour
+        except OSError as error:  # reported at once: the next save may be an hour away
             print(f"warning: {error}", file=sys.stderr, flush=True)
             raise
 
@@ -51,8 +52,8 @@ class AsyncCheckpointIO(AtomicCheckpointIO):
         if writing is not None:
             writing.result()
 
+    @override
     def teardown(self) -> None:
-        """Wait for the last one."""
         self.finish()
 
 

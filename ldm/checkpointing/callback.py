@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
+from typing_extensions import override
 
 from ldm.checkpointing.writer import LAST, AtomicCheckpointIO, link
 from ldm.distributed.dtensor import is_sharded
-from ldm.types import Batch
+from ldm.lightning_internals import dump_checkpoint
+from ldm.types import Batch, progress_of
 
 
 class Checkpoints(Checkpoint):
@@ -25,7 +27,7 @@ class Checkpoints(Checkpoint):
     weights are split over processes: a process cannot know whether the others would come to gather them.
 
     ``best.ckpt`` and ``step=....ckpt`` are hard links to what was the last one: they cost no time.
-    A checkpoint that cannot be written, e.g. on a full disk, is said aloud, and training goes on: the one
+    A checkpoint that cannot be written, e.g. on a full disk, is a warning, and training goes on: the one
     before it is still there. At the end of training it is an error.
 
     Args:
@@ -56,19 +58,18 @@ class Checkpoints(Checkpoint):
         self.best: float | None = None
         self._next_kept = keep_every_n_steps or 0
         self._step = self._saved = -1
-        self._batches = 0
-        self._is_first = False
         self._before: tuple[float | None, int] = self.best, self._next_kept
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value so far, and when a checkpoint is next kept."""
         return {"monitor": self.monitor, "best": self.best, "next_kept": self._next_kept}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best value, unless it was one of another figure, and when a checkpoint is next kept."""
         self.best = state_dict["best"] if state_dict.get("monitor") == self.monitor else None
         self._next_kept = state_dict["next_kept"]
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check who writes, and that validations come between two steps.
 
@@ -89,34 +90,18 @@ class Checkpoints(Checkpoint):
                 "step, see trainer.accumulate_grad_batches"
             )
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember the step that training starts from: there is nothing to save yet."""
-        self._step = self._saved = trainer.global_step
-        self._batches = _progress(trainer).total.completed
-        self._is_first = True
+        self._step = self._saved = progress_of(pl_module).steps
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        """Number the logged steps of a resumed run on.
-
-        Lightning is one off where it was saved after a validation but would now not validate, or the reverse.
-        """
-        if self._is_first:
-            steps = _progress(trainer).total.completed // trainer.accumulate_grad_batches
-            trainer.fit_loop.epoch_loop._batches_that_stepped = steps
-            self._is_first = False
-
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Remember the last whole step, and how many batches there were until then."""
-        if trainer.global_step != self._step:
-            self._step = trainer.global_step
-            self._batches = _progress(trainer).total.completed + 1  # Lightning counts this one after the hook
+        self._step = progress_of(pl_module).steps
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save, and keep what is to be kept."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._settle(trainer)
@@ -124,6 +109,7 @@ class Checkpoints(Checkpoint):
         names = [name for name, keep in (("best", self._is_best(trainer)), *self._due(trainer)) if keep]
         self.save(trainer, names)
 
+    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the end of a run that did not end with a validation, and wait until it is written.
 
@@ -131,23 +117,23 @@ class Checkpoints(Checkpoint):
             OSError: If it cannot be written: the end of the run would be lost.
         """
         if not (self._settle(trainer) and self._step == self._saved):
-            whole = self.save(trainer) and self._settle(trainer)
-            if not whole and trainer.is_global_zero:
+            is_written = self.save(trainer) and self._settle(trainer)
+            if not is_written and trainer.is_global_zero:
                 raise OSError(f"the end of training cannot be written to '{_path(trainer)}': make room there")
 
+    @override
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Save what was trained since the last checkpoint, unless a step or a validation was cut in two."""
-        whole = trainer.global_step == self._step and not trainer.validating
-        if not whole or self._step == self._saved or not trainer.is_global_zero:
+        # saves what was trained since the last checkpoint, unless a step or a validation was cut short
+        is_complete = progress_of(pl_module).steps == self._step and not trainer.validating
+        if not is_complete or self._step == self._saved or not trainer.is_global_zero:
             return
         if is_sharded(pl_module):
-            _warn(f"stopped at step {self._step}: not saved, for this process has but a part of the weights")
+            _warn(f"stopped at step {self._step}: not saved, for this process holds a shard of the weights")
         else:
-            self._go_back(trainer)
             # by the first process alone: trainer.save_checkpoint would wait for others that met no error
-            checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+            checkpoint = dump_checkpoint(trainer)
             try:
                 self._io.finish()
             except OSError as error:
@@ -161,24 +147,8 @@ class Checkpoints(Checkpoint):
                 self._saved = self._step
                 print(f"stopped at step {self._step}: saved {_path(trainer)}", flush=True)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Forget the batch that an error cut short: Lightning would count it when it numbers steps."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for count in (progress["total"], progress["current"]):
-            count.update(ready=count["completed"], started=count["completed"])
-
-    def _go_back(self, trainer: L.Trainer) -> None:
-        """Forget the batches of a step that was not finished: their part of its gradient is lost."""
-        progress = _progress(trainer)
-        undone = progress.total.completed - self._batches
-        for count in (progress.total, progress.current):
-            done = count.completed - undone
-            count.ready = count.started = count.processed = count.completed = done
-
     def save(self, trainer: L.Trainer, names: Sequence[str] = ()) -> bool:
-        """Write last.ckpt, or begin to, on all processes together; return whether there was no error.
+        """Write last.ckpt, or begin to, on all processes; return whether there was no error.
 
         Between two steps, or after a validation.
 
@@ -186,7 +156,7 @@ class Checkpoints(Checkpoint):
             trainer: What is saved.
             names: Under which it is kept too.
         """
-        self._step, path = trainer.global_step, _path(trainer)
+        self._step, path = _steps(trainer), _path(trainer)
         error = None
         try:
             trainer.save_checkpoint(path, storage_options=lambda: self._keep(path, names))
@@ -198,12 +168,12 @@ class Checkpoints(Checkpoint):
 
     def save_new(self, trainer: L.Trainer) -> None:
         """Write last.ckpt if there are steps that it does not hold; before a step, on all processes."""
-        if not (self._settle(trainer) and trainer.global_step == self._saved):
+        if not (self._settle(trainer) and _steps(trainer) == self._saved):
             self.save(trainer)
             self._settle(trainer)
 
     def _settle(self, trainer: L.Trainer) -> bool:
-        """Wait for what is being written, on all processes together; return whether there was no error."""
+        """Wait for what is being written, on all processes; return whether there was no error."""
         try:
             self._io.finish()
         except OSError as error:
@@ -250,18 +220,18 @@ class Checkpoints(Checkpoint):
         if not any(getattr(callback, "values_may_be_missing", False) for callback in callbacks):
             raise ValueError(missing)
         if trainer.is_global_zero:  # a metric has failed, or is not due yet in a run that was resumed
-            _warn(f"step {trainer.global_step}: {missing}; best.ckpt stays as it is")
+            _warn(f"step {_steps(trainer)}: {missing}; best.ckpt stays as it is")
 
     def _due(self, trainer: L.Trainer) -> list[tuple[str, bool]]:
-        if self.keep_every_n_steps is None or trainer.global_step < self._next_kept:
+        step = _steps(trainer)
+        if self.keep_every_n_steps is None or step < self._next_kept:
             return []
-        step = trainer.global_step
         self._next_kept = (step // self.keep_every_n_steps + 1) * self.keep_every_n_steps
         return [(f"step={step:08d}", True)]
 
 
-def _progress(trainer: L.Trainer) -> Any:
-    return trainer.fit_loop.epoch_loop.batch_progress
+def _steps(trainer: L.Trainer) -> int:
+    return progress_of(trainer.lightning_module).steps
 
 
 def _path(trainer: L.Trainer) -> Path:

@@ -12,15 +12,17 @@ from types import FrameType
 
 import lightning as L
 import torch
+from typing_extensions import override
 
 from ldm.checkpointing.callback import Checkpoints
-from ldm.types import Batch
+from ldm.lightning_internals import ignore_sigterm
+from ldm.types import Batch, progress_of
 
 EXIT_CODE = 75
 """Of a run that was stopped and may be resumed: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""In the order of what they ask for: to stop; to stop and, under SLURM, to be queued again."""
+"""In order of urgency: stop; stop and, under SLURM, requeue."""
 
 
 class Preempted(Exception):
@@ -74,8 +76,8 @@ class Preemption(L.Callback):
     A validation is finished first: a time limit must be announced earlier than one takes.
 
     Args:
-        every_n_steps: Several processes ask each other so often whether one got a signal; one process alone
-            looks before every step.
+        every_n_steps: Steps between two exchanges of several processes about signals; one process alone
+            checks before every step.
 
     Raises:
         ValueError: If ``every_n_steps`` is less than 1.
@@ -86,37 +88,33 @@ class Preemption(L.Callback):
             raise ValueError(f"preemption.every_n_steps: got {every_n_steps}, expected at least 1")
         self.every_n_steps = every_n_steps
         self.notice = Notice()
-        self._asked = -1
+        self._checked_step = -1
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals back from Lightning.
-
-        Its handler talks to other processes in mid-step, and before every step all of them ask about it:
-        that costs a broadcast, and a wait for the device.
-        """
         self.notice.listen()
-        trainer._signal_connector.received_sigterm = False
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        ignore_sigterm(trainer)
 
+    @override
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Before the first batch of a step, stop if a signal came.
 
         Raises:
-            Preempted: On all processes together, once everything is saved.
+            Preempted: On all processes, once everything is saved.
         """
-        step = trainer.global_step
-        if step == self._asked or (trainer.world_size > 1 and step % self.every_n_steps):
+        step = progress_of(pl_module).steps
+        if step == self._checked_step or (trainer.world_size > 1 and step % self.every_n_steps):
             return
-        self._asked = step
-        if urgency := self._everyones(trainer):
+        self._checked_step = step
+        if urgency := self._max_urgency(trainer):
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, Checkpoints):
                     callback.save_new(trainer)
             raise Preempted(step, SIGNALS[urgency - 1])
 
-    def _everyones(self, trainer: L.Trainer) -> int:
+    def _max_urgency(self, trainer: L.Trainer) -> int:
         if trainer.world_size == 1:
             return self.notice.urgency
         mine = torch.tensor(self.notice.urgency, device=trainer.strategy.root_device)
@@ -131,7 +129,7 @@ def requeue(by: signal.Signals) -> None:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or by != signal.SIGUSR1:
         return
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # one task's own number is that of the whole array
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # SLURM_JOB_ID is that of the whole array
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)

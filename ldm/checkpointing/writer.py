@@ -1,4 +1,4 @@
-"""Write checkpoints so that a crash at any moment leaves a whole one."""
+"""Write checkpoints atomically: a crash at any moment leaves a complete one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from typing_extensions import override
 
 from ldm.io.atomic import MARK, replacing, sync
 from ldm.io.checkpoint import check_whole
@@ -20,13 +21,14 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target, flushes it to the disk, and renames it.
+    """Writes a checkpoint to a temporary file, flushes it to the disk, and renames it.
 
     Lightning's own writer goes through the system's temporary folder: on another file system its last
     step is a copy, which can be cut short. What last.ckpt was before stays as previous.ckpt: a file that
     was written well may still be damaged later.
     """
 
+    @override
     def save_checkpoint(
         self,
         checkpoint: dict[str, Any],
@@ -73,10 +75,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise OSError(f"checkpoint '{target}' cannot be written: {cause}") from error
         sync(target.parent)
 
+    @override
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a whole checkpoint; tensors and primitives only, unless ``weights_only`` is False.
+        """Read a complete checkpoint; tensors and primitives only, unless ``weights_only`` is False.
 
         Raises:
             FileNotFoundError: If there is none.

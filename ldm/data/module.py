@@ -17,7 +17,7 @@ from ldm.data.manifest import latents_size
 from ldm.data.readers import Indexed, Reader
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
 from ldm.data.streaming import Streaming
-from ldm.types import Batch, ReadsFields, ValidatesBatch
+from ldm.types import Batch, ReadsFields, ValidatesBatch, progress_of
 
 __all__ = ["Indexed", "Shards", "Streaming"]
 DEFAULT_FIELDS = ("image", "text")
@@ -74,7 +74,6 @@ class Shards(L.LightningDataModule):
         self._is_derived = {"fields": fields is None, "image_size": image_size is None}
         self._source: Source | None = None
         self._evaluation: EvaluationSet | None = None
-        self._base = {"samples": 0, "batches": 0}
         self._seed = 0
         self._bad: dict[str, int] = {}
 
@@ -109,9 +108,8 @@ class Shards(L.LightningDataModule):
 
     @property
     def samples(self) -> int:
-        """Training samples processed, over all processes and since the beginning of the run."""
-        batches = self._batches() - self._base["batches"]
-        return self._base["samples"] + batches * self.batch_size * self._rank().world_size
+        """Training samples of complete steps, over all processes: the stage counts them."""
+        return 0 if self.trainer is None else progress_of(self.trainer.lightning_module).samples
 
     @property
     def source(self) -> Source:
@@ -160,8 +158,6 @@ class Shards(L.LightningDataModule):
         if self.trainer is not None:
             self.derive(self.trainer.lightning_module)
         world_size = self._rank().world_size
-        if self._batches() == 0:  # a new trainer, whose checkpoint, if any, is read after this
-            self._base = {"samples": 0, "batches": 0}
         if stage == "fit" and self.num_train is not None and self.batch_size * world_size > self.num_train:
             processes = f" x {world_size} processes" if world_size > 1 else ""
             raise ValueError(
@@ -190,7 +186,7 @@ class Shards(L.LightningDataModule):
         if self.trainer is not None and self.trainer.training:
             self.source.observe(batch)
         if self.trainer is not None and isinstance(self.trainer.lightning_module, ValidatesBatch):
-            self.trainer.lightning_module.check(batch)
+            self.trainer.lightning_module.validate_batch(batch)
         return cast(Batch, batch)
 
     @override
@@ -202,9 +198,6 @@ class Shards(L.LightningDataModule):
         return {
             "data": self.source.identity(),
             "seed": self._seed,
-            "samples": self.samples,
-            "batches": self._batches(),
-            "batches_per_step": self._batches_per_step(),
             "source": self.source.state_dict(),
         }
 
@@ -228,10 +221,6 @@ class Shards(L.LightningDataModule):
                 f"seed_everything: the checkpoint was trained with seed {state['seed']}, found {self._seed}: "
                 "restore the seed, or start a new run"
             )
-        batches, now = int(state["batches"]), self._batches_per_step()
-        if (then := state.get("batches_per_step", now)) != now:
-            batches = batches // then * now  # as the stage counts them from now on
-        self._base = {"samples": int(state["samples"]), "batches": batches}
         self.source.load_state_dict(state["source"])
 
     @override
@@ -246,19 +235,6 @@ class Shards(L.LightningDataModule):
         if self.trainer is None:
             return DataRank(0, 1)
         return DataRank(self.trainer.global_rank, self.trainer.world_size)
-
-    def _batches_per_step(self) -> int:
-        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-
-    def _batches(self) -> int:
-        """Count the batches this process has trained on, by the only counter of Lightning that is exact.
-
-        ``ready`` runs ahead (prefetching, a batch that failed), ``completed`` lags inside on_train_batch_end.
-        """
-        if self.trainer is None:
-            return self._base["batches"]
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return int(progress.processed)
 
 
 def _global_seed() -> int:

@@ -1,4 +1,4 @@
-"""How several processes train together: data parallelism without what costs time and gives nothing."""
+"""Data parallelism that sends gradients only, and the names of strategies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
 
 from ldm.distributed.fsdp import FSDP2, HSDP
+from ldm.lightning_internals import set_ddp_option
 
 
 class DDP(DDPStrategy):
@@ -25,15 +27,15 @@ class DDP(DDPStrategy):
     def __init__(self) -> None:
         super().__init__(gradient_as_bucket_view=True)
 
+    @override
     def configure_ddp(self) -> None:
-        """Wrap the stage."""
         assert self.lightning_module is not None
-        self._ddp_kwargs[_buffers()] = has_running_statistics(self.lightning_module)
+        set_ddp_option(self, _buffers(), has_running_statistics(self.lightning_module))
         super().configure_ddp()
 
 
 def has_running_statistics(module: nn.Module) -> bool:
-    """Tell whether buffers of a module follow the batches that it sees."""
+    """Whether buffers of a module are statistics of its batches, as batch norm's are."""
     norms = (m for m in module.modules() if isinstance(m, _NormBase))
     return any(norm.track_running_stats for norm in norms)
 

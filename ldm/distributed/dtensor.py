@@ -1,7 +1,7 @@
-"""Tensors and modules that are split over processes (FSDP2), and their whole again.
+"""Shard tensors and modules over processes (FSDP2), and unshard them.
 
-Each process holds a part of every weight, as a DTensor; what is computed from weights element by element is
-split alike. Functions that say so are collective: all processes call them together.
+Each process holds a shard of every weight, as a DTensor; what is computed from weights element by element is
+sharded alike. Functions that are called collective must be called by all processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Tell whether this process holds a part of the module's weights only."""
+    """Whether this process holds a shard of the module's weights only."""
     return isinstance(module, FSDPModule)
 
 
@@ -26,7 +26,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Take this process's part of a whole tensor that all processes have.
+    """Take this process's shard of a full tensor that all processes have.
 
     Args:
         tensor: Any shape, on any device.
@@ -41,11 +41,11 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gather_full(tree: Any, keep: bool) -> Any:
-    """Replace the split tensors in nested dicts and lists by whole ones in main memory; collective.
+    """Replace the sharded tensors in nested dicts and lists by full ones in main memory; collective.
 
     Args:
-        tree: The same on all processes, but for the parts.
-        keep: Whether this process wants the whole ones; another gets None, and needs no room for them.
+        tree: The same on all processes, but for the shards.
+        keep: Whether this process gets the full tensors; another gets None, and needs no memory for them.
     """
     if isinstance(tree, DTensor):
         found = tree.full_tensor()
@@ -69,7 +69,7 @@ def unshard(module: nn.Module) -> None:
 
 
 def reshard(module: nn.Module) -> None:
-    """Keep this process's part of the weights only, without asking the others; a whole module stays whole."""
+    """Keep this process's shard of the weights only; not collective. Others stay as they are."""
     for unit in _units(module):
         unit.set_reshard_after_forward(unit is not module, recurse=False)
         unit.reshard()

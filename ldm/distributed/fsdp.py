@@ -1,4 +1,4 @@
-"""Train a model whose weights, averages and optimizer's moments do not fit on one device."""
+"""Fully sharded training: for weights, averages and optimizer moments that do not fit on one device."""
 
 from __future__ import annotations
 
@@ -12,37 +12,39 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from ldm.distributed.dtensor import gather_full, reshard, shard_like, unshard
 from ldm.types import HasBlocks
 
 
 class FSDP2(DDPStrategy):
-    """Splits every trained weight over all processes (Zhao et al. 2023, arXiv:2304.11277; FSDP2 of torch).
+    """Shards every trained weight over all processes (Zhao et al. 2023, arXiv:2304.11277; FSDP2 of torch).
 
-    Its gradient, average and moments are split alike. A unit of it is put together on each device
-    while it computes, forward and backward. A network without ``units()`` is put together in one piece, as
-    every network is during validation, where processes do not keep step. Frozen parts are whole everywhere.
+    Its gradient, average and moments are sharded alike. Each block is unsharded on each device while it
+    computes, forward and backward. A network without ``blocks()`` is unsharded at once, as every network is
+    during validation, where ranks take different numbers of batches. Frozen networks are never sharded.
 
     Each process reads the same samples as with DDP and the result is the same but for rounding. So are the
-    checkpoints: the first process gathers them whole, and any number of processes resumes from them, with
+    checkpoints: the first process gathers full tensors, and any number of processes resumes from them, with
     this strategy or another. Each process first builds the model and reads the checkpoint in main memory.
 
-    With accumulated gradients each batch is communicated: to wait would be to keep them whole.
+    Accumulated gradients are reduced after each batch: to wait would need memory for all of them.
     A run that ends with an error leaves the checkpoint before it: one process alone cannot write another.
     """
 
     def __init__(self) -> None:
         super().__init__()
 
+    @override
     def model_to_device(self) -> None:
-        """Leave the weights of a model to be trained in main memory: they move when they are split."""
         assert self.lightning_module is not None
+        # weights to be trained stay in main memory until they are sharded
         if self.lightning_module.trainer.state.fn != TrainerFn.FITTING:
             super().model_to_device()
 
+    @override
     def configure_ddp(self) -> None:
-        """Split the weights."""
         assert self.lightning_module is not None
         shape = self.mesh_shape
         names, counts = tuple(shape), tuple(shape.values())
@@ -54,32 +56,33 @@ class FSDP2(DDPStrategy):
         """Dimensions that processes are laid out in: along the last one the weights are split."""
         return {"processes": self.world_size}
 
+    @override
     def on_validation_start(self) -> None:
-        """Put the network together."""
         assert self.lightning_module is not None
         unshard(self.lightning_module)
 
+    @override
     def on_validation_end(self) -> None:
-        """Take it apart."""
         assert self.lightning_module is not None
         reshard(self.lightning_module)
 
+    @override
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Gather a checkpoint on the first process, which writes it; collective."""
         super().save_checkpoint(gather_full(checkpoint, self.is_global_zero), filepath, storage_options)
 
+    @override
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        """Take this process's part of the moments."""
         states = [
             shard_optimizer_state(state, optimizer)
             for state, optimizer in zip(checkpoint["optimizer_states"], self.optimizers, strict=True)
         ]
         super().load_optimizer_state_dict({"optimizer_states": states})
 
+    @override
     def teardown(self) -> None:
-        """Leave the weights where they are: whole, they may not fit into main memory either."""
+        # without moving the weights to main memory: unsharded, they may not fit there either
         assert self.cluster_environment is not None and self.accelerator is not None
         self.cluster_environment.teardown()
         self.precision_plugin.teardown()
@@ -88,9 +91,9 @@ class FSDP2(DDPStrategy):
 
 
 class HSDP(FSDP2):
-    """Splits every trained weight over the processes of a node, as FSDP2 does; the nodes have the same parts.
+    """Shards every trained weight over the processes of a node, as FSDP2 does, and replicates it over nodes.
 
-    Weights are put together over the fast links within a node only, and between nodes go gradients alone, an
+    Weights are unsharded over the fast links within a node only, and between nodes go gradients alone, an
     equal part of them from each process: for many nodes, if the model fits on one (Zhao et al. 2023, sec.
     3.2.2).
     """
@@ -102,7 +105,7 @@ class HSDP(FSDP2):
 
 
 def split(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Split the weights of a stage block by block; collective.
+    """Shard the weights of a stage block by block; collective.
 
     Args:
         module: The stage.
@@ -120,15 +123,15 @@ def split(module: nn.Module, mesh: DeviceMesh) -> None:
     module.to(memory_format=torch.contiguous_format)  # FSDP2 knows no other
     for network in module.modules():
         if isinstance(network, HasBlocks):
-            for unit in network.blocks():
-                fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+            for block in network.blocks():
+                fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     for step in ("training_step", "validation_step"):  # what Lightning calls instead of forward
         register_fsdp_forward_method(module, step)
 
 
 def shard_optimizer_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """Split the moments of an optimizer's whole state like its parameters."""
+    """Shard the moments of an optimizer's full state like its parameters."""
     saved = [i for group in state["param_groups"] for i in group["params"]]
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     owner = dict(zip(saved, weights, strict=True))

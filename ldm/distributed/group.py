@@ -1,4 +1,4 @@
-"""The processes that measure together."""
+"""Collective operations: all-reduce, gather and broadcast, in one process too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
 
 
 class Group(ABC):
-    """Adds up, collects and tells among processes, which all must call the same methods in order."""
+    """Collective operations, which all processes must call in the same order."""
 
     rank: int
     world: int
@@ -76,16 +76,18 @@ class ProcessGroup(Group):
         return total.cpu()
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Collect rows, padded on their way to the largest share."""
+        """Collect rows, padded on their way to the largest number."""
         counts, like = self._sizes(rows)
         if not any(counts):
             return like
         padded = like.new_zeros(max(counts), *like.shape[1:], device=self.device)
         if len(rows):
             padded[: len(rows)] = rows.to(padded)
-        parts = [torch.empty_like(padded) for _ in counts] if self.rank == 0 else None
-        dist.gather(padded, parts)
-        return torch.cat([part[:n].cpu() for part, n in zip(parts, counts, strict=True)]) if parts else like
+        gathered = [torch.empty_like(padded) for _ in counts] if self.rank == 0 else None
+        dist.gather(padded, gathered)
+        if gathered is None:
+            return like
+        return torch.cat([rows[:n].cpu() for rows, n in zip(gathered, counts, strict=True)])
 
     def broadcast(self, value: T) -> T:
         """Broadcast by pickle, among processes of the same program."""

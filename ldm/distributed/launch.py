@@ -14,7 +14,7 @@ from ldm.cli import device
 from ldm.distributed.group import Group, ProcessGroup, SingleProcess
 
 PATIENCE = timedelta(hours=1)
-"""How long one waits for the others, whose shares are equal, but may lie on a slower disk."""
+"""Timeout of collectives: ranks have equal work, but one may read from a slower disk."""
 
 
 def launched() -> tuple[int, int] | None:

@@ -45,7 +45,7 @@ def write_checkpoint(
         "config": dict(config),
         "state_dict": dict(weights),
         "upstream": dict(upstream or {}),
-        "samples_seen": 0,
+        "progress": {"steps": 0, "samples": 0},
         "image_size": image_size,
         "source": dict(source),
     }

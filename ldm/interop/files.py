@@ -52,7 +52,7 @@ def record(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
         "sha256": ckpt.sha256(path),
         "stage": checkpoint["stage"],
         "weights": checkpoint.get("weights", "raw"),
-        "samples_seen": checkpoint.get("samples_seen"),
+        "samples_seen": ckpt.progress(checkpoint).samples,
         "image_size": checkpoint.get("image_size"),
         "upstream": checkpoint.get("upstream", {}),
         "config": checkpoint["config"],

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import ldm.io.weights
+from ldm.types import Progress
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -107,6 +108,17 @@ def check_whole(path: str | os.PathLike[str]) -> None:
     if altered is not None:
         raise ValueError(f"checkpoint '{path}' cannot be read: the checksum of its part '{altered}' is wrong")
     _WHOLE.add(identity)
+
+
+def progress(checkpoint: Mapping[str, Any]) -> Progress:
+    """Return the optimizer steps and samples that a checkpoint was trained for.
+
+    Raises:
+        ValueError: If the checkpoint does not say.
+    """
+    if "progress" not in checkpoint:
+        raise ValueError("checkpoint has no 'progress': an ldm older than this one wrote it, train it again")
+    return Progress(**checkpoint["progress"])
 
 
 def sha256(path: str | Path) -> str:

@@ -9,11 +9,12 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from ldm.io.images import to_bytes
+from ldm.types import progress_of
 
 
 def samples_seen(pl_module: L.LightningModule) -> int:
     """Return the training samples processed so far, the x axis of everything logged."""
-    return int(getattr(pl_module, "samples_seen", 0))
+    return progress_of(pl_module).samples
 
 
 def log_samples(pl_module: L.LightningModule) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from ldm.losses.terms import kl_to_standard_normal, psnr, squared_error
+from ldm.losses.kl import KL
+from ldm.losses.reconstruction import Reconstruction
+from ldm.losses.term import LossTerm
+from ldm.metrics.psnr import psnr
 from ldm.nets.autoencoder import DiagonalGaussian, KLAutoencoder
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
@@ -19,13 +23,17 @@ from ldm.types import Batch
 class Autoencoder(Stage):
     """Trains L = sum of squared errors + kl_weight * KL (Kingma & Welling 2013; Rombach et al. 2021, Eq. 25).
 
-    Every validation measures the mean and deviation of the latents; they travel with the
-    checkpoint, so that no later stage has to be told a scale.
+    Every validation measures mean and standard deviation of the latents; the checkpoint holds them, so that
+    no later stage is configured with a scale.
+
+    Loss terms get as outputs ``image``, the reconstruction (B, 3, H, W), and ``mean`` and ``log_var`` of
+    q(z | image), (B, C, h, w).
 
     Args:
         net: The autoencoder.
         kl_weight: Weight of the KL divergence in nats against the squared error summed over an image.
-        optimizer: How the parameters are updated.
+        optimizer: Recipe of the parameters.
+        losses: Further loss terms.
     """
 
     name = "autoencoder"
@@ -34,11 +42,14 @@ class Autoencoder(Stage):
     latent_std: Tensor
 
     def __init__(
-        self, net: KLAutoencoder, kl_weight: float = 1e-3, optimizer: Optimization | None = None
+        self,
+        net: KLAutoencoder,
+        kl_weight: float = 1e-3,
+        optimizer: Optimization | None = None,
+        losses: Sequence[LossTerm] = (),
     ) -> None:
-        super().__init__(optimizer or AdamW())
+        super().__init__(optimizer or AdamW(), [Reconstruction(), KL(kl_weight), *losses])
         self.net = net
-        self.kl_weight = kl_weight
         unknown = torch.full((net.latent_channels,), float("nan"))
         self.register_buffer("latent_mean", unknown)
         self.register_buffer("latent_std", unknown.clone())
@@ -47,23 +58,18 @@ class Autoencoder(Stage):
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
         """Name the fields of a batch that training needs."""
-        return ("image",)
+        terms = cast(Sequence[LossTerm], self.terms)
+        return tuple(dict.fromkeys(("image", *(field for term in terms for field in term.reads))))
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
-        """Reconstruct ``batch["image"]`` and compute loss, reconstruction, kl and psnr (dB)."""
+        """Reconstruct ``batch["image"]``; compute the loss, each of its terms, and psnr in dB."""
         image = batch["image"]
         posterior = self.net.encode(image)
         output = self.net.decode(posterior.sample(noise.like(posterior.mean)))
-        reconstruction = squared_error(output, image)
-        kl = kl_to_standard_normal(posterior.mean, posterior.log_var)
         if not self.training:
             self._measure(posterior)
-        return {
-            "loss": (reconstruction + self.kl_weight * kl).mean(),
-            "reconstruction": reconstruction.mean(),
-            "kl": kl.mean(),
-            "psnr": psnr(output.detach(), image).mean(),
-        }
+        outputs = {"image": output, "mean": posterior.mean, "log_var": posterior.log_var}
+        return {**self.sum_terms(batch, outputs), "psnr": psnr(output.detach(), image).mean()}
 
     @torch.no_grad()
     def generate(self, batch: Batch, seed: int) -> Tensor:
@@ -77,8 +83,8 @@ class Autoencoder(Stage):
         self._moments[1] += (mean.square() + variance).sum((0, 2, 3))
         self._count += mean[:, 0].numel()
 
+    @override
     def on_validation_epoch_end(self) -> None:
-        """Set the latent mean and deviation of each channel from the validation set."""
         sums = torch.cat([self._moments.flatten(), torch.tensor([float(self._count)])]).to(torch.float64)
         total = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
         if self._count and isinstance(total, Tensor):
@@ -88,7 +94,7 @@ class Autoencoder(Stage):
         self._moments.zero_()
         self._count = 0
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which statistics the latents have, in numbers that a person can read."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["latent"] = {"mean": self.latent_mean.tolist(), "std": self.latent_std.tolist()}

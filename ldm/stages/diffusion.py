@@ -15,6 +15,7 @@ from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.spacing import Step
 from ldm.latents.space import LatentSpace
+from ldm.lightning_internals import trainer_of
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage
@@ -33,7 +34,7 @@ class Diffusion(Stage):
         denoiser: Builds the network, a ``Denoiser``, from the channels and widths that the other two say of
             themselves.
         objective: Noise schedule, prediction and weighting.
-        sampler: How validation and ``ldm.sample`` draw images, unless told otherwise.
+        sampler: How validation and ``ldm.sample`` draw images, by default.
         guidance: How they combine the conditional and the unconditional prediction.
         optimizer: How the parameters are updated.
     """
@@ -72,7 +73,7 @@ class Diffusion(Stage):
         """Name the fields of a batch that the latent space and the conditioner read."""
         return (*self.latents.reads(stored), *self.conditioner.reads)
 
-    def check(self, batch: Batch) -> None:
+    def validate_batch(self, batch: Batch) -> None:
         """Check that the conditioner knows every class of a batch that is still on the CPU.
 
         Raises:
@@ -103,12 +104,12 @@ class Diffusion(Stage):
         return t, self.objective.loss(self._network(cond), latent, eps, t)
 
     def _positions(self, count: int) -> Tensor | None:
-        """Places of the samples in the training stream: process r of w has r, r + w, ... of each step's."""
+        """Positions of the samples in the training stream: rank r of w has r, r + w, ... of each batch's."""
         if not self.training:
             return None
-        trainer = self._trainer
-        world, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
-        return self.samples_seen + rank + world * torch.arange(count)
+        if (trainer := trainer_of(self)) is None:
+            return self.progress.samples + torch.arange(count)
+        return self.batch_start + trainer.global_rank + trainer.world_size * torch.arange(count)
 
     def _encode(self, batch: Batch, noise: SampleNoise) -> Tensor:
         if "latent" in batch:
@@ -140,13 +141,13 @@ class Diffusion(Stage):
     def redraw(
         self, batch: Batch, seed: int, image: Tensor, strength: float = 1.0, mask: Tensor | None = None
     ) -> Tensor:
-        """Noise an image and walk back, in part or within a mask: Meng et al. 2021 (arXiv:2108.01073).
+        """Noise an image and denoise it, partly or within a mask: Meng et al. 2021 (arXiv:2108.01073).
 
         Args:
             batch: What the samples are conditioned on.
             seed: Seed of the random numbers.
             image: The image to start from, (3, H, W) or (B, 3, H, W) in [-1, 1].
-            strength: Share of the walk that is walked, in (0, 1]; 1 keeps nothing but what the mask keeps.
+            strength: Fraction of the trajectory, in (0, 1]; 1 keeps nothing but what the mask keeps.
             mask: 1 where to paint, 0 where the image stays, (1, H, W) or (B, 1, H, W); None: everywhere.
 
         Returns:
@@ -163,13 +164,13 @@ class Diffusion(Stage):
         if mask is None:
             return self.latents.decode(self.sampler(denoise, steps, x, noise.like))
         mask = mask.to(self.device).expand(len(image), -1, -1, -1)
-        # a place of the latent is painted if any of its pixels is
+        # a pixel of the latent is painted if any of its pixels is
         painted = F.max_pool2d(mask, self.latents.factor)
         drawn = self.sampler(inpainted(denoise, known, painted), steps, x, noise.like)
         return torch.where(mask > 0, self.latents.decode(drawn), image)
 
     def cond(self, batch: Batch) -> Denoise:
-        """Condition on what ``batch`` says: a function from (x_t, t) to x0_hat."""
+        """Condition on ``batch``: a function from (x_t, t) to x0_hat."""
         return self._denoise(self.conditioner(batch))
 
     def uncond(self, batch: Batch) -> Denoise:
@@ -177,7 +178,7 @@ class Diffusion(Stage):
         return self._denoise(self.conditioner.null(batch))
 
     def cond_and_uncond(self, batch: Batch) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Condition on both, in one pass over 2 B samples: a few alone leave a GPU idle."""
+        """Condition on ``batch`` and on nothing, in a pass over 2 B samples: a few alone leave a GPU idle."""
         denoise = self._denoise(self.conditioner(batch).concat(self.conditioner.null(batch)))
 
         def pair(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,61 +1,63 @@
-"""What every stage shares: steps, optimizer, logging, and what its checkpoints say."""
+"""Base of the stages: steps, optimizer, logging and the contents of checkpoints."""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import override
 
 from ldm.distributed.group import default_group
 from ldm.hardware import computes
+from ldm.io import checkpoint as ckpt
+from ldm.io.config import Configurable, config_of
+from ldm.losses.term import LossTerm
+from ldm.optim.combined import build_optimizer
 from ldm.optim.recipes import Optimization
 from ldm.rng import SampleNoise
+from ldm.stages.counted import Counted
 from ldm.types import Batch
 
-_COUNTS = ("ready", "started", "processed", "completed")
-"""Of batches, as Lightning names them."""
+TERMS = "terms"
+"""Attribute that holds the loss terms, and prefix of the names of their parameters."""
 
 
-class Stage(L.LightningModule, ABC):
+class Stage(Configurable, Counted, ABC):
     """A LightningModule whose subclass gives ``losses(batch, noise)``.
 
     All random numbers of a step are functions of (seed, samples seen, sample key): a resumed run,
     and a run on another number of processes, draws the same ones.
 
     Args:
-        optimizer: How the parameters are updated.
+        optimizer: Recipe of the parameters.
+        terms: Loss terms that ``sum_terms`` adds up. Their own parameters are trained and saved, but neither
+            averaged nor exported.
+
+    Raises:
+        ValueError: If two terms have one name.
     """
 
     name: ClassVar[str]
     config: dict[str, Any] | None = None
-    """``{"class_path", "init_args"}`` that rebuilds this stage; ``ldm.fit`` and ``build`` set it."""
+    """``{"class_path", "init_args"}`` that rebuilds this stage; derived when training starts unless set."""
     image_size: int | None = None
     """Side of the images trained on; known once training has started."""
 
-    def __init__(self, optimizer: Optimization) -> None:
+    def __init__(self, optimizer: Optimization, terms: Sequence[LossTerm] = ()) -> None:
         super().__init__()
+        names = ["loss", *(term.name for term in terms)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"model.losses: got {', '.join(names[1:])}, expected distinct names, not 'loss'")
         self.optimizer = optimizer
-        self._samples_before, self._batches_before, self._samples_per_batch = 0, 0, 0
-        self._step_began = 0
+        self.terms = nn.ModuleList(terms)
         self._step_losses: list[dict[str, Tensor]] = []
-
-    @property
-    def samples_seen(self) -> int:
-        """Training samples processed so far, over all processes.
-
-        Derived from Lightning's count of processed batches, which is right in every hook and when an
-        exception ends a batch half way; batches are equally large on all processes.
-        """
-        if self._trainer is None or not self._samples_per_batch:
-            return self._samples_before
-        total: Any = self._trainer.fit_loop.epoch_loop.batch_progress.total
-        batches = total.processed - self._batches_before
-        return self._samples_before + batches * self._samples_per_batch
 
     @abstractmethod
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
@@ -66,40 +68,58 @@ class Stage(L.LightningModule, ABC):
             noise: Source of every random number, one stream per sample.
         """
 
+    def sum_terms(self, batch: Batch, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Compute "loss", the weighted sum of the loss terms, and the mean of each term by its name."""
+        terms = cast(Sequence[LossTerm], self.terms)
+        values = [term(batch, outputs) for term in terms]
+        total = cast(Tensor, sum(term.weight * value for term, value in zip(terms, values, strict=True)))
+        means = {term.name: value.mean() for term, value in zip(terms, values, strict=True)}
+        return {"loss": total.mean(), **means}
+
     def upstream(self) -> dict[str, str]:
         """Checkpoints that this stage is built on, with their SHA-256."""
         return {}
 
+    def averaged_parameters(self) -> dict[str, nn.Parameter]:
+        """Trained parameters that are averaged and exported: all but those of loss terms."""
+        training_only = {id(weight) for weight in self.terms.parameters()}
+        return {
+            name: weight
+            for name, weight in self.named_parameters()
+            if weight.requires_grad and id(weight) not in training_only
+        }
+
+    @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a training batch and log its parts."""
         size = len(batch["key"])
-        self._samples_per_batch = size * self.trainer.world_size
+        if self.image_size is None and "image" in batch:
+            self.image_size = batch["image"].shape[-1]
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._step_began = self.samples_seen  # a step in several batches draws what it draws in one
             self._step_losses = []
-        noise = SampleNoise(f"{_global_seed()}/train/{self._step_began}", batch["key"])
+        # a step in several batches draws what it draws in one
+        noise = SampleNoise(f"{_global_seed()}/train/{self.progress.samples}", batch["key"])
         losses = self.losses(batch, noise)
         self._step_losses.append({f"train/{name}": value.detach() for name, value in losses.items()})
-        mine = _mean(self._step_losses)  # those of all processes are logged once the step is done
-        self.log_dict(mine, batch_size=size, prog_bar=True, logger=False)
+        local = _mean(self._step_losses)  # the mean over processes is logged once the step is done
+        self.log_dict(local, batch_size=size, prog_bar=True, logger=False)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return losses["loss"]
 
+    @override
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the losses of the step, and the samples seen: the x axis of every curve."""
         size = len(batch["key"])
-        self.log("samples", float(self.samples_seen), batch_size=size)
-        is_whole = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        self.log("samples", float(self.progress.samples), batch_size=size)  # the x axis of every curve
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if is_whole and every and self.trainer.global_step % every == 0:  # processes wait for each other here
-            mine, group = _mean(self._step_losses), default_group(self.device)
-            means = group.all_reduce(torch.stack(list(mine.values()))) / group.world
-            self.log_dict(dict(zip(mine, means, strict=True)), batch_size=size)
+        if self.is_step_complete and every and self.progress.steps % every == 0:  # synchronises processes
+            local, group = _mean(self._step_losses), default_group(self.device)
+            means = group.all_reduce(torch.stack(list(local.values()))) / group.world
+            self.log_dict(dict(zip(local, means, strict=True)), batch_size=size)
 
+    @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the losses at random numbers that depend on the sample's key alone."""
-        for name, (mean, count) in self.means(batch, SampleNoise("validation", batch["key"])).items():
-            # Lightning truncates the mean of an int over processes, which would weigh uneven shares wrongly
+        noise = SampleNoise("validation", batch["key"])  # depends on the sample's key alone
+        for name, (mean, count) in self.means(batch, noise).items():
+            # Lightning truncates the mean of an int over processes, which would weigh uneven counts wrongly
             size: Any = float(count)
             self.log(f"val/{name}", mean, batch_size=size, sync_dist=True, on_epoch=True)
 
@@ -107,28 +127,29 @@ class Stage(L.LightningModule, ABC):
         """Compute what validation averages over all samples: means over a batch, and of how many samples."""
         return {name: (value, len(batch["key"])) for name, value in self.losses(batch, noise).items()}
 
+    @override
     def configure_optimizers(self) -> Any:
-        """Build the optimizer and its schedule over the trainer's number of steps."""
-        optimizer = self._build_optimizer()
+        optimizer, recipes = self._build_optimizer()
         num_steps = self.trainer.max_steps
-        schedule = LambdaLR(optimizer, lambda step: self.optimizer.factor(step, num_steps))
+        schedule = LambdaLR(optimizer, [_factor(recipe, num_steps) for recipe in recipes])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _build_optimizer(self) -> torch.optim.Optimizer:
+    def _build_optimizer(self) -> tuple[torch.optim.Optimizer, list[Optimization]]:
+        """Build one optimizer; loss terms with parameters bring recipes of their own."""
         half = not str(self.trainer.precision).startswith(("32", "64"))
         native = computes(torch.bfloat16, self.device)
-        optimizer = self.optimizer.build(self, torch.bfloat16 if half and native else torch.float32)
-        factor = self.optimizer.scaling.factor(global_batch_size(self.trainer, self.trainer.datamodule))  # type: ignore[attr-defined]
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
-        return optimizer
+        recipes: list[tuple[Optimization, nn.Module]] = [(self.optimizer, _without_terms(self))]
+        for term in cast(Sequence[LossTerm], self.terms):
+            if any(weight.requires_grad for weight in term.parameters()):
+                recipes.append((term.optimizer or self.optimizer, term))
+        samples = global_batch_size(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
+        return build_optimizer(recipes, samples, torch.bfloat16 if half and native else torch.float32)
 
+    @override
     def on_train_start(self) -> None:
-        """Train as the configuration says, and not as the checkpoint that is resumed said."""
-        for config in self.trainer.lr_scheduler_configs:
-            schedule = config.scheduler
-            assert isinstance(schedule, LambdaLR)
-            fresh = self._build_optimizer().param_groups
+        # train as the configuration says, and not as the checkpoint that is resumed said
+        if isinstance(schedule := self.lr_schedulers(), LambdaLR):
+            fresh = self._build_optimizer()[0].param_groups
             schedule.base_lrs = [group["lr"] for group in fresh]
             for group, new, factor in zip(
                 schedule.optimizer.param_groups, fresh, schedule.lr_lambdas, strict=True
@@ -136,27 +157,21 @@ class Stage(L.LightningModule, ABC):
                 lr = new["lr"] * factor(schedule.last_epoch)
                 group.update({k: v for k, v in new.items() if k != "params"}, lr=lr, initial_lr=new["lr"])
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the stage: its class, arguments, and what it was built on."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["stage"] = self.name
         checkpoint["config"] = self.config
         checkpoint["upstream"] = self.upstream()
-        checkpoint["samples_seen"] = self.samples_seen
-        if self._trainer is not None:
-            checkpoint["batches_per_step"] = self._trainer.accumulate_grad_batches
         checkpoint["image_size"] = self.image_size
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint is of this stage and was built on the same upstream checkpoints."""
         if checkpoint.get("stage") != self.name:
             found = checkpoint.get("stage")
             raise ValueError(f"checkpoint is of stage '{found}', but the config's stage is '{self.name}'")
         self.check_upstream(checkpoint)
-        self._samples_before = checkpoint["samples_seen"]
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        if self._trainer is not None:
-            _recount(progress, checkpoint.get("batches_per_step"), self._trainer.accumulate_grad_batches)
-        self._batches_before = progress["total"]["processed"]
+        super().on_load_checkpoint(checkpoint)
         self.image_size = checkpoint["image_size"]
 
     def check_upstream(self, checkpoint: dict[str, Any]) -> None:
@@ -177,26 +192,34 @@ class Stage(L.LightningModule, ABC):
     def init_from(self, checkpoint: dict[str, Any]) -> None:
         """Take the weights of a checkpoint, averaged where it has averages, and nothing else: to fine-tune.
 
-        What the checkpoint was built on need not be what this stage is built on.
+        What the checkpoint was built on need not be what this stage is built on. Parameters of loss terms are
+        not taken: the terms may be others.
         """
-        self.load_state_dict(checkpoint["state_dict"], strict=True)
+        own = {k: v for k, v in self.state_dict().items() if k.startswith(f"{TERMS}.")}
+        weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith(f"{TERMS}.")}
+        self.load_state_dict({**weights, **own}, strict=True)
 
     def load_trained(self, checkpoint: dict[str, Any]) -> None:
         """Take weights and progress from a checkpoint that is not to be continued."""
         self.check_upstream(checkpoint)
         self.load_state_dict(checkpoint["state_dict"], strict=True)
-        self._samples_before, self.image_size = checkpoint["samples_seen"], checkpoint["image_size"]
+        self.progress, self.image_size = ckpt.progress(checkpoint), checkpoint["image_size"]
 
+    @override
     def configure_model(self) -> None:
-        """Lay kernels out as convolutions like them best.
-
-        Measured: channels_last makes the demo's steps 1.1 (float32) to 1.3 times (bfloat16) as fast on a CPU.
-        Here, because DDP adds up gradients wrongly when the layout changes after it took hold of the weights.
-        """
+        # channels_last makes the demo's steps 1.1 (float32) to 1.3 times (bfloat16) as fast on a CPU. Here,
+        # for DDP adds up gradients wrongly if the layout changes after it has wrapped the stage.
         self.to(memory_format=torch.channels_last)
 
+    @override
     def on_fit_start(self) -> None:
-        """Take the size of the images from the data."""
+        if self.config is None:
+            try:
+                self.config = config_of(self)
+            except ValueError as error:
+                rank_zero_warn(
+                    f"checkpoints of this run can be resumed, but no command can read them: {error}"
+                )
         self.image_size = getattr(self.trainer.datamodule, "image_size", self.image_size)  # type: ignore[attr-defined]
 
 
@@ -210,20 +233,24 @@ def global_batch_size(trainer: L.Trainer, data: Any) -> int:
     return getattr(data, "batch_size", 1) * trainer.world_size * trainer.accumulate_grad_batches
 
 
+def _without_terms(stage: Stage) -> nn.Module:
+    """Return a module with the stage's parameters by their names, but for those of loss terms."""
+    rest = nn.Module()
+    for name, weight in stage.named_parameters(recurse=False):
+        rest.register_parameter(name, weight)
+    for name, child in stage.named_children():
+        if name != TERMS:
+            rest.add_module(name, child)
+    return rest
+
+
 def _mean(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Average each loss over batches of one size, in float32."""
-    return {name: torch.stack([part[name].float() for part in losses]).mean() for name in losses[0]}
+    return {name: torch.stack([batch[name].float() for batch in losses]).mean() for name in losses[0]}
 
 
-def _recount(progress: dict[str, Any], then: int | None, now: int) -> None:
-    """Count batches as if every step so far had had as many as from now on.
-
-    Lightning steps, and validates, after so many batches since the beginning of the run: after 5 steps of one
-    batch the sixth would end with the first of its two.
-    """
-    if then not in (None, now):
-        for count in (progress["total"], progress["current"]):
-            count.update({name: count[name] // then * now for name in _COUNTS})
+def _factor(recipe: Optimization, num_steps: int) -> Callable[[int], float]:
+    return lambda step: recipe.factor(step, num_steps)
 
 
 def _global_seed() -> int:

@@ -36,7 +36,7 @@ def assert_equal(a, b, path="checkpoint"):
 
 def assert_same_run(run, uninterrupted):
     ours, theirs = state(run), state(uninterrupted)
-    for part in ("state_dict", "callbacks", "optimizer_states", "lr_schedulers", "Shards", "samples_seen"):
+    for part in ("state_dict", "callbacks", "optimizer_states", "lr_schedulers", "Shards", "progress"):
         assert_equal(ours[part], theirs[part], part)
     assert metrics(run) == metrics(uninterrupted)
 

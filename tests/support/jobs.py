@@ -10,7 +10,7 @@ from cluster import Cluster
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = Path(__file__).resolve().parent
 STEPS = 12
-PARTS = ("state_dict", "optimizer_states", "samples_seen", "Shards")
+PARTS = ("state_dict", "optimizer_states", "progress", "Shards")
 """What of a checkpoint must not differ, however often the run was interrupted."""
 WAITS = ("--trainer.callbacks+=waiting.UntilSignalled", "--trainer.callbacks.step=6")
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.checkpointing.writer import AtomicCheckpointIO
+from ldm.stages.counted import Counted
 
 
 class Points(Dataset):
@@ -21,12 +22,12 @@ class Points(Dataset):
         return {"key": f"{i:04d}", "image": self.image[i], "text": f"caption {i}"}
 
 
-def loader(count=64, batch_size=4, rank=0, world=1, seed=0):
-    points = Points(count, seed=seed)
+def loader(count=64, batch_size=4, rank=0, world=1, seed=0, size=4):
+    points = Points(count, size, seed)
     return DataLoader(points, batch_size=batch_size, sampler=range(rank, count, world))
 
 
-class TinyStage(L.LightningModule):
+class TinyStage(Counted):
     """Learns to reproduce images channel by channel, and draws random numbers while it does."""
 
     name = "tiny"
@@ -38,7 +39,6 @@ class TinyStage(L.LightningModule):
         self.shift = nn.Parameter(torch.full((3,), 0.5))
         self.frozen = nn.Parameter(torch.tensor([1.0 / 3.0]), requires_grad=False)
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self.samples_seen = 0
         self.lr = lr
         self.seen_scales = []
 
@@ -47,12 +47,13 @@ class TinyStage(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         self.count += 1
-        self.samples_seen += len(batch["key"]) * self.trainer.world_size
         image = batch["image"]
         loss = (self(image) - image + 0.01 * torch.randn_like(image)).square().mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(image))
-        self.log("samples", float(self.samples_seen), batch_size=len(image))
         return loss
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.log("samples", float(self.progress.samples), batch_size=len(batch["key"]))
 
     def validation_step(self, batch, batch_idx):
         self.seen_scales.append(self.scale.detach().clone())
@@ -63,12 +64,6 @@ class TinyStage(L.LightningModule):
     @torch.no_grad()
     def generate(self, batch, seed):
         return self(batch["image"]).clamp(-1, 1)
-
-    def on_save_checkpoint(self, checkpoint):
-        checkpoint["samples_seen"] = self.samples_seen
-
-    def on_load_checkpoint(self, checkpoint):
-        self.samples_seen = checkpoint["samples_seen"]
 
     def configure_optimizers(self):
         return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.lr)

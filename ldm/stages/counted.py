@@ -1,0 +1,60 @@
+"""Count optimizer steps and training samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from typing_extensions import override
+
+from ldm.io import checkpoint as ckpt
+from ldm.lightning_internals import align_loops, trainer_of
+from ldm.types import Batch, Progress
+
+
+class Counted(L.LightningModule):
+    """A LightningModule that counts its optimizer steps and samples; its checkpoints hold the count.
+
+    The count grows when a step is complete. So a checkpoint holds complete steps only, also one that an error
+    in the middle of a step wrote, and training resumes after the last of them.
+    """
+
+    progress: Progress
+    batch_start: int
+    """Training samples before the current batch, over all processes; accumulated batches count."""
+
+    @property
+    def is_step_complete(self) -> bool:
+        """Whether the current batch has ended an optimizer step."""
+        return self.progress.samples == self._batch_end
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress = Progress()
+        self.batch_start = self._batch_end = 0
+
+    @override
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.global_step == 0:  # a checkpoint is loaded after this
+            self.progress = Progress()
+
+    @override
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self.batch_start = self.progress.samples if is_first else self._batch_end
+        self._batch_end = self.batch_start + len(batch["key"]) * self.trainer.world_size
+
+    @override
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.progress = Progress(self.progress.steps + 1, self._batch_end)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = {"steps": self.progress.steps, "samples": self.progress.samples}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.progress = ckpt.progress(checkpoint)
+        if (trainer := trainer_of(self)) is not None:
+            align_loops(checkpoint, self.progress.steps, trainer.accumulate_grad_batches)
