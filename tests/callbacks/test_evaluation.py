@@ -165,7 +165,7 @@ def test_images_that_cannot_be_drawn_cost_one_evaluation(tmp_path):
     class Fails(Draws):
         def generate(self, batch, seed):
             images = super().generate(batch, seed)
-            if self.samples_seen == 16 and self.num_generated > 4:
+            if self.progress.samples == 16 and self.num_generated > 4:
                 raise RuntimeError("out of memory")
             return images
 
@@ -231,7 +231,7 @@ def test_it_is_due_every_so_many_samples_at_the_end_and_after_a_resume(tmp_path)
     def evaluated_at(evaluation, **changes):
         at = []
         spy = evaluation.metrics[0]
-        spy.compute = lambda: at.append(stage.samples_seen) or {}
+        spy.compute = lambda: at.append(stage.progress.samples) or {}
         stage = TinyStage()
         fit(tmp_path, evaluation, stage=stage, val_check_interval=1, **changes)
         return at

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from tiny_stage import TinyStage, loader, trainer
 
-from ldm.callbacks.progress import Progress, clock
+from ldm.callbacks.progress import ProgressBar, clock
 from ldm.callbacks.throughput import Throughput
 
 
@@ -90,7 +90,9 @@ def test_accumulated_batches_are_one_step(tmp_path):
 
 
 def test_progress_writes_few_lines_where_there_is_no_terminal(tmp_path, capsys):
-    run = trainer(tmp_path, callbacks=[Progress(every_n_seconds=0.1)], enable_progress_bar=True, max_steps=15)
+    run = trainer(
+        tmp_path, callbacks=[ProgressBar(every_n_seconds=0.1)], enable_progress_bar=True, max_steps=15
+    )
     run.fit(Slow(), Endless(), loader(4))
     lines = capsys.readouterr().out.splitlines()
     # step and batch take 30 ms, so each fourth step is due, then its validation of 200 ms, and the last step
@@ -101,14 +103,14 @@ def test_progress_writes_few_lines_where_there_is_no_terminal(tmp_path, capsys):
     pattern = r"tiny: step 15/15, 60 samples \| 00:01 \| 00:00 left \| [\d.]+ samples/s \| train/loss [\d.]+"
     assert re.fullmatch(pattern, lines[-1]), lines[-1]
     assert any(line.startswith("validation: batch 1 of 1") for line in lines)
-    assert not any(isinstance(callback, TQDMProgressBar) for callback in run.callbacks)
+    assert not any(type(callback) is TQDMProgressBar for callback in run.callbacks)
 
 
 def test_progress_of_a_resumed_run_counts_the_rest(tmp_path, capsys):
     first = trainer(tmp_path, max_steps=4)
     first.fit(TinyStage(), Endless(), loader(4))
     first.save_checkpoint(tmp_path / "x.ckpt")
-    run = trainer(tmp_path, callbacks=[Progress(0.0)], enable_progress_bar=True, max_steps=8)
+    run = trainer(tmp_path, callbacks=[ProgressBar(0.0)], enable_progress_bar=True, max_steps=8)
     run.fit(TinyStage(), Endless(), loader(4), ckpt_path=tmp_path / "x.ckpt")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny")]
     assert lines[0].startswith("tiny: step 5/8, ") and lines[-1].startswith("tiny: step 8/8, 32 samples")
@@ -116,7 +118,7 @@ def test_progress_of_a_resumed_run_counts_the_rest(tmp_path, capsys):
 
 def test_progress_draws_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    run = trainer(tmp_path, callbacks=[Progress()], enable_progress_bar=True)
+    run = trainer(tmp_path, callbacks=[ProgressBar()], enable_progress_bar=True)
     run.fit(Slow(), Endless(), loader(4))
     shown = capsys.readouterr().out
     assert "8/8" in shown and "samples/s" in shown and "validation" in shown
@@ -130,10 +132,10 @@ def test_an_error_ends_the_bar(tmp_path, capsys, monkeypatch):
         def validation_step(self, batch, batch_idx):
             raise RuntimeError("broken")
 
-    progress = Progress()
+    progress = ProgressBar()
     with pytest.raises(RuntimeError, match="broken"):
         trainer(tmp_path, callbacks=[progress], enable_progress_bar=True).fit(Fails(), Endless(), loader(4))
-    assert progress._bars == []
+    assert progress.train_progress_bar.disable and progress.val_progress_bar.disable  # closed
 
 
 def test_durations_are_written_as_clocks():
@@ -148,7 +150,7 @@ def test_durations_are_written_as_clocks():
 
 def test_random_numbers_are_not_touched(tmp_path):
     states = []
-    for callbacks in ([], [Throughput(), Progress()]):
+    for callbacks in ([], [Throughput(), ProgressBar()]):
         torch.manual_seed(0)
         trainer(tmp_path, callbacks=callbacks, enable_progress_bar=bool(callbacks)).fit(
             Slow(), Endless(), loader(4)

@@ -105,7 +105,7 @@ def test_changed_upstream_is_refused(chain, fresh, capsys, tmp_path):
     mine = fresh.arguments("diffusion", *mine, "--data.fields=[image,text]", "--trainer.val_check_interval=2")
     assert fit.main([*mine, "--trainer.max_steps=2"]) == 0
     saved = torch.load(upstream, weights_only=True)
-    torch.save({**saved, "samples_seen": 1}, upstream)
+    torch.save({**saved, "progress": {"steps": 1, "samples": 1}}, upstream)
     assert f"upstream checkpoint '{upstream}' changed since this run began" in error_of(capsys, mine)
 
 

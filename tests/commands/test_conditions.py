@@ -74,7 +74,7 @@ def test_a_condition_trains_resumes_and_draws(conditioned, name):
         f"{kind}-{seen:010d}.png" for kind in ("diffusion", "noise-levels") for seen in (12, 24)
     ]
     stage = load_stage(str(run), Diffusion)
-    assert stage.samples_seen == 24
+    assert stage.progress.samples == 24
     assert not [key for key in stage.state_dict() if "latents" in key or "text." in key]
 
 

@@ -42,7 +42,7 @@ def test_a_checkpoint_alone_rebuilds_the_stage_with_averaged_weights(chain, name
     saved = ckpt.read(chain.runs / name)
     assert saved["weights"] == "ema"
     stage = load_stage(str(chain.runs / name), STAGES[name])
-    assert stage.samples_seen == 64
+    assert stage.progress.samples == 64
     assert stage.image_size == 32
     for key, value in stage.state_dict().items():
         assert torch.equal(value, saved["state_dict"][key]), key

@@ -47,7 +47,7 @@ def test_a_run_that_ends_between_accumulated_batches_begins_their_step_again(
     with pytest.raises(RuntimeError, match="the machine went away"):
         fit.main(fresh.arguments(name, *accumulated, *stop, f"--trainer.callbacks.where={where}"))
     assert state(fresh.runs / name)["global_step"] == (6 if where == "second" else 4)
-    assert state(fresh.runs / name)["samples_seen"] == 16 * (6 if where == "second" else 4)
+    assert state(fresh.runs / name)["progress"]["samples"] == 16 * (6 if where == "second" else 4)
     assert fit.main(fresh.arguments(name, *accumulated)) == 0
     assert_same_run(fresh.runs / name, whole.runs / name)
 
@@ -74,8 +74,7 @@ def test_a_run_goes_on_with_the_same_samples_in_more_batches(fresh, name, before
     train("parts", 5, before)
     train("parts", 10, after)
     whole, parts = state(fresh.runs / "whole"), state(fresh.runs / "parts")
-    assert whole["samples_seen"] == parts["samples_seen"] == 10 * before[0] * before[1]
-    assert whole["Shards"]["samples"] == parts["Shards"]["samples"] == 10 * before[0] * before[1]
+    assert whole["progress"]["samples"] == parts["progress"]["samples"] == 10 * before[0] * before[1]
     assert whole["global_step"] == parts["global_step"] == 10
     for key, weight in whole["state_dict"].items():
         assert torch.allclose(weight, parts["state_dict"][key], rtol=1e-5, atol=1e-6), key

@@ -39,7 +39,7 @@ def test_two_processes_train_one_model_and_a_repeated_command_resumes_it(fresh):
     assert second.returncode == 0, said
     assert said.count("resumes") == 1
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert (last["global_step"], last["samples_seen"]) == (40, 40 * 2 * 4)
+    assert (last["global_step"], last["progress"]["samples"]) == (40, 40 * 2 * 4)
 
 
 @pytest.mark.parametrize(

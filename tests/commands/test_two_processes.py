@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_another_number_of_processes(chain, fresh, twos, name
 def assert_same(one, two, name):
     """The same weights and curves, but for rounding."""
     ours, theirs = checkpoint(one), checkpoint(two)
-    assert ours["samples_seen"] == theirs["samples_seen"] == 160
+    assert ours["progress"]["samples"] == theirs["progress"]["samples"] == 160
     assert distance(ours["state_dict"], theirs["state_dict"]) < 1e-6
     quarters = [f"val/loss_quarter_{i}" for i in (1, 2, 3, 4)] if name == "diffusion" else []
     for column in ["val/loss", *quarters, *(["val/accuracy"] if name == "clip" else [])]:

@@ -13,12 +13,13 @@ from tiny_shards import png, sample, write_tar
 
 from ldm.data.module import Indexed, Shards, Streaming
 from ldm.data.source import DataRank
+from ldm.stages.counted import Counted
 
 COUNTS = [7, 5, 9, 4, 6]
 TOTAL = sum(COUNTS)
 
 
-class Recorder(L.LightningModule):
+class Recorder(Counted):
     """Notes what it is given."""
 
     def __init__(self, fail_at: int | None = None):
@@ -123,8 +124,7 @@ def test_checkpoints_of_the_callback_resume_exactly_with_accumulation(data, tmp_
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=every, save_top_k=-1)
     whole, _ = run(data(), tmp_path, 6, callbacks=[keep], accumulate_grad_batches=2, val_check_interval=5)
     checkpoint = tmp_path / "step=3.ckpt"
-    state = torch.load(checkpoint, weights_only=True)["Shards"]
-    assert state["samples"] == 3 * 2 * 4
+    assert torch.load(checkpoint, weights_only=True)["progress"] == {"steps": 3, "samples": 3 * 2 * 4}
     rest, _ = run(data(), tmp_path, 6, ckpt=checkpoint, accumulate_grad_batches=2, val_check_interval=5)
     assert rest.train_keys == whole.train_keys[6:]
 

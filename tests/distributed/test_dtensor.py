@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from ldm.distributed.dtensor import full_tensor, gather_full, is_sharded, reshard, shard_like, unshard
-from ldm.optim.muon import Muon
+from ldm.optim.muon import MuonOptimizer
 
 SHAPES = [(7, 3), (1, 5), (4,), (6, 2, 3, 3), (0, 2)]
 
@@ -48,7 +48,7 @@ def splits_and_gathers(rank, mesh):
 def muon_steps_alike(rank, mesh):
     plain, split = Pair(), Pair()
     fully_shard(split, mesh=mesh)
-    one, two = Muon(plain.parameters()), Muon(split.parameters())
+    one, two = MuonOptimizer(plain.parameters()), MuonOptimizer(split.parameters())
     for seed in range(3):
         torch.manual_seed(seed)
         for ours, theirs in zip(plain.parameters(), split.parameters(), strict=True):

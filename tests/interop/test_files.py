@@ -140,7 +140,12 @@ def test_json(tmp_path):
 
 
 def test_a_record_says_what_produced_an_export(tmp_path):
-    checkpoint = {"stage": "clip", "config": {"class_path": "a.B"}, "samples_seen": 7, "weights": "ema"}
+    checkpoint = {
+        "stage": "clip",
+        "config": {"class_path": "a.B"},
+        "progress": {"steps": 1, "samples": 7},
+        "weights": "ema",
+    }
     torch.save(checkpoint, tmp_path / "x.ckpt")
     said = record(checkpoint, tmp_path / "x.ckpt")
     assert said.pop("software").startswith("ldm ") and len(said.pop("sha256")) == 64

@@ -37,7 +37,11 @@ def test_what_is_written_is_read(run):
 def test_a_run_names_what_it_is_built_on_and_where_it_is_from(run):
     state = ckpt.read(run)
     upstream = {str(run.parent / name): ckpt.sha256(run.parent / name) for name in ("autoencoder", "text")}
-    assert state["upstream"] == upstream and state["source"] == SOURCE and state["samples_seen"] == 0
+    assert (
+        state["upstream"] == upstream
+        and state["source"] == SOURCE
+        and state["progress"] == {"steps": 0, "samples": 0}
+    )
 
 
 def test_the_models_yaml_builds_the_stage_that_takes_its_weights(run):

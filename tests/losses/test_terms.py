@@ -3,7 +3,9 @@ import math
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from ldm.losses.terms import kl_to_standard_normal, psnr, squared_error
+from ldm.losses.kl import kl_to_standard_normal
+from ldm.losses.reconstruction import squared_error
+from ldm.metrics.psnr import psnr
 
 
 def test_kl_is_that_of_torch_distributions():

@@ -115,7 +115,7 @@ def test_two_hosts_train_to_the_end(hosts, tmp_path):
         for process in processes:
             process.kill()
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert (last["global_step"], last["samples_seen"]) == (10, 10 * 2 * 4)
+    assert (last["global_step"], last["progress"]["samples"]) == (10, 10 * 2 * 4)
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_the_weaker_model_is_named_where_images_are_and_no_other_may_take_its_pl
     saved = {}
     stage.on_save_checkpoint(saved)
     other = torch.load(weaker, weights_only=True)
-    torch.save({**other, "samples_seen": 7}, weaker)
+    torch.save({**other, "progress": {"steps": 1, "samples": 7}}, weaker)
     stage.guidance = Autoguidance(weaker, 2.0)
     with pytest.raises(ValueError, match=r"upstream checkpoint '.*weaker.ckpt' changed"):
         stage.check_upstream(saved)

@@ -46,7 +46,7 @@ def whole(jobs, urgent):
 
 def test_two_nodes_train_to_the_end(jobs, whole):
     assert whole["global_step"] == STEPS
-    assert whole["samples_seen"] == STEPS * 2 * 2
+    assert whole["progress"]["samples"] == STEPS * 2 * 2
     assert jobs["whole"].restarts == 0
 
 

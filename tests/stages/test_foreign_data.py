@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.callbacks.denoising_grid import DenoisingGrid
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.evaluation import Evaluation
-from ldm.callbacks.progress import Progress
+from ldm.callbacks.progress import ProgressBar
 from ldm.callbacks.sample_grid import SampleGrid
 from ldm.callbacks.throughput import Throughput
 from ldm.checkpointing.callback import Checkpoints
@@ -76,7 +76,7 @@ def trainer(folder):
         log_every_n_steps=1,
         num_sanity_val_steps=0,
         logger=MetricsCSV(str(folder)),
-        callbacks=[*drawing, EMA(), Checkpoints(), Throughput(), Progress()],
+        callbacks=[*drawing, EMA(), Checkpoints(), Throughput(), ProgressBar()],
         plugins=[AtomicCheckpointIO()],
     )
 

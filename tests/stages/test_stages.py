@@ -23,6 +23,7 @@ from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.clip import CLIP
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import CLIPTower, build_stage, load_stage
+from ldm.stages.stage import _without_terms
 from ldm.types import Cond
 
 ROUNDING = 1e-5
@@ -330,3 +331,17 @@ def test_pixel_space_keeps_estimates_in_range_and_latent_space_does_not(trained)
     x, t = torch.zeros(1, 3, 2, 2), torch.zeros(1)
     assert Pixels().constrain(far)(x, t).max() == 1.0
     assert AutoencoderLatents(trained[0]).constrain(far)(x, t).max() == 5.0
+
+
+class _Bias(Autoencoder):
+    """With a parameter that is in no submodule."""
+
+    def __init__(self, net):
+        super().__init__(net, optimizer=AdamW())
+        self.bias = torch.nn.Parameter(torch.zeros(3))
+
+
+def test_the_recipe_is_for_every_parameter_but_those_of_loss_terms():
+    stage = _Bias(build_stage(AUTOENCODER).net)
+    found = {name for name, _ in _without_terms(stage).named_parameters()}
+    assert found == set(stage.averaged_parameters()) and "bias" in found

@@ -1,0 +1,55 @@
+"""A stage in a notebook: a plain Trainer, a DataLoader, no configuration; commands read its checkpoint."""
+
+import lightning as L
+import pytest
+import torch
+from tiny_shards import sample, write_tar
+from tiny_stage import loader
+
+from ldm import encode
+from ldm.io import checkpoint as ckpt
+from ldm.latents.space import AutoencoderLatents
+from ldm.nets.autoencoder import KLAutoencoder
+from ldm.optim.recipes import AdamW
+from ldm.stages.autoencoder import Autoencoder
+from ldm.stages.load import load_stage
+
+
+def train(folder, stage):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    run = L.Trainer(default_root_dir=folder, accelerator="cpu", max_epochs=2, **quiet)
+    run.fit(stage, loader(32, 4, size=16), loader(8, 4, size=16))
+    return run
+
+
+@pytest.fixture
+def trained(tmp_path):
+    torch.manual_seed(0)
+    net = KLAutoencoder(latent_channels=3, block_out_channels=(8, 8), layers_per_block=1, norm_groups=4)
+    stage = Autoencoder(net, kl_weight=1e-2, optimizer=AdamW(1e-3, warmup=1))
+    run = train(tmp_path, stage)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    run.save_checkpoint(path)
+    return stage, path
+
+
+def test_the_checkpoint_rebuilds_the_stage(trained):
+    stage, path = trained
+    saved = ckpt.read(path)
+    assert saved["progress"] == {"steps": 16, "samples": 64} and saved["global_step"] == 16
+    assert saved["image_size"] == 16
+    again = load_stage(str(path), Autoencoder)
+    assert again.terms[1].weight == 1e-2
+    for name, weight in stage.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+
+
+def test_later_stages_and_commands_read_it(trained, tmp_path):
+    _, path = trained
+    latents = AutoencoderLatents(str(path.parents[1]))
+    assert latents.decode(torch.zeros(1, *latents.shape(16))).shape == (1, 3, 16, 16)
+    write_tar(tmp_path / "train-000000.tar", [file for n in range(4) for file in sample(n)])
+    out = tmp_path / "latents"
+    arguments = [f"--autoencoder={path.parents[1]}", f"--shards={tmp_path}/train-000000.tar", f"--out={out}"]
+    assert encode.main(arguments) == 0
+    assert (out / "train-000000.tar").exists()
