@@ -14,6 +14,7 @@ from ldm.interop.compvis import Unseen, export_file, import_file
 from ldm.interop.diffusers import export_pipeline, import_pipeline
 from ldm.interop.open_clip import export_clip, import_clip
 from ldm.interop.transformers import export_text, import_text
+from ldm.io.upstream import OPTION, upstream_options
 
 HELP = """Bring weights of other programs here, or write ours as they read them.
 
@@ -135,6 +136,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     to_transformers,
 )
 """Functions whose names, arguments and docstrings are the command line."""
+EXPORTS_OF_DIFFUSION = (to_diffusers, to_compvis, to_transformers)
+"""Commands with the option --upstream."""
 
 
 def parser() -> ArgumentParser:
@@ -144,6 +147,8 @@ def parser() -> ArgumentParser:
     for function in COMMANDS:
         command = command_parser("", cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0])
         command.add_function_arguments(function)
+        if function in EXPORTS_OF_DIFFUSION:
+            command.add_argument("--upstream", **OPTION)
         commands.add_subcommand(_name(function), command)
     return parser
 
@@ -155,8 +160,10 @@ def convert(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line; None takes that of the process.
     """
     options = parser().parse_args(arguments)
-    functions = {_name(function): function for function in COMMANDS}
-    functions[options.command](**options[options.command].as_dict())
+    function = {_name(each): each for each in COMMANDS}[options.command]
+    given = options[options.command].as_dict()
+    with upstream_options(given.pop("upstream", None)):
+        function(**given)
 
 
 def _name(function: Callable[..., None]) -> str:

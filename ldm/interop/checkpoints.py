@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.checkpointing.writer import AtomicCheckpointIO
+from ldm.io.checkpoint import header
 
 
 def write_checkpoint(
@@ -41,6 +42,7 @@ def write_checkpoint(
     if path.exists():
         raise ValueError(f"--out: '{out}' already has checkpoints/last.ckpt, expected a folder without a run")
     state = {
+        **header(),
         "stage": stage,
         "config": dict(config),
         "state_dict": dict(weights),

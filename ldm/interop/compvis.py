@@ -21,8 +21,8 @@ from ldm.interop.latents import fold, kept, of_factor, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import betas, build, process, scheduler_config
-from ldm.io import checkpoint as ckpt
-from ldm.io.weights import check, read_metadata, read_weights, write_weights
+from ldm.io.checkpoint import Checkpoint
+from ldm.io.weights import check, read_metadata, read_weights, sha256, write_weights
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
 
@@ -87,7 +87,7 @@ def import_file(file: str | Path, out: str | Path, unseen: Unseen) -> tuple[Path
     text = Network(metadata.get("text", text.arguments), text.weights)
     model = TextToImage(unet, autoencoder, text, latents, process(scheduler, str(file)), size)
     model.check(dict.fromkeys(("unet", "autoencoder", "text"), str(file)))
-    source = {"program": "CompVis", "name": file.name, "sha256": ckpt.sha256(file), "weights": kind}
+    source = {"program": "CompVis", "name": file.name, "sha256": sha256(file), "weights": kind}
     return write_run(model, out, source), guessed
 
 
@@ -109,7 +109,8 @@ def export_file(run: str | Path, file: str | Path) -> Path:
     if file.suffix != ".safetensors" or file.exists():
         found = "is there already" if file.exists() else f"ends in '{file.suffix}'"
         raise ValueError(f"--out: '{file}' {found}, expected a new file that ends in .safetensors")
-    model, metadata = read_run(run), record(ckpt.read(run), run)
+    checkpoint = Checkpoint.open(run, "diffusion")
+    model, metadata = read_run(checkpoint), record(checkpoint)
     unseen = {
         **{name: getattr(model, name).arguments for name in ("unet", "autoencoder", "text")},
         "scheduler": scheduler_config(model.process),

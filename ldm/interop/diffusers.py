@@ -16,8 +16,8 @@ from ldm.interop.model import Latents, Network, TextToImage
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import process, scheduler_config
 from ldm.interop.transformers import empty_tower, tower_weights, write_text_encoder
-from ldm.io import checkpoint as ckpt
-from ldm.io.weights import read_weights, write_weights
+from ldm.io.checkpoint import Checkpoint
+from ldm.io.weights import read_weights, sha256, write_weights
 from ldm.nets.autoencoder import downsampling
 from ldm.nets.text import TextTower
 
@@ -59,7 +59,7 @@ def import_pipeline(folder: str | Path, out: str | Path, variant: str | None = N
         "vae": read_part(folder / "vae", (WEIGHTS,), variant),
         "text_encoder": read_part(folder / "text_encoder", ("model", "pytorch_model"), variant),
     }
-    hashes = {f"{name}/{file.name}": ckpt.sha256(file) for name, part in parts.items() for file in part.files}
+    hashes = {f"{name}/{file.name}": sha256(file) for name, part in parts.items() for file in part.files}
     source = {"program": "diffusers", "name": folder.resolve().name, "sha256": hashes}
     return write_run(_model(folder, parts), out, source)
 
@@ -79,7 +79,8 @@ def export_pipeline(run: str | Path, out: str | Path) -> Path:
         ValueError: If the run has parts that Stable Diffusion has not, or ``out`` has files.
     """
     with new_folder(out) as folder:
-        model, produced_by = read_run(run), record(ckpt.read(run), run)
+        checkpoint = Checkpoint.open(run, "diffusion")
+        model, produced_by = read_run(checkpoint), record(checkpoint)
         metadata = {"software": produced_by["software"], "source_sha256": produced_by["sha256"]}
         _write_unet(model, folder / "unet", metadata)
         _write_vae(model, folder / "vae", metadata)

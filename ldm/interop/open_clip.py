@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.files import new_folder, read_json, record, write_json
-from ldm.io import checkpoint as ckpt
-from ldm.io.weights import bare, check, read_weights, write_weights
+from ldm.io.checkpoint import Checkpoint, instantiate
+from ldm.io.weights import bare, check, read_weights, sha256, write_weights
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import VOCAB_SIZE
 
@@ -51,14 +51,14 @@ def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path
     """
     net = {"class_path": "ldm.nets.clip.CLIPModel", "init_args": clip_arguments(model)}
     with torch.device("meta"):
-        empty = ckpt.instantiate(net, CLIPModel)
+        empty, _ = instantiate(net, CLIPModel)
     shapes = {name: value.shape for name, value in empty.state_dict().items()}
     found = {f"model.{name}": value for name, value in _state_dict(Path(weights)).items()}
     if (scale := found.get("model.logit_scale")) is not None:
         found["model.logit_scale"] = scale.reshape(())  # some versions keep it as a vector of one
     check(found, shapes, str(weights))
     config = {"class_path": "ldm.stages.clip.CLIP", "init_args": {"net": net}}
-    source = {"program": "open_clip", "file": Path(weights).name, "sha256": ckpt.sha256(weights)}
+    source = {"program": "open_clip", "file": Path(weights).name, "sha256": sha256(weights)}
     named = {f"net.{name}": value for name, value in found.items()}
     return write_checkpoint(out, "clip", config, named, source, empty.image_size)
 
@@ -108,13 +108,13 @@ def export_clip(run: str | Path, out: str | Path) -> Path:
         ValueError: If it is of another stage, or ``out`` has files.
     """
     with new_folder(out) as folder:
-        net, state = ckpt.load_net(run, "clip", CLIPModel)
-        arguments = state["config"]["init_args"]["net"]["init_args"]
+        checkpoint = Checkpoint.open(run, "clip")
+        net, arguments = checkpoint.load_net(CLIPModel), checkpoint.net_config["init_args"]
         preprocess = {"mean": list(net.image_mean), "std": list(net.image_std), "interpolation": "bicubic"}
         model = {key: arguments[key] for key in ARGUMENTS if key in arguments}
         write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocess})
         write_weights(folder / WEIGHTS, net.model.state_dict(), {})
-        write_json(folder / "ldm.json", record(state, ckpt.find(run)))
+        write_json(folder / "ldm.json", record(checkpoint))
     return Path(out)
 
 

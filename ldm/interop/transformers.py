@@ -13,8 +13,8 @@ from ldm.conditioners.text import CLIPText, load_tower
 from ldm.interop import tokenizer
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.files import new_folder, read_json, record, write_json
-from ldm.io import checkpoint as ckpt
-from ldm.io.weights import check, read_weights, write_weights
+from ldm.io.checkpoint import Checkpoint
+from ldm.io.weights import check, read_weights, sha256, write_weights
 from ldm.nets.text import VOCAB_SIZE, TextTower
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
@@ -118,7 +118,7 @@ def import_text(folder: str | Path, out: str | Path) -> Path:
     tower = empty_tower(read_json(config_file), padding, str(config_file))
     weights = tower_weights(read_weights(weights_file))
     check(weights, {name: value.shape for name, value in tower.state_dict().items()}, str(weights_file))
-    source = {"program": "transformers", "file": weights_file.name, "sha256": ckpt.sha256(weights_file)}
+    source = {"program": "transformers", "file": weights_file.name, "sha256": sha256(weights_file)}
     return write_checkpoint(out, "text_tower", tower.config, weights, source)
 
 
@@ -137,11 +137,12 @@ def export_text(run: str | Path, out: str | Path) -> Path:
         ValueError: If it has no text tower, or ``out`` has files.
     """
     with new_folder(out) as folder:
-        state = ckpt.read(run)
-        tower = _tower_of_diffusion(str(run)) if state["stage"] == "diffusion" else load_tower(str(run))
+        checkpoint = Checkpoint.open(run)
+        is_diffusion = checkpoint.stage == Diffusion.name
+        tower = _tower_of_diffusion(checkpoint) if is_diffusion else load_tower(checkpoint)
         write_text_encoder(tower, folder)
         tokenizer.write_tokenizer(folder, tower.context_length, tower.pad_id)
-        write_json(folder / "ldm.json", record(state, ckpt.find(run)))
+        write_json(folder / "ldm.json", record(checkpoint))
     return Path(out)
 
 
@@ -152,12 +153,14 @@ def write_text_encoder(tower: TextTower, folder: str | Path) -> None:
     write_weights(Path(folder) / WEIGHTS[0], weights, {})
 
 
-def _tower_of_diffusion(path: str) -> TextTower:
-    conditioner = load_stage(path, Diffusion).conditioner
+def _tower_of_diffusion(checkpoint: Checkpoint) -> TextTower:
+    conditioner = load_stage(checkpoint, Diffusion).conditioner
     towers = [module.tower for module in conditioner.modules() if isinstance(module, CLIPText)]
     if len(towers) != 1:
         found = type(conditioner).__name__
-        raise ValueError(f"checkpoint '{path}': conditioner is a {found}, expected one CLIPText in it")
+        raise ValueError(
+            f"checkpoint '{checkpoint.file}': conditioner is a {found}, expected one CLIPText in it"
+        )
     return towers[0]
 
 

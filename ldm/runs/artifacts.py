@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import find
+from ldm.io.weights import sha256 as file_sha256
 from ldm.latents.manifest import MANIFEST
 from ldm.loggers.wandb import Artifact, WandbSamplesLogger
-from ldm.runs.folder import Run
+from ldm.runs.folder import RunFolder
 
 
-def run_of(checkpoint: str | Path) -> Run:
+def run_of(checkpoint: str | Path) -> RunFolder:
     """Return the run that a checkpoint lies in; a run folder stands for its newest checkpoint."""
     path = Path(checkpoint).absolute()
-    return Run(path.parent.parent if path.suffix == ".ckpt" else path)
+    return RunFolder(path.parent.parent if path.suffix == ".ckpt" else path)
 
 
 def artifact_name(folder: Path) -> str:
@@ -57,7 +58,7 @@ def use_weights(loggers: Iterable[WandbSamplesLogger], checkpoint: str) -> None:
 
 
 def publish_run(
-    loggers: Iterable[WandbSamplesLogger], run: Run, kind: str, metadata: Mapping[str, Any]
+    loggers: Iterable[WandbSamplesLogger], run: RunFolder, kind: str, metadata: Mapping[str, Any]
 ) -> None:
     """Make a finished run's checkpoints an artifact: the last, and the best if there is one.
 
@@ -107,7 +108,7 @@ def publish_latents(logger: WandbSamplesLogger, folder: Path, made_by: dict[str,
 
 
 def _version_of(path: str | Path) -> str:
-    return version(ckpt.sha256(path))
+    return version(file_sha256(find(path)))
 
 
 @contextmanager

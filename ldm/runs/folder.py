@@ -42,7 +42,7 @@ class WandB:
     artifacts: bool = False
 
 
-class Run:
+class RunFolder:
     """One run's folder.
 
     Args:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from typing_extensions import override
 
 from ldm.diffusion.guidance import Guidance, extrapolated
 from ldm.diffusion.schedule import Schedule
-from ldm.io import checkpoint as ckpt
+from ldm.io.upstream import open_upstream
 from ldm.nets.frozen import Frozen
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
@@ -14,10 +15,9 @@ from ldm.types import Batch, Conditional, Denoise
 
 
 class Autoguidance(Frozen[Diffusion], Guidance):
-    """Away from the errors of a weaker model: Karras et al. 2024 (arXiv:2406.02507), Eq. 3.
+    """Autoguidance by a weaker model: Karras et al. 2024 (arXiv:2406.02507), Eq. 3.
 
-    x0_hat = weak + scale (strong - weak), both with the condition, so that images get better without
-    getting alike.
+    x0_hat = weak + scale (strong - weak), each with the condition: images improve without loss of variety.
 
     Args:
         checkpoint: Checkpoint or run folder of a smaller or less trained model of the same latents.
@@ -28,17 +28,18 @@ class Autoguidance(Frozen[Diffusion], Guidance):
     """
 
     def __init__(self, checkpoint: str, scale: float) -> None:
-        super().__init__(load_stage(checkpoint, Diffusion))
-        self.checkpoint, self.sha256 = checkpoint, ckpt.sha256(checkpoint)
+        found = open_upstream(checkpoint, Diffusion.name)
+        super().__init__(load_stage(found, Diffusion))
+        self.checkpoint, self.sha256 = checkpoint, found.sha256
         self.scale = scale
 
     @property
+    @override
     def upstream(self) -> dict[str, str]:
-        """The weaker model."""
         return {self.checkpoint: self.sha256}
 
+    @override
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
-        """Extrapolate from the weaker model's estimate through the stronger one's."""
         if isinstance(model, Diffusion):
             self._check(model)
         return extrapolated(self.module.cond(batch), model.cond(batch), self.scale)

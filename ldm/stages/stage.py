@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.distributed.group import default_group
 from ldm.hardware import computes
+from ldm.io.checkpoint import header
 from ldm.optim.recipes import Optimization
 from ldm.rng import SampleNoise
 from ldm.types import Batch
@@ -138,6 +139,7 @@ class Stage(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the stage: its class, arguments, and what it was built on."""
+        checkpoint.update(header())
         checkpoint["stage"] = self.name
         checkpoint["config"] = self.config
         checkpoint["upstream"] = self.upstream()

@@ -11,7 +11,7 @@ from ldm.diffusion import prediction, schedule
 from ldm.interop.compvis import Unseen, _read_autoencoder, _read_unet, export_file, import_file
 from ldm.interop.compvis_keys import autoencoder_modules, averaged, names, unet_modules
 from ldm.interop.compvis_shapes import autoencoder_arguments, unet_arguments
-from ldm.interop.compvis_text import of_open_clip, read_text, to_open_clip, write_text
+from ldm.interop.compvis_text import of_open_clip, read_text, to_open_clip, write_text_tower
 from ldm.interop.diffusers import export_pipeline
 from ldm.interop.latents import of_factor
 from ldm.interop.model import Network
@@ -118,7 +118,7 @@ def full_size(more, text, spatial):
     with torch.device("meta"):
         unet = UNet(DenoiserDims(4, text["width"], spatial=spatial), **arguments)
         autoencoder, tower = KLAutoencoder(), TextTower(**text)
-        file = write_text(Network(tower.config["init_args"], tower.state_dict()))
+        file = write_text_tower(Network(tower.config["init_args"], tower.state_dict()))
     for ours, theirs in names(shapes(unet), unet_modules(arguments)).items():
         file[f"model.diffusion_model.{theirs}"] = unet.state_dict()[ours]
     for ours, theirs in names(shapes(autoencoder), autoencoder_modules(LEVELS)).items():
