@@ -148,7 +148,7 @@ def load_diffusion(checkpoint: Checkpoint, options: Namespace, objects: Namespac
         stage.image_size = options.size
     if stage.image_size is None:
         raise ValueError(
-            f"--size: '{options.checkpoint}' does not say the size of its images, expected it here"
+            f"--size: '{options.checkpoint}' does not record the size of its images, expected it here"
         )
     return stage.to(device(options.device))
 

@@ -23,9 +23,9 @@ class CLIPText(Conditioner):
 
     Args:
         checkpoint: Checkpoint or run folder of a CLIP stage, or a text tower that ``ldm.convert`` wrote.
-        dropout: Share of training samples that get the empty caption.
-        frozen: Keep the tower as it is, and out of this stage's checkpoints. False trains it along with the
-            denoiser, from the weights of ``checkpoint``.
+        dropout: Fraction of training samples that get the empty caption.
+        frozen: Do not train the tower, nor save it in checkpoints of this stage. False fine-tunes it with the
+            denoiser.
         clip_skip: Last layers to leave out; 1 gives the penultimate layer's tokens.
     """
 

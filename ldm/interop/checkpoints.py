@@ -32,9 +32,6 @@ def write_checkpoint(
         image_size: Side of the images that it was trained on, if known.
         upstream: Checkpoints that the stage is built on, with their SHA-256.
 
-    Returns:
-        The file.
-
     Raises:
         ValueError: If the folder has a checkpoint.
     """

@@ -56,7 +56,7 @@ def record(checkpoint: Checkpoint) -> dict[str, Any]:
 
 @contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """Give a temporary folder to write an export to, which becomes ``out`` when it is whole.
+    """Yield a temporary folder for an export, which becomes ``out`` when it is complete.
 
     Raises:
         ValueError: If ``out`` has files: nothing is written over.

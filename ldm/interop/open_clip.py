@@ -23,7 +23,7 @@ from ldm.nets.text import VOCAB_SIZE
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 """Files of a folder that open_clip opens as ``local-dir:<folder>``."""
 ARGUMENTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-"""What open_clip's configuration of a plain CLIP says."""
+"""Keys of open_clip's configuration of a plain CLIP."""
 APART, TEXT = "custom_text", "text."
 """Key of models whose text tower is a module of its own, and how the names of its weights then begin."""
 FOREIGN = ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
@@ -40,9 +40,6 @@ def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path
         model: Name of a model that open_clip knows, e.g. ViT-B-32, or a .json file with its configuration,
             such as open_clip_config.json.
         out: Run folder to write.
-
-    Returns:
-        The checkpoint.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -66,8 +63,8 @@ def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path
 def clip_arguments(model: str | Path) -> dict[str, Any]:
     """Read the arguments of a ``CLIPModel`` from a configuration of open_clip.
 
-    Images are normalised as its ``preprocess_cfg`` says; where it says nothing, which is so for models that
-    open_clip knows by name, as OpenAI and LAION did.
+    Images are normalised by its ``preprocess_cfg``. Models that open_clip knows by name have none: they use
+    the statistics of OpenAI and LAION.
 
     Raises:
         FileNotFoundError: If the file is missing.
@@ -75,8 +72,8 @@ def clip_arguments(model: str | Path) -> dict[str, Any]:
     """
     config, preprocess = _read_config(model)
     text = {f"text_cfg.{key}": config["text_cfg"].get(key) for key in FOREIGN}
-    beside = {key: value for key, value in config.items() if key not in (*ARGUMENTS, APART)}
-    for key, value in (text | beside).items():
+    unknown = {key: value for key, value in config.items() if key not in (*ARGUMENTS, APART)}
+    for key, value in (text | unknown).items():
         if value:
             raise ValueError(f"{model}: {key} is {value}, expected a CLIP of open_clip's own, without it")
     if (size := config["text_cfg"].get("vocab_size", VOCAB_SIZE)) != VOCAB_SIZE:
@@ -94,14 +91,11 @@ def clip_arguments(model: str | Path) -> dict[str, Any]:
 def export_clip(run: str | Path, out: str | Path) -> Path:
     """Write a CLIP stage as a folder that open_clip opens as ``local-dir:<folder>``, with its statistics.
 
-    ldm.json beside it says where the weights come from.
+    ldm.json records the origin of the weights.
 
     Args:
         run: Checkpoint or run folder of a CLIP stage.
         out: Folder to write, one that is empty or not there.
-
-    Returns:
-        The folder.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.

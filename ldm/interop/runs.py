@@ -76,9 +76,6 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
         out: Folder for the three.
         source: Where it comes from: "program", "name" and hashes of files.
 
-    Returns:
-        The run folder of the diffusion stage.
-
     Raises:
         ValueError: If one of the folders has a checkpoint already.
     """
@@ -128,7 +125,7 @@ def _conditioner(model: TextToImage, text: str) -> dict[str, Any]:
 
 
 def _text(conditioner: Conditioner) -> CLIPText:
-    """Find the captions' conditioner where it is the only one, or has a mask beside it."""
+    """Find the captions' conditioner where it is the only one, or is combined with a mask."""
     parts = conditioner.parts if type(conditioner) is Composite else [conditioner]
     kinds = [type(part) for part in parts]
     projected = isinstance(conditioner, Composite) and bool(list(conditioner.projections.parameters()))

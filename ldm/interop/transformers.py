@@ -21,8 +21,14 @@ from ldm.stages.load import load_stage
 
 PREFIX = "text_model."
 """Begins the names of all parameters up to transformers 4; version 5 reads them with it and without."""
-BESIDE = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "embeddings.position_ids")
-"""What a folder may hold that is no weight of the tower: the rest of a CLIP, and a table of positions."""
+REST = (
+    "vision_model.",
+    "visual_projection.",
+    "text_projection.",
+    "logit_scale",
+    "embeddings.position_ids",
+)
+"""Beginnings of names outside of the tower: the rest of a CLIP, and a table of positions."""
 WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
 """Files that a folder's weights may be in."""
 QUICK_GELU = {"gelu": False, "quick_gelu": True}
@@ -90,23 +96,20 @@ def empty_tower(config: Mapping[str, Any], pad_id: int, name: str) -> TextTower:
 
 
 def tower_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pick a tower's parameters, in float32, out of a ``CLIPTextModel``'s or a whole ``CLIPModel``'s."""
+    """Pick a tower's parameters, in float32, out of a ``CLIPTextModel``'s or a ``CLIPModel``'s."""
     named = {name.removeprefix(PREFIX): value for name, value in weights.items()}
-    return {name: value.float() for name, value in named.items() if not name.startswith(BESIDE)}
+    return {name: value.float() for name, value in named.items() if not name.startswith(REST)}
 
 
 def import_text(folder: str | Path, out: str | Path) -> Path:
     """Turn a folder of transformers into a checkpoint that ``CLIPText`` accepts.
 
-    Padding is what the folder's tokenizer says, or that of the folder ``tokenizer`` beside it, which is
-    where Stable Diffusion's folders have it; without either it is the end mark, transformers' default.
+    The padding token is that of the folder's tokenizer, or of the tokenizer next to it, as in folders of
+    Stable Diffusion; without either it is the end mark, transformers' default.
 
     Args:
         folder: With config.json and weights of a ``CLIPTextModel`` or a ``CLIPModel``.
         out: Run folder to write.
-
-    Returns:
-        The checkpoint.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -123,14 +126,11 @@ def import_text(folder: str | Path, out: str | Path) -> Path:
 
 
 def export_text(run: str | Path, out: str | Path) -> Path:
-    """Write the text tower of a checkpoint, its tokenizer and ldm.json, which says where they come from.
+    """Write the text tower of a checkpoint, its tokenizer, and ldm.json with their origin.
 
     Args:
         run: Checkpoint or run folder of a CLIP, of a text tower, or of a diffusion stage that has one.
         out: Folder to write, one that is empty or not there.
-
-    Returns:
-        The folder.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.

@@ -3,7 +3,7 @@
 The config of a stage names them by a path of the machine that trained it; its checkpoint records their
 SHA-256. While a stage is rebuilt, ``open_upstream`` looks for a path
 
-1. where ``--upstream NAME=PATH`` says,
+1. at the path of ``--upstream NAME=PATH``,
 2. in the folder that the rebuilt stage's own run folder lies in, under the same name,
 3. at the path itself,
 
@@ -89,28 +89,28 @@ def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
 
     Raises:
         FileNotFoundError: If there is none; the message says where it was looked for.
-        ValueError: If none has the recorded hash, or as ``Checkpoint.open`` says.
+        ValueError: If none has the recorded hash, or one is damaged or of another stage.
     """
     search, name = _search.get(), run_folder(Path(path)).name
     expected = search.recorded.get(path)
-    places = [path]
+    paths = [path]
     if expected is not None and search.owner is not None:
-        places.insert(0, str(_sibling(Path(path), search.owner)))
+        paths.insert(0, str(_sibling(Path(path), search.owner)))
     if name in search.overrides:
         search.used.add(name)
-        places.insert(0, str(find(search.overrides[name])))
+        paths.insert(0, str(find(search.overrides[name])))
     if expected is None:
-        return Checkpoint.open(places[0], stage)
+        return Checkpoint.open(paths[0], stage)
     outcomes: dict[str, Checkpoint | Exception] = {}
-    for place in places:
+    for each in paths:
         try:
-            checkpoint = Checkpoint.open(place, stage)
+            checkpoint = Checkpoint.open(each, stage)
         except (FileNotFoundError, ValueError) as error:
-            outcomes[place] = error
+            outcomes[each] = error
             continue
         if checkpoint.sha256 == expected:
             return checkpoint
-        outcomes[place] = checkpoint
+        outcomes[each] = checkpoint
     raise _not_found(path, expected, outcomes)
 
 
@@ -130,15 +130,15 @@ def _not_found(path: str, expected: str, outcomes: Mapping[str, Checkpoint | Exc
     damages = [found for found in outcomes.values() if isinstance(found, ValueError)]
     if damages and not hashes:
         return damages[0]
-    places = " and ".join(f"'{place}'" for place in (hashes or outcomes))
-    hint = f"name its place with --upstream {run_folder(Path(path)).name}=PATH"
+    where = " and ".join(f"'{each}'" for each in (hashes or outcomes))
+    hint = f"name it with --upstream {run_folder(Path(path)).name}=PATH"
     if not hashes:
         return FileNotFoundError(
-            f"upstream checkpoint '{path}' does not exist: looked for SHA-256 {expected[:12]} at {places}; "
+            f"upstream checkpoint '{path}' does not exist: looked for SHA-256 {expected[:12]} at {where}; "
             f"{hint}"
         )
     now = " and ".join(hashes.values())
     return ValueError(
-        f"upstream checkpoint '{path}' changed since this run began (SHA-256 {now} now at {places}, "
+        f"upstream checkpoint '{path}' changed since this run began (SHA-256 {now} now at {where}, "
         f"{expected[:12]} then): start a new run folder, restore the earlier file, or {hint}"
     )

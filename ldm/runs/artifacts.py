@@ -1,6 +1,6 @@
 """Artifacts of W&B along a chain: autoencoder -> latents -> diffusion, each by its name and its contents.
 
-What is trained or encoded matters more than what is said of it: publishing warns, and never fails.
+An error in publishing is a warning: it must not end a run that is trained.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def use_upstream(
 
 
 def use_weights(loggers: Iterable[WandbSamplesLogger], checkpoint: str) -> None:
-    """Say whose weights a fresh run starts with."""
+    """Record the checkpoint whose weights a new run starts with."""
     for logger in loggers:
         logger.use({artifact_name(run_of(checkpoint).folder): _version_of(checkpoint)}, "started_with")
 
@@ -90,7 +90,7 @@ def publish_latents(logger: WandbSamplesLogger, folder: Path, made_by: dict[str,
     Args:
         logger: Where to.
         folder: The shards.
-        made_by: What the manifest says of the autoencoder.
+        made_by: Record of the autoencoder in the manifest.
     """
     source = made_by["autoencoder"]
     logger.use({artifact_name(run_of(source["checkpoint"]).folder): version(source["sha256"])}, "built_on")
