@@ -94,10 +94,6 @@ def import_file(file: str | Path, out: str | Path, options: ImportOptions) -> tu
 def export_file(run: str | Path, file: str | Path) -> Path:
     """Write a trained text-to-image run as a single file with CompVis's names.
 
-    Args:
-        run: Checkpoint or run folder of a diffusion stage.
-        file: File to write, ending in .safetensors.
-
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If the run has parts that Stable Diffusion has not, or the file cannot be written.

@@ -64,10 +64,6 @@ def import_pipeline(folder: str | Path, out: str | Path, variant: str | None = N
 def export_pipeline(run: str | Path, out: str | Path) -> Path:
     """Write a trained text-to-image run as a folder that diffusers' ``from_pretrained`` opens.
 
-    Args:
-        run: Checkpoint or run folder of a diffusion stage.
-        out: Folder to write, one that is empty or not there.
-
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If the run has parts that Stable Diffusion has not, or ``out`` has files.

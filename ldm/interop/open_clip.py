@@ -93,10 +93,6 @@ def export_clip(run: str | Path, out: str | Path) -> Path:
 
     ldm.json records the origin of the weights.
 
-    Args:
-        run: Checkpoint or run folder of a CLIP stage.
-        out: Folder to write, one that is empty or not there.
-
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If it is of another stage, or ``out`` has files.

@@ -128,10 +128,6 @@ def import_text(folder: str | Path, out: str | Path) -> Path:
 def export_text(run: str | Path, out: str | Path) -> Path:
     """Write the text tower of a checkpoint, its tokenizer, and ldm.json with their origin.
 
-    Args:
-        run: Checkpoint or run folder of a CLIP, of a text tower, or of a diffusion stage that has one.
-        out: Folder to write, one that is empty or not there.
-
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If it has no text tower, or ``out`` has files.
