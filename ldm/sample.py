@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -19,7 +19,6 @@ from ldm.cli import check_at_least, command_parser, default_device, device, run_
 from ldm.data.fields import FIELDS, converted
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.evaluation.record import drawn_by
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.images import from_bytes, grid, to_bytes, write_png
 from ldm.io.upstream import OPTION, upstream_options
@@ -31,9 +30,10 @@ from ldm.sampling.requests import (
     file_options,
     read_files,
 )
-from ldm.stages.diffusion import Diffusion
-from ldm.stages.load import load_stage
 from ldm.types import Batch
+
+if TYPE_CHECKING:
+    from ldm.stages.diffusion import Diffusion
 
 GRID_SIZE = 64
 """Images of the grid, at most."""
@@ -134,6 +134,9 @@ def load_diffusion(checkpoint: Checkpoint, options: Namespace, objects: Namespac
         options: The command line.
         objects: The same with its classes instantiated.
     """
+    from ldm.stages.diffusion import Diffusion  # here, so that --help does not import Lightning
+    from ldm.stages.load import load_stage
+
     with upstream_options(options.upstream):
         stage = load_stage(checkpoint, Diffusion)
     stage.sampler = objects.sampler or stage.sampler
@@ -224,6 +227,8 @@ def settings(
     stage: Diffusion, checkpoint: Checkpoint, options: Namespace, start: Redraw | None
 ) -> dict[str, str]:
     """Record how images are drawn, for the text chunks of their files."""
+    from ldm.evaluation.record import drawn_by
+
     files = {field: getattr(options, field) for field in file_options()}
     return {
         **{name: str(value) for name, value in drawn_by(stage).items()},
@@ -246,7 +251,7 @@ def sample(arguments: Sequence[str] | None = None) -> None:
     command = parser()
     options = command.parse_args(arguments)
     check_at_least("--batch-size", options.batch_size, 1)
-    checkpoint = Checkpoint.open(options.checkpoint, Diffusion.name)
+    checkpoint = Checkpoint.open(options.checkpoint, "diffusion")
     stage = load_diffusion(checkpoint, options, command.instantiate(options))
     reads, size = stage.conditioner.reads, int(stage.image_size or 0)
     requests = expand_requests(sample_options(options), reads, size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from typing_extensions import override
 
@@ -9,12 +11,13 @@ from ldm.diffusion.guidance import Guidance, extrapolated
 from ldm.diffusion.schedule import Schedule
 from ldm.io.upstream import open_upstream
 from ldm.nets.frozen import Frozen
-from ldm.stages.diffusion import Diffusion
-from ldm.stages.load import load_stage
 from ldm.types import Batch, Conditional, Denoise
 
+if TYPE_CHECKING:
+    from ldm.stages.diffusion import Diffusion
 
-class Autoguidance(Frozen[Diffusion], Guidance):
+
+class Autoguidance(Frozen["Diffusion"], Guidance):
     """Autoguidance by a weaker model: Karras et al. 2024 (arXiv:2406.02507), Eq. 3.
 
     x0_hat = weak + scale (strong - weak), each with the condition: images improve without loss of variety.
@@ -28,6 +31,11 @@ class Autoguidance(Frozen[Diffusion], Guidance):
     """
 
     def __init__(self, checkpoint: str, scale: float) -> None:
+        from ldm.stages.diffusion import (
+            Diffusion,  # here, so that --help of commands does not import Lightning
+        )
+        from ldm.stages.load import load_stage
+
         found = open_upstream(checkpoint, Diffusion.name)
         super().__init__(load_stage(found, Diffusion))
         self.checkpoint, self.sha256 = checkpoint, found.sha256
@@ -40,6 +48,8 @@ class Autoguidance(Frozen[Diffusion], Guidance):
 
     @override
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
+        from ldm.stages.diffusion import Diffusion
+
         if isinstance(model, Diffusion):
             self._check(model)
         return extrapolated(self.module.cond(batch), model.cond(batch), self.scale)

@@ -1,5 +1,8 @@
 """ldm.sample: the same images whatever else is drawn with them, and files that say how they were made."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from comparing import error_of
@@ -201,3 +204,9 @@ def test_a_model_conditioned_on_the_image_redraws_none():
         redraw(options, ["image", "mask"], 32)
     options.strength = None
     assert redraw(options, ["image", "mask"], 32) is None
+
+
+@pytest.mark.slow
+def test_the_command_line_is_described_without_importing_lightning():
+    program = "import sys, ldm.sample; ldm.sample.parser(); sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
