@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO as LightningAsync
 
 from ldm.checkpointing.async_writer import AsyncCheckpointIO
 from ldm.checkpointing.writer import AtomicCheckpointIO
-from ldm.io.checkpoint import check_whole
+from ldm.io.checkpoint import verify
 
 WRITERS: dict[str, Callable[[], Any]] = {
     "Lightning's": TorchCheckpointIO,
@@ -77,7 +77,7 @@ def main() -> None:
         rows = measure(int(options.parameters), options.rounds, Path(folder))
         path = Path(folder) / "last.ckpt"
         started = time.perf_counter()
-        check_whole(path)
+        verify(path)
         seconds, size = time.perf_counter() - started, path.stat().st_size / 1e9
     print(f"{options.parameters:,.0f} parameters, {size:.2f} GB; seconds, medians of {options.rounds}\n")
     print("| writer | training waits | as a ratio | on the disk after |\n|---|---|---|---|")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import inspect
 import os
 import re
@@ -83,14 +82,6 @@ def check_at_least(name: str, value: int, lowest: int) -> None:
     """
     if value < lowest:
         raise ValueError(f"{name}: got {value}, expected at least {lowest}")
-
-
-def version() -> str:
-    """Return the version of this package."""
-    try:
-        return importlib.metadata.version("ldm")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def is_user_error(error: Exception) -> bool:

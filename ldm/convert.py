@@ -10,10 +10,11 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 
 from ldm.cli import command_parser, run_command
-from ldm.interop.compvis import Unseen, export_file, import_file
+from ldm.interop.compvis import ImportOptions, export_file, import_file
 from ldm.interop.diffusers import export_pipeline, import_pipeline
 from ldm.interop.open_clip import export_clip, import_clip
 from ldm.interop.transformers import export_text, import_text
+from ldm.io.upstream import OPTION, upstream_options
 
 HELP = """Bring weights of other programs here, or write ours as they read them.
 
@@ -54,8 +55,7 @@ def from_compvis(
 ) -> None:
     """Turn a single file of Stable Diffusion 1.x or 2.x into run folders of ours.
 
-    What the file does not show is taken for what is usual, unless one says it here. The rest is as with
-    from-diffusers.
+    As from-diffusers. What the weights do not determine is as in Stable Diffusion unless given here.
 
     Args:
         file: Weights with the names that CompVis gave them, .ckpt or .safetensors.
@@ -65,7 +65,7 @@ def from_compvis(
         num_heads: Heads of the U-Net at every level; default: 8 in 1.x, 64 channels each in 2.x.
         image_size: Side of the images that it was trained on; default: 512.
     """
-    run, guessed = import_file(file, out, Unseen(weights, prediction, num_heads, image_size))
+    run, guessed = import_file(file, out, ImportOptions(weights, prediction, num_heads, image_size))
     for guess in guessed:
         print(f"note: {guess}")
     print(f"wrote {run}")
@@ -84,7 +84,7 @@ def to_compvis(run: str, out: str) -> None:
 def from_open_clip(weights: str, model: str, out: str) -> None:
     """Turn weights of open_clip, such as published ones, into a run folder of our CLIP stage.
 
-    What later stages, metrics and ``ldm.fit --weights`` take from it is what a CLIP trained here would give.
+    Later stages, metrics and ``ldm.fit --weights`` use it like a CLIP trained here.
 
     Args:
         weights: File of weights: .safetensors, or a pickled state dict.
@@ -135,6 +135,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     to_transformers,
 )
 """Functions whose names, arguments and docstrings are the command line."""
+EXPORTS_OF_DIFFUSION = (to_diffusers, to_compvis, to_transformers)
+"""Commands with the option --upstream."""
 
 
 def parser() -> ArgumentParser:
@@ -144,6 +146,8 @@ def parser() -> ArgumentParser:
     for function in COMMANDS:
         command = command_parser("", cleandoc(function.__doc__ or "").partition("\n\nArgs:")[0])
         command.add_function_arguments(function)
+        if function in EXPORTS_OF_DIFFUSION:
+            command.add_argument("--upstream", **OPTION)
         commands.add_subcommand(_name(function), command)
     return parser
 
@@ -155,8 +159,10 @@ def convert(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line; None takes that of the process.
     """
     options = parser().parse_args(arguments)
-    functions = {_name(function): function for function in COMMANDS}
-    functions[options.command](**options[options.command].as_dict())
+    function = {_name(each): each for each in COMMANDS}[options.command]
+    given = options[options.command].as_dict()
+    with upstream_options(given.pop("upstream", None)):
+        function(**given)
 
 
 def _name(function: Callable[..., None]) -> str:

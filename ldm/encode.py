@@ -13,11 +13,11 @@ from jsonargparse import ArgumentParser, Namespace
 from ldm.cli import check_at_least, command_parser, default_device, run_command
 from ldm.data.tar import expand
 from ldm.distributed.launch import processes
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.latents.encode import ShardEncoder, encode_shards
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.artifacts import publish_latents, run_of
-from ldm.runs.folder import Run, WandB, start_wandb
+from ldm.runs.folder import RunFolder, WandB, start_wandb
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
 
@@ -75,8 +75,9 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     check_at_least("--batch-size", options.batch_size, 1)
     check_at_least("--num-workers", options.num_workers, 0)
     with processes(options.device) as (group, where):
-        encoder = load_encoder(options, where)
-        source = {"checkpoint": options.autoencoder, "sha256": ckpt.sha256(options.autoencoder)}
+        checkpoint = Checkpoint.open(options.autoencoder, Autoencoder.name)
+        encoder = load_encoder(checkpoint, options, where)
+        source = {"checkpoint": options.autoencoder, "sha256": checkpoint.sha256}
         made_by = {
             "autoencoder": source,
             "image_size": encoder.image_size,
@@ -91,13 +92,13 @@ def encode(arguments: Sequence[str] | None = None) -> None:
         print(f"{options.out}: {done} samples" + (f", {skipped} bad ones skipped" if skipped else ""))
 
 
-def load_encoder(options: Namespace, where: torch.device) -> ShardEncoder:
+def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device) -> ShardEncoder:
     """Load the autoencoder.
 
     Raises:
         ValueError: If it cannot encode images of the size that is asked for.
     """
-    stage = load_stage(options.autoencoder, Autoencoder).to(where)
+    stage = load_stage(checkpoint, Autoencoder).to(where)
     size = int(options.size or stage.image_size or 0)
     check_at_least("--size", size, stage.net.factor)
     if size % stage.net.factor:
@@ -110,7 +111,7 @@ def _tracked(out: str, wandb: WandB, made_by: dict[str, Any]) -> list[WandbSampl
     if not wandb.artifacts or wandb.mode == "disabled":
         return []
     chain = run_of(made_by["autoencoder"]["checkpoint"]).chain
-    logger = Run(out).wandb(wandb, "encode", chain)
+    logger = RunFolder(out).wandb(wandb, "encode", chain)
     start_wandb(logger, made_by)
     return [logger]
 

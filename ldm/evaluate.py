@@ -21,6 +21,7 @@ from ldm.evaluation.session import Measurement
 from ldm.evaluation.sources import PRECISIONS, ImageSource, RankSubset
 from ldm.hardware import warn_of_emulation
 from ldm.io.images import to_bytes
+from ldm.io.upstream import OPTION, upstream_options
 from ldm.metrics.metric import Metric, ReferenceInfo
 from ldm.metrics.zero_shot import TEMPLATES
 from ldm.stages.load import load_stage
@@ -44,6 +45,7 @@ def parser() -> ArgumentParser:
     parser = command_parser("ldm.evaluate", HELP)
     add = parser.add_argument
     add("--checkpoint", type=str, nargs="+", default=[], help="Run folders or .ckpt files.")
+    add("--upstream", **OPTION)
     add("--images", type=str, nargs="+", default=[], help="Folders, or .npz files with arr_0.")
     add("--data", type=str | None, help="Shards with real images, and with what is drawn for.")
     add("--reference", type=str | None, help="Folder or .npz (ADM) to compare with instead of --data.")
@@ -97,7 +99,8 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         share = RankSubset(group.rank, group.world, options.batch_size, where, options.num_workers)
         if group.rank == 0 and (warning := warn_of_emulation("--precision", options.precision, where)):
             print(warning, file=sys.stderr, flush=True)
-        stages = [(path, load_stage(path, Stage).to(where)) for path in options.checkpoint]  # type: ignore[type-abstract]
+        with upstream_options(options.upstream):
+            stages = [(path, load_stage(path, Stage).to(where)) for path in options.checkpoint]  # type: ignore[type-abstract]
         check_stages(options, stages)
         size = options.size or next((stage.image_size for _, stage in stages if stage.image_size), None)
         samples = open_shards(options.data, size) if options.data else None

@@ -10,6 +10,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ from ldm.data.manifest import folders
 from ldm.data.module import Shards
 from ldm.distributed.ddp import check_strategy, register
 from ldm.distributed.launch import launched
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
+from ldm.io.upstream import OPTION, rebuilding, upstream_options
 from ldm.latents.manifest import check_source
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.artifacts import publish_run, use_upstream, use_weights
-from ldm.runs.folder import Run, WandB, start_wandb
+from ldm.runs.folder import RunFolder, WandB, start_wandb
 from ldm.runs.precision import Precision, Trainer, check_precision
 from ldm.stages.stage import Stage, global_batch_size
 
@@ -75,6 +77,7 @@ class FitCLI(LightningCLI):
             type=str | None,
             help="Checkpoint or run folder of this stage: a fresh run starts with its weights.",
         )
+        parser.add_argument("--upstream", **OPTION)
         parser.add_argument("--wandb", type=WandB, default=WandB(), help="Weights & Biases.")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(Preemption, "preemption")
@@ -85,14 +88,22 @@ class FitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Find out where to start before anything expensive is built."""
-        self.run_folder = Run(self.config.run)
+        self.run_folder = RunFolder(self.config.run)
         self.start = self.run_folder.start_from(self.config.ckpt_path)
-        if self.start is not None:
-            self._stop_if_finished(self.start)
+        self.checkpoint = None if self.start is None else Checkpoint.open(self.start)
+        if self.checkpoint is not None:
+            self._stop_if_finished(self.checkpoint)
         self._follow_launcher()
         wanted = self.config.trainer
         self.precision = Precision.choose(wanted.precision, str(wanted.accelerator))
         wanted.precision = self.precision.name  # the record of the run says what auto was
+
+    def instantiate_classes(self) -> None:
+        """Build everything; a resumed run finds what it was built on by its hash."""
+        resumed = nullcontext() if self.checkpoint is None else rebuilding(self.checkpoint)
+        with upstream_options(self.config.upstream), resumed:
+            super().instantiate_classes()
+        self.checkpoint = None  # keeps a file on the disk that training will replace
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer with the run's own loggers, unless the configuration names others."""
@@ -102,7 +113,7 @@ class FitCLI(LightningCLI):
         if logger is None or logger is True:
             logger = self.run_folder.loggers(self.config_init.wandb, self.model.name)
         if self.start is None and self.config.weights is not None:
-            self.model.init_from(ckpt.read(self.config.weights, self.model.name))
+            self.model.init_from(Checkpoint.open(self.config.weights, self.model.name).state)
         try:
             return super().instantiate_trainer(logger=logger, **kwargs)
         except RuntimeError as error:
@@ -121,12 +132,12 @@ class FitCLI(LightningCLI):
                 raise ValueError(f"trainer.{name}: got {got}, but torchrun started {count}: leave it out")
             self.config.trainer[name] = count or got
 
-    def _stop_if_finished(self, start: Path) -> None:
-        done, end = ckpt.progress(ckpt.peek(start)).steps, self.config.trainer.max_steps
+    def _stop_if_finished(self, start: Checkpoint) -> None:
+        done, end = start.progress.steps, self.config.trainer.max_steps
         if 0 < end <= done:
             raise Finished(
-                f"{self.config.run}: finished, {done} of {end} steps are done; the weights are in {start} "
-                "(raise --trainer.max_steps to train further)"
+                f"{self.config.run}: finished, {done} of {end} steps are done; the weights are in "
+                f"{start.file} (raise --trainer.max_steps to train further)"
             )
 
 
@@ -141,7 +152,7 @@ class Record(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write them into the run folder, and give them to W&B; called on the first process only."""
         text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=False)
-        run = Run(trainer.default_root_dir)
+        run = RunFolder(trainer.default_root_dir)
         run.record(text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbSamplesLogger):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -14,13 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
-from ldm.cli import check_at_least, command_parser, default_device, device, run_command, version
+from ldm import __version__
+from ldm.cli import check_at_least, command_parser, default_device, device, run_command
 from ldm.data.fields import FIELDS, converted
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.evaluation.record import drawn_by
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.io.images import from_bytes, grid, to_bytes, write_png
+from ldm.io.upstream import OPTION, upstream_options
 from ldm.sampling.requests import (
     SampleOptions,
     SampleRequest,
@@ -29,14 +30,15 @@ from ldm.sampling.requests import (
     file_options,
     read_files,
 )
-from ldm.stages.diffusion import Diffusion
-from ldm.stages.load import load_stage
 from ldm.types import Batch
+
+if TYPE_CHECKING:
+    from ldm.stages.diffusion import Diffusion
 
 GRID_SIZE = 64
 """Images of the grid, at most."""
 STRENGTH = 0.75
-"""Share of the walk that redraws an image, unless told otherwise."""
+"""Default of --strength."""
 HELP = """Draw images with a trained diffusion stage.
 
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "a large red ring in the center"
@@ -58,12 +60,12 @@ chunks. An image depends on its condition, copy, seed, model and sampler, not on
 
 @dataclass(frozen=True)
 class Redraw:
-    """An image to start from, instead of noise.
+    """An image to start from instead of noise (SDEdit).
 
     Args:
         image: (3, H, W) in [-1, 1].
-        strength: Share of the walk from noise to image that is done again, in (0, 1].
-        mask: (1, H, W), 1 where to paint, 0 where the image stays as it is; None paints everywhere.
+        strength: Fraction of the trajectory from noise to image that is repeated, in (0, 1].
+        mask: (1, H, W), 1 where to paint, 0 where the image is kept; None paints everywhere.
     """
 
     image: Tensor
@@ -76,6 +78,7 @@ def parser() -> ArgumentParser:
     parser = command_parser("ldm.sample", HELP)
     add = parser.add_argument
     add("--checkpoint", type=str, required=True, help="Run folder or .ckpt of a diffusion stage.")
+    add("--upstream", **OPTION)
     add("--prompt", type=str, action="append", help="Caption to draw; may be repeated.")
     add("--prompts", type=str | None, help="File with one caption per line.")
     add("--labels", type=int, nargs="+", help="Class labels to draw.")
@@ -117,40 +120,44 @@ def _add_conditions(parser: ArgumentParser) -> None:
     add(
         "--shards",
         type=str | None,
-        help="Shards whose samples say what to draw: a path with braces or a glob.",
+        help="Shards whose samples are drawn: a path with braces or a glob.",
     )
     for name, option in file_options().items():
         add(option, dest=name, type=str | None, help=FIELDS[name].help)
 
 
-def load_diffusion(options: Namespace, chosen: Namespace) -> Diffusion:
-    """Load the model and set on it what the command line changes.
+def load_diffusion(checkpoint: Checkpoint, options: Namespace, objects: Namespace) -> Diffusion:
+    """Load the model and apply what the command line changes.
 
     Args:
+        checkpoint: Of the model.
         options: The command line.
-        chosen: The same with its classes instantiated.
+        objects: The same with its classes instantiated.
     """
-    stage = load_stage(options.checkpoint, Diffusion)
-    stage.sampler = chosen.sampler or stage.sampler
+    from ldm.stages.diffusion import Diffusion  # here, so that --help does not import Lightning
+    from ldm.stages.load import load_stage
+
+    with upstream_options(options.upstream):
+        stage = load_stage(checkpoint, Diffusion)
+    stage.sampler = objects.sampler or stage.sampler
     if options.steps is not None:
         check_at_least("--steps", options.steps, 1)
         stage.sampler.num_steps = options.steps
-    if chosen.guidance is not None:
-        scale = chosen.guidance
-        stage.guidance = ClassifierFree(scale) if isinstance(scale, float | int) else scale
+    if (guidance := objects.guidance) is not None:
+        stage.guidance = ClassifierFree(guidance) if isinstance(guidance, float | int) else guidance
     if options.size is not None:
         check_at_least("--size", options.size, stage.latents.factor)
         stage.latents.shape(options.size)
         stage.image_size = options.size
     if stage.image_size is None:
         raise ValueError(
-            f"--size: '{options.checkpoint}' does not say the size of its images, expected it here"
+            f"--size: '{options.checkpoint}' does not record the size of its images, expected it here"
         )
     return stage.to(device(options.device))
 
 
-def asked(options: Namespace) -> SampleOptions:
-    """Collect what the command line asks for."""
+def sample_options(options: Namespace) -> SampleOptions:
+    """Collect the options that name what to draw."""
     check_at_least("--num-per-prompt", options.num_per_prompt, 1)
     if options.num is not None:
         check_at_least("--num", options.num, 1)
@@ -192,12 +199,16 @@ def redraw(options: Namespace, reads: Sequence[str], size: int) -> Redraw | None
 
 
 def draw(
-    stage: Diffusion, wished: Sequence[SampleRequest], seed: int, batch_size: int, start: Redraw | None = None
+    stage: Diffusion,
+    requests: Sequence[SampleRequest],
+    seed: int,
+    batch_size: int,
+    start: Redraw | None = None,
 ) -> Iterator[Tensor]:
     """Draw images one after the other, (3, H, W) uint8, with a progress bar."""
-    with tqdm(total=len(wished), desc="sample", unit=" images", disable=len(wished) < 2) as bar:
-        for first in range(0, len(wished), batch_size):
-            batch = on_device(as_batch(wished[first : first + batch_size]), stage.device)
+    with tqdm(total=len(requests), desc="sample", unit=" images", disable=len(requests) < 2) as bar:
+        for first in range(0, len(requests), batch_size):
+            batch = on_device(as_batch(requests[first : first + batch_size]), stage.device)
             if start is None:
                 images = stage.generate(batch, seed)
             else:
@@ -212,18 +223,22 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     return converted(cast(Batch, moved))
 
 
-def settings(stage: Diffusion, options: Namespace, start: Redraw | None) -> dict[str, str]:
-    """Say how images are drawn, for the text chunks of their files."""
+def settings(
+    stage: Diffusion, checkpoint: Checkpoint, options: Namespace, start: Redraw | None
+) -> dict[str, str]:
+    """Record how images are drawn, for the text chunks of their files."""
+    from ldm.evaluation.record import drawn_by
+
     files = {field: getattr(options, field) for field in file_options()}
     return {
         **{name: str(value) for name, value in drawn_by(stage).items()},
         "steps": str(stage.sampler.num_steps or stage.objective.schedule.num_steps),
         "seed": str(options.seed),
         "checkpoint": options.checkpoint,
-        "checkpoint_sha256": ckpt.sha256(options.checkpoint),
+        "checkpoint_sha256": checkpoint.sha256,
         **{field: path for field, path in files.items() if path is not None},
         **({} if start is None else {"strength": str(start.strength)}),
-        "software": f"ldm {version()}",
+        "software": f"ldm {__version__}",
     }
 
 
@@ -236,20 +251,21 @@ def sample(arguments: Sequence[str] | None = None) -> None:
     command = parser()
     options = command.parse_args(arguments)
     check_at_least("--batch-size", options.batch_size, 1)
-    stage = load_diffusion(options, command.instantiate(options))
+    checkpoint = Checkpoint.open(options.checkpoint, "diffusion")
+    stage = load_diffusion(checkpoint, options, command.instantiate(options))
     reads, size = stage.conditioner.reads, int(stage.image_size or 0)
-    wished = expand_requests(asked(options), reads, size)
-    stage.conditioner.check(as_batch(wished))
+    requests = expand_requests(sample_options(options), reads, size)
+    stage.conditioner.check(as_batch(requests))
     start = redraw(options, reads, size)
-    metadata, out, shown = settings(stage, options, start), Path(options.out), []
-    for i, image in enumerate(draw(stage, wished, options.seed, options.batch_size, start)):
-        write_png(
-            out / f"{i:06d}.png", image, {"prompt": wished[i].subject, "key": wished[i].key, **metadata}
-        )
-        shown += [image] if i < GRID_SIZE else []
-    subjects = "\n".join(wish.subject for wish in wished[:GRID_SIZE])
-    write_png(out / "grid.png", grid(torch.stack(shown)), {"prompt": subjects, **metadata})
-    print(f"{out}: {len(wished)} images, and {out / 'grid.png'}")
+    metadata, out = settings(stage, checkpoint, options, start), Path(options.out)
+    first: list[Tensor] = []
+    for i, image in enumerate(draw(stage, requests, options.seed, options.batch_size, start)):
+        text = {"prompt": requests[i].subject, "key": requests[i].key, **metadata}
+        write_png(out / f"{i:06d}.png", image, text)
+        first += [image] if i < GRID_SIZE else []
+    subjects = "\n".join(request.subject for request in requests[:GRID_SIZE])
+    write_png(out / "grid.png", grid(torch.stack(first)), {"prompt": subjects, **metadata})
+    print(f"{out}: {len(requests)} images, and {out / 'grid.png'}")
 
 
 def _lines(path: str | None) -> list[str]:

@@ -15,7 +15,7 @@ from typing import IO
 from data.shapes.packer import Settings, pack
 from ldm import encode
 from ldm.data.manifest import read_latents
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,7 +89,7 @@ def encode_latents(plan: Plan) -> None:
         RuntimeError: If encoding fails.
     """
     autoencoder, manifest = str(plan.run("autoencoder")), read_latents(plan.latents)
-    if manifest is not None and manifest["autoencoder"]["sha256"] != ckpt.sha256(autoencoder):
+    if manifest is not None and manifest["autoencoder"]["sha256"] != Checkpoint.open(autoencoder).sha256:
         shutil.rmtree(plan.latents)
     shards = ["--shards", plan.pattern("train"), "--out", str(plan.latents)]
     if encode.main(["--autoencoder", autoencoder, *shards]) != 0:

@@ -14,7 +14,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from ldm.io.atomic import MARK, replacing, sync
-from ldm.io.checkpoint import check_whole
+from ldm.io.checkpoint import verify
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 """The newest checkpoint of a run, and the one before it."""
@@ -85,7 +85,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: If there is none.
             ValueError: If it is damaged, or holds more than tensors and primitives.
         """
-        check_whole(path)
+        verify(path)
         try:
             loaded: dict[str, Any] = torch.load(path, map_location, weights_only=weights_only is not False)
         except Exception as error:
@@ -111,7 +111,7 @@ def newest_complete(folder: Path) -> Path | None:
     damages = []
     for path in (folder / LAST, folder / PREVIOUS, *kept):
         try:
-            check_whole(path)
+            verify(path)
         except FileNotFoundError:
             continue
         except ValueError as error:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ldm.conditioners.base import Conditioner
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint, instantiate
+from ldm.io.upstream import open_upstream
 from ldm.nets.clip import CLIPModel
 from ldm.nets.frozen import Frozen
 from ldm.nets.text import TextTower
@@ -24,9 +23,9 @@ class CLIPText(Conditioner):
 
     Args:
         checkpoint: Checkpoint or run folder of a CLIP stage, or a text tower that ``ldm.convert`` wrote.
-        dropout: Share of training samples that get the empty caption.
-        frozen: Keep the tower as it is, and out of this stage's checkpoints. False trains it along with the
-            denoiser, from the weights of ``checkpoint``.
+        dropout: Fraction of training samples that get the empty caption.
+        frozen: Do not train the tower, nor save it in checkpoints of this stage. False fine-tunes it with the
+            denoiser.
         clip_skip: Last layers to leave out; 1 gives the penultimate layer's tokens.
     """
 
@@ -36,10 +35,11 @@ class CLIPText(Conditioner):
         self, checkpoint: str, dropout: float = 0.1, frozen: bool = True, clip_skip: int = 0
     ) -> None:
         super().__init__(dropout)
-        tower = load_tower(checkpoint).clip_skip(clip_skip)
+        found = open_upstream(checkpoint)
+        tower = load_tower(found).clip_skip(clip_skip)
         self.text: nn.Module = Frozen(tower) if frozen else tower
         self.token_width = tower.width
-        self._upstream = {str(checkpoint): ckpt.sha256(checkpoint)}
+        self._upstream = {checkpoint: found.sha256}
 
     @property
     def tower(self) -> TextTower:
@@ -48,14 +48,14 @@ class CLIPText(Conditioner):
         assert isinstance(tower, TextTower)
         return tower
 
+    @override
     def forward(self, batch: Batch) -> Cond:
-        """Encode ``batch["text"]``, B captions, to (B, L, D) tokens."""
         if "text" not in batch:
             raise ValueError("CLIPText needs captions: add 'text' to data.fields, or give prompts")
         return Cond(tokens=self._tokens(batch["text"]))
 
+    @override
     def check(self, batch: Batch) -> None:
-        """Check that each caption fits into the context of the text tower."""
         tower = self.tower
         for text in batch["text"]:
             if (found := tower.num_tokens(text)) > tower.context_length:
@@ -64,40 +64,32 @@ class CLIPText(Conditioner):
                     f"{tower.context_length}, the context of the text tower"
                 )
 
+    @override
     def null(self, batch: Batch) -> Cond:
-        """Encode the empty caption, once per sample."""
         return Cond(tokens=self._tokens([""]).expand(len(batch["key"]), -1, -1))
 
     def _tokens(self, text: list[str]) -> Tensor:
         return self.tower.encode(text).float()
 
     @property
+    @override
     def upstream(self) -> dict[str, str]:
-        """The checkpoint of the text tower and its SHA-256."""
         return self._upstream
 
 
-def load_tower(path: str) -> TextTower:
-    """Rebuild the text tower of a checkpoint: a CLIP stage's, or one that is nothing but a tower.
-
-    Args:
-        path: Checkpoint file or run folder.
+def load_tower(checkpoint: Checkpoint) -> TextTower:
+    """Rebuild the text tower of a CLIP stage, or one that ``ldm.convert`` imported alone.
 
     Raises:
-        FileNotFoundError: If there is no checkpoint.
-        ValueError: If it is damaged or of another stage.
+        ValueError: If the checkpoint is of another stage.
     """
-    state = ckpt.read(path)
-    if state["stage"] == "clip":
-        return ckpt.build_net(state, CLIPModel).text_tower()
-    if state["stage"] == "text_tower":
-        return _bare_tower(state)
-    found = f"checkpoint '{ckpt.find(path)}' is of stage '{state['stage']}'"
+    if checkpoint.stage == "clip":
+        return checkpoint.load_net(CLIPModel).text_tower()
+    if checkpoint.stage == "text_tower":
+        with torch.device("meta"):
+            tower, _ = instantiate(checkpoint.state["config"], TextTower)
+        weights = {name: value.clone() for name, value in checkpoint.state["state_dict"].items()}
+        tower.load_state_dict(weights, assign=True)
+        return tower
+    found = f"checkpoint '{checkpoint.file}' is of stage '{checkpoint.stage}'"
     raise ValueError(f"{found}, expected stage 'clip' or 'text_tower'")
-
-
-def _bare_tower(state: Mapping[str, Any]) -> TextTower:
-    with torch.device("meta"):
-        tower = ckpt.instantiate(state["config"], TextTower)
-    tower.load_state_dict(state["state_dict"], assign=True)
-    return tower

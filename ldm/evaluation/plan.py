@@ -16,7 +16,7 @@ from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.evaluation.reference import ReferenceImages
 from ldm.evaluation.sources import FolderImages, GeneratedImages, ImageSource, RealImages, Repeated
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.metrics.clip_score import CLIPScore
 from ldm.metrics.extractors.clip import CLIPExtractor
 from ldm.metrics.extractors.inception import Inception
@@ -134,10 +134,11 @@ def build_sources(
     for path, stage in stages:
         assert samples is not None
         wanted = Repeated(samples, options.num_images or len(samples))  # type: ignore[arg-type]
+        found = Checkpoint.open(path)
         origin: Metadata = {
             "checkpoint": path,
-            "checkpoint_sha256": ckpt.sha256(path),
-            "weights": _weights(path),
+            "checkpoint_sha256": found.sha256,
+            "weights": found.weights,
         }
         mine = metrics.of(stage, samples)
         if not isinstance(stage, Generates):
@@ -234,7 +235,3 @@ def _label(guidance: Guidance) -> str:
     numbers = [f"{v:g}" for k, v in vars(guidance).items() if k != "training" and isinstance(v, int | float)]
     inside = [_label(each) for each in guidance.children() if isinstance(each, Guidance)]
     return f"{type(guidance).__name__}({', '.join([*numbers, *inside])})"
-
-
-def _weights(path: str) -> str:
-    return str(ckpt.peek(path).get("weights", "raw"))

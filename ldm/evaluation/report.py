@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ldm.cli import version
+from ldm import __version__
 from ldm.evaluation.session import Measurement, Value
 from ldm.io.atomic import write_text
 from ldm.metrics.feature_metrics import FeatureMetrics
@@ -62,7 +62,7 @@ def write_json(path: Path, results: Sequence[Result]) -> None:
         }
         for result in results
     ]
-    write_text(path, json.dumps({"software": f"ldm {version()}", "results": found}, indent=2) + "\n")
+    write_text(path, json.dumps({"software": f"ldm {__version__}", "results": found}, indent=2) + "\n")
 
 
 def write_npz(path: Path, images: Tensor, measurement: Measurement, size: int) -> None:

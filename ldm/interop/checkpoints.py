@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.checkpointing.writer import AtomicCheckpointIO
+from ldm.io.checkpoint import header
 
 
 def write_checkpoint(
@@ -31,9 +32,6 @@ def write_checkpoint(
         image_size: Side of the images that it was trained on, if known.
         upstream: Checkpoints that the stage is built on, with their SHA-256.
 
-    Returns:
-        The file.
-
     Raises:
         ValueError: If the folder has a checkpoint.
     """
@@ -41,6 +39,7 @@ def write_checkpoint(
     if path.exists():
         raise ValueError(f"--out: '{out}' already has checkpoints/last.ckpt, expected a folder without a run")
     state = {
+        **header(),
         "stage": stage,
         "config": dict(config),
         "state_dict": dict(weights),

@@ -13,30 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.schedule import ScaledLinear
-from ldm.interop.compvis_keys import Pairs, autoencoder_modules, averaged, names, unet_modules
+from ldm.interop.compvis_keys import Pairs, autoencoder_modules, averaged, below, names, unet_modules
 from ldm.interop.compvis_shapes import autoencoder_arguments, unet_arguments, unet_widths
 from ldm.interop.compvis_text import OPEN_CLIP, read_text, write_text_tower
 from ldm.interop.files import record
-from ldm.interop.latents import fold, kept, of_factor, scaling_factor, unfold
+from ldm.interop.latents import fold, of_factor, originals, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import betas, build, process, scheduler_config
-from ldm.io import checkpoint as ckpt
-from ldm.io.weights import check, read_metadata, read_weights, write_weights
+from ldm.io.checkpoint import Checkpoint
+from ldm.io.weights import check, read_metadata, read_weights, sha256, write_weights
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
 
 UNET, AUTOENCODER, UNFOLDED = "model.diffusion_model.", "first_stage_model.", "ldm_latents."
-"""How the names of weights begin; the last is ours, see ``latents.kept``."""
-DRAWN = {"_class_name": "PNDMScheduler", "timestep_spacing": "leading", "steps_offset": 1}
-"""How CompVis's script draws."""
-SAYS = "ldm"
-"""In the metadata of files of ours: what weights do not show."""
+"""How the names of weights begin; the last is ours, see ``latents.originals``."""
+SAMPLER = {"_class_name": "PNDMScheduler", "timestep_spacing": "leading", "steps_offset": 1}
+"""Sampler of CompVis's script, as a scheduler_config.json."""
+METADATA = "ldm"
+"""Key of our files' metadata: arguments that weights do not determine."""
 VELOCITY = (
-    "the file does not show what the U-Net predicts: taken for the noise, as in Stable Diffusion 1.x and "
+    "the file does not show what the U-Net predicts: assumed to be the noise, as in Stable Diffusion 1.x and "
     "2.x-base; for 2.x at 768 pixels say --prediction velocity"
 )
-BETAS = "the file has no betas: taken for Stable Diffusion's"
+BETAS = "the file has no betas: assumed to be Stable Diffusion's"
 PREDICTIONS = {"epsilon": "epsilon", "velocity": "v_prediction", "sample": "sample"}
 """Names of predictions, ours first."""
 
@@ -44,8 +44,8 @@ Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Unseen:
-    """What weights do not show. None takes what the file says of itself, or else what is usual.
+class ImportOptions:
+    """Facts that weights do not determine. None takes the file's metadata, or else the usual value.
 
     Args:
         weights: Averaged ones, or those that were trained; usual are averaged ones where they are there.
@@ -61,13 +61,13 @@ class Unseen:
     image_size: int | None = None
 
 
-def import_file(file: str | Path, out: str | Path, unseen: Unseen) -> tuple[Path, list[str]]:
+def import_file(file: str | Path, out: str | Path, options: ImportOptions) -> tuple[Path, list[str]]:
     """Turn a single file of Stable Diffusion 1.x or 2.x into run folders of ours.
 
     Args:
         file: Weights with the names that CompVis gave them, .ckpt or .safetensors.
         out: Folder for the run folders autoencoder, text and diffusion.
-        unseen: What they do not show.
+        options: Facts that the weights do not determine.
 
     Returns:
         The run folder of the diffusion stage, and what had to be guessed.
@@ -78,28 +78,21 @@ def import_file(file: str | Path, out: str | Path, unseen: Unseen) -> tuple[Path
     """
     file = Path(file)
     weights = read_weights(file)
-    metadata = json.loads(read_metadata(file).get(SAYS, "{}"))
-    unet, kind = _read_unet(weights, metadata.get("unet"), unseen, str(file))
+    metadata = json.loads(read_metadata(file).get(METADATA, "{}"))
+    unet, kind = _read_unet(weights, metadata.get("unet"), options, str(file))
     autoencoder, latents = _read_autoencoder(weights, metadata.get("autoencoder"), str(file))
     text = read_text(weights, str(file))
-    scheduler, guessed = _scheduler(weights, metadata, unseen)
-    size = unseen.image_size or metadata.get("image_size") or 512
+    scheduler, guessed = _scheduler(weights, metadata, options)
+    size = options.image_size or metadata.get("image_size") or 512
     text = Network(metadata.get("text", text.arguments), text.weights)
     model = TextToImage(unet, autoencoder, text, latents, process(scheduler, str(file)), size)
     model.check(dict.fromkeys(("unet", "autoencoder", "text"), str(file)))
-    source = {"program": "CompVis", "name": file.name, "sha256": ckpt.sha256(file), "weights": kind}
+    source = {"program": "CompVis", "name": file.name, "sha256": sha256(file), "weights": kind}
     return write_run(model, out, source), guessed
 
 
 def export_file(run: str | Path, file: str | Path) -> Path:
     """Write a trained text-to-image run as a single file with CompVis's names.
-
-    Args:
-        run: Checkpoint or run folder of a diffusion stage.
-        file: File to write, ending in .safetensors.
-
-    Returns:
-        The file.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
@@ -109,8 +102,9 @@ def export_file(run: str | Path, file: str | Path) -> Path:
     if file.suffix != ".safetensors" or file.exists():
         found = "is there already" if file.exists() else f"ends in '{file.suffix}'"
         raise ValueError(f"--out: '{file}' {found}, expected a new file that ends in .safetensors")
-    model, metadata = read_run(run), record(ckpt.read(run), run)
-    unseen = {
+    checkpoint = Checkpoint.open(run, "diffusion")
+    model, metadata = read_run(checkpoint), record(checkpoint)
+    arguments = {
         **{name: getattr(model, name).arguments for name in ("unet", "autoencoder", "text")},
         "scheduler": scheduler_config(model.process),
         "image_size": model.image_size,
@@ -121,29 +115,29 @@ def export_file(run: str | Path, file: str | Path) -> Path:
         **write_text_tower(model.text),
         **_tables(model),
     }
-    write_weights(file, tensors, {SAYS: json.dumps(unseen), "record": json.dumps(metadata)})
+    write_weights(file, tensors, {METADATA: json.dumps(arguments), "record": json.dumps(metadata)})
     return file
 
 
 def _read_unet(
-    weights: Weights, metadata: dict[str, Any] | None, unseen: Unseen, name: str
+    weights: Weights, metadata: dict[str, Any] | None, options: ImportOptions, name: str
 ) -> tuple[Network, str]:
     """Read the U-Net; also return which of its weights."""
     raw = _under(weights, UNET, f"{name}: the file has no U-Net")
     ema = {key: weights[averaged(key)] for key in raw if averaged(key) in weights}
-    if unseen.weights == "ema" and not ema:
+    if options.weights == "ema" and not ema:
         raise ValueError(f"{name}: the file has no averaged weights (model_ema.*), expected --weights raw")
-    kind = unseen.weights or ("ema" if ema else "raw")
+    kind = options.weights or ("ema" if ema else "raw")
     theirs = ema if kind == "ema" else raw
     arguments = metadata or unet_arguments(raw, name)
-    if unseen.num_heads is not None:
-        arguments = {**arguments, "num_heads": unseen.num_heads}
+    if options.num_heads is not None:
+        arguments = {**arguments, "num_heads": options.num_heads}
     widths = unet_widths(raw, name)
 
     def unet() -> nn.Module:
         return UNet(widths, **arguments)
 
-    return _taken(theirs, unet, arguments, unet_modules(arguments), f"{name} ({UNET}*)"), kind
+    return _network(theirs, unet, arguments, unet_modules(arguments), f"{name} ({UNET}*)"), kind
 
 
 def _read_autoencoder(
@@ -158,41 +152,40 @@ def _read_autoencoder(
     def autoencoder() -> nn.Module:
         return KLAutoencoder(**arguments)
 
-    network = _taken(theirs, autoencoder, arguments, autoencoder_modules(arguments), where)
+    network = _network(theirs, autoencoder, arguments, autoencoder_modules(arguments), where)
     factor = _shortest(weights["scale_factor"]) if "scale_factor" in weights else 0.18215
-    beside = {k.removeprefix(UNFOLDED): w for k, w in weights.items() if k.startswith(UNFOLDED)}
-    if unfolded := unfold(network.weights, beside) if factor == 1.0 else None:
+    if unfolded := unfold(network.weights, below(weights, UNFOLDED)) if factor == 1.0 else None:
         return Network(arguments, unfolded[0]), unfolded[1]
     return network, of_factor(factor, arguments["latent_channels"])
 
 
 def _write_autoencoder(model: TextToImage) -> dict[str, Tensor]:
-    factor, weights, beside = scaling_factor(model.latents), model.autoencoder.weights, {}
+    factor, weights, original = scaling_factor(model.latents), model.autoencoder.weights, {}
     channels = len(model.latents.mean)
     if factor is None or not torch.equal(_stored(factor, channels).std, model.latents.std):
-        beside = kept(weights, model.latents)
+        original = originals(weights, model.latents)
         weights, factor = {**weights, **fold(weights, model.latents)}, 1.0
     theirs = _renamed(weights, autoencoder_modules(model.autoencoder.arguments), AUTOENCODER)
     return {
         **{key: w[:, :, None, None] if ".attn_1." in key and w.ndim == 2 else w for key, w in theirs.items()},
-        **{f"{UNFOLDED}{key}": w for key, w in beside.items()},
+        **{f"{UNFOLDED}{key}": w for key, w in original.items()},
         "scale_factor": torch.tensor(factor),
     }
 
 
 def _scheduler(
-    weights: Weights, metadata: Mapping[str, Any], unseen: Unseen
+    weights: Weights, metadata: Mapping[str, Any], options: ImportOptions
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return what a scheduler_config.json would say, and what of it is guessed."""
+    """Return the equivalent scheduler_config.json, and which values are guesses."""
     guessed = []
     if not (config := metadata.get("scheduler")):
         beta = weights["betas"].double() if "betas" in weights else betas(ScaledLinear())
         guessed += [] if "betas" in weights else [BETAS]
-        if unseen.prediction is None and any(key.startswith(OPEN_CLIP) for key in weights):
+        if options.prediction is None and any(key.startswith(OPEN_CLIP) for key in weights):
             guessed.append(VELOCITY)
-        config = {**DRAWN, "trained_betas": beta.tolist()}
-    if unseen.prediction is not None:
-        config = {**config, "prediction_type": PREDICTIONS[unseen.prediction]}
+        config = {**SAMPLER, "trained_betas": beta.tolist()}
+    if options.prediction is not None:
+        config = {**config, "prediction_type": PREDICTIONS[options.prediction]}
     return config, guessed
 
 
@@ -210,10 +203,10 @@ def _tables(model: TextToImage) -> dict[str, Tensor]:
     return {name: table.float() for name, table in tables.items()}
 
 
-def _taken(
+def _network(
     theirs: Weights, build: Callable[[], nn.Module], arguments: dict[str, Any], modules: Pairs, name: str
 ) -> Network:
-    """Take the weights of the network that ``build`` makes, once all of them are as it has them."""
+    """Rename the weights of the network that ``build`` makes, and check their shapes."""
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in build().state_dict().items()}
     known = names(shapes, modules)
@@ -226,8 +219,7 @@ def _renamed(weights: Weights, modules: Pairs, prefix: str) -> dict[str, Tensor]
 
 
 def _under(weights: Weights, prefix: str, otherwise: str) -> dict[str, Tensor]:
-    found = {key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)}
-    if not found:
+    if not (found := below(weights, prefix)):
         raise ValueError(f"{otherwise}, expected {prefix}*")
     return found
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
 Pairs = Iterator[tuple[str, str]]
 """Our name of a module and theirs."""
 
@@ -101,6 +103,11 @@ def names(ours: Iterable[str], modules: Iterable[tuple[str, str]]) -> dict[str, 
             if name[:end] in known:
                 found[name] = known[name[:end]] + name[end:]
     return found
+
+
+def below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the weights whose names begin with ``prefix``, without it."""
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def averaged(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the weights of a CompVis file say of their networks: the configuration lies elsewhere."""
+"""Arguments of networks derived from the weights of a CompVis file, which has no configuration."""
 
 from __future__ import annotations
 

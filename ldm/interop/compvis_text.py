@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ldm.interop.compvis_keys import names, text_modules
+from ldm.interop.compvis_keys import below, names, text_modules
 from ldm.interop.compvis_shapes import tower_arguments
 from ldm.interop.model import Network
 from ldm.interop.tokenizer import END, vocabulary
@@ -15,8 +15,8 @@ from ldm.interop.transformers import tower_weights
 
 TRANSFORMERS, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 """How the names of its weights begin."""
-BESIDE = ("text_projection", "logit_scale", "attn_mask")
-"""What is in open_clip's text encoder but not in the tower."""
+NOT_TOWER = ("text_projection", "logit_scale", "attn_mask")
+"""Weights of open_clip's text encoder outside of the tower."""
 BLOCKS = "transformer.resblocks"
 
 Weights = Mapping[str, Tensor]
@@ -32,7 +32,7 @@ def read_text(weights: Weights, name: str) -> Network:
     Raises:
         ValueError: If there is no text tower.
     """
-    old, new = _under(weights, TRANSFORMERS), _under(weights, OPEN_CLIP)
+    old, new = below(weights, TRANSFORMERS), below(weights, OPEN_CLIP)
     if old:
         tower = tower_weights(old)
         return Network(tower_arguments(tower, True, vocabulary()[END], f"{name} ({TRANSFORMERS}*)"), tower)
@@ -58,10 +58,10 @@ def of_open_clip(theirs: Weights) -> dict[str, Tensor]:
     numbers = [int(key.split(".")[2]) for key in theirs if key.startswith(f"{BLOCKS}.")]
     layers = max(numbers, default=0)
     last = f"{BLOCKS}.{layers}."
-    kept = {key: value for key, value in theirs.items() if key not in BESIDE and not key.startswith(last)}
-    known = names(kept, [(theirs, ours) for ours, theirs in text_modules(layers)])
+    tower = {key: value for key, value in theirs.items() if key not in NOT_TOWER and not key.startswith(last)}
+    known = names(tower, [(theirs, ours) for ours, theirs in text_modules(layers)])
     found = {}
-    for key, value in kept.items():
+    for key, value in tower.items():
         head, _, joint = key.partition(".attn.in_proj_")
         if joint:
             attention = f"encoder.layers.{head.rpartition('.')[2]}.self_attn"
@@ -92,7 +92,3 @@ def to_open_clip(text: Network) -> dict[str, Tensor]:
         found[key.replace(f"{BLOCKS}.0.", f"{BLOCKS}.{layers}.")] = torch.zeros_like(found[key])
     found["text_projection"] = torch.eye(width)
     return found
-
-
-def _under(weights: Weights, prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

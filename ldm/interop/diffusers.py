@@ -11,13 +11,13 @@ from ldm.interop import tokenizer
 from ldm.interop.diffusers_configs import unet_arguments, unet_config, vae_arguments, vae_config
 from ldm.interop.files import new_folder, read_json, record, write_json
 from ldm.interop.folders import Part, read_part
-from ldm.interop.latents import fold, kept, of_factor, scaling_factor, unfold
+from ldm.interop.latents import fold, of_factor, originals, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import process, scheduler_config
 from ldm.interop.transformers import empty_tower, tower_weights, write_text_encoder
-from ldm.io import checkpoint as ckpt
-from ldm.io.weights import read_weights, write_weights
+from ldm.io.checkpoint import Checkpoint
+from ldm.io.weights import read_weights, sha256, write_weights
 from ldm.nets.autoencoder import downsampling
 from ldm.nets.text import TextTower
 
@@ -26,7 +26,7 @@ PIPELINES = {False: "StableDiffusionPipeline", True: "StableDiffusionInpaintPipe
 WEIGHTS = "diffusion_pytorch_model"
 """How files of weights begin, but a text encoder's."""
 UNFOLDED = "ldm_latents.safetensors"
-"""Beside the autoencoder: its weights and statistics before they were folded together."""
+"""File of an autoencoder's weights and statistics before folding."""
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 """Names in an autoencoder's attention in old folders."""
 
@@ -39,9 +39,6 @@ def import_pipeline(folder: str | Path, out: str | Path, variant: str | None = N
         out: Folder for the run folders autoencoder, text and diffusion.
         variant: Which weights, e.g. "fp16" of diffusion_pytorch_model.fp16.safetensors; None takes those
             without a name, or else fp16.
-
-    Returns:
-        The run folder of the diffusion stage.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -59,7 +56,7 @@ def import_pipeline(folder: str | Path, out: str | Path, variant: str | None = N
         "vae": read_part(folder / "vae", (WEIGHTS,), variant),
         "text_encoder": read_part(folder / "text_encoder", ("model", "pytorch_model"), variant),
     }
-    hashes = {f"{name}/{file.name}": ckpt.sha256(file) for name, part in parts.items() for file in part.files}
+    hashes = {f"{name}/{file.name}": sha256(file) for name, part in parts.items() for file in part.files}
     source = {"program": "diffusers", "name": folder.resolve().name, "sha256": hashes}
     return write_run(_model(folder, parts), out, source)
 
@@ -67,19 +64,13 @@ def import_pipeline(folder: str | Path, out: str | Path, variant: str | None = N
 def export_pipeline(run: str | Path, out: str | Path) -> Path:
     """Write a trained text-to-image run as a folder that diffusers' ``from_pretrained`` opens.
 
-    Args:
-        run: Checkpoint or run folder of a diffusion stage.
-        out: Folder to write, one that is empty or not there.
-
-    Returns:
-        The folder.
-
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If the run has parts that Stable Diffusion has not, or ``out`` has files.
     """
     with new_folder(out) as folder:
-        model, produced_by = read_run(run), record(ckpt.read(run), run)
+        checkpoint = Checkpoint.open(run, "diffusion")
+        model, produced_by = read_run(checkpoint), record(checkpoint)
         metadata = {"software": produced_by["software"], "source_sha256": produced_by["sha256"]}
         _write_unet(model, folder / "unet", metadata)
         _write_vae(model, folder / "vae", metadata)
@@ -117,8 +108,8 @@ def _read_vae(vae: Part) -> tuple[Network, Latents]:
     arguments, factor = vae_arguments(vae.config, vae.config_name)
     weights = {_renamed(name): _squeezed(name, tensor) for name, tensor in vae.weights.items()}
     network, latents = Network(arguments, weights).float(), of_factor(factor, arguments["latent_channels"])
-    if factor == 1.0 and (beside := vae.folder / UNFOLDED).is_file():
-        unfolded = unfold(network.weights, read_weights(beside))
+    if factor == 1.0 and (original := vae.folder / UNFOLDED).is_file():
+        unfolded = unfold(network.weights, read_weights(original))
         return (Network(arguments, unfolded[0]), unfolded[1]) if unfolded else (network, latents)
     return network, latents
 
@@ -151,7 +142,7 @@ def _write_unet(model: TextToImage, folder: Path, metadata: dict[str, str]) -> N
 def _write_vae(model: TextToImage, folder: Path, metadata: dict[str, str]) -> None:
     factor, weights = scaling_factor(model.latents), model.autoencoder.weights
     if factor is None:
-        write_weights(folder / UNFOLDED, kept(weights, model.latents), metadata)
+        write_weights(folder / UNFOLDED, originals(weights, model.latents), metadata)
         weights, factor = {**weights, **fold(weights, model.latents)}, 1.0
     config = vae_config(model.autoencoder.arguments, factor)
     if model.image_size is not None:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ldm.cli import version
-from ldm.io import checkpoint as ckpt
+from ldm import __version__
 from ldm.io.atomic import unfinished, write_text
+from ldm.io.checkpoint import Checkpoint
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -39,29 +39,24 @@ def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
     write_text(Path(path), json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def record(checkpoint: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """Say what produced an export: what its ldm.json holds.
-
-    Args:
-        checkpoint: What ``ldm.io.checkpoint.read`` returned.
-        path: The checkpoint file or run folder that it was read from.
-    """
+def record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Contents of an export's ldm.json: the checkpoint that it was made from."""
     return {
-        "software": f"ldm {version()}",
-        "source": str(path),
-        "sha256": ckpt.sha256(path),
-        "stage": checkpoint["stage"],
-        "weights": checkpoint.get("weights", "raw"),
-        "samples_seen": ckpt.progress(checkpoint).samples,
-        "image_size": checkpoint.get("image_size"),
-        "upstream": checkpoint.get("upstream", {}),
-        "config": checkpoint["config"],
+        "software": f"ldm {__version__}",
+        "source": str(checkpoint.file),
+        "sha256": checkpoint.sha256,
+        "stage": checkpoint.stage,
+        "weights": checkpoint.weights,
+        "samples_seen": checkpoint.progress.samples,
+        "image_size": checkpoint.state.get("image_size"),
+        "upstream": checkpoint.upstream,
+        "config": checkpoint.state["config"],
     }
 
 
 @contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """Give a temporary folder to write an export to, which becomes ``out`` when it is whole.
+    """Yield a temporary folder for an export, which becomes ``out`` when it is complete.
 
     Raises:
         ValueError: If ``out`` has files: nothing is written over.

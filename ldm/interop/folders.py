@@ -13,7 +13,7 @@ from ldm.interop.files import read_json
 from ldm.io.weights import read_weights
 
 FALLBACK = "fp16"
-"""Variant that is taken where the weights without a name are not there."""
+"""Variant to fall back to where there are no weights without a variant."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_part(folder: Path, stems: tuple[str, ...], variant: str | None) -> Part
         variant: Which weights, e.g. "fp16"; None takes those without a name, or else fp16.
 
     Raises:
-        FileNotFoundError: If one is missing; says which names were looked for.
+        FileNotFoundError: If one is missing; the message lists the names tried.
         ValueError: If one is damaged.
     """
     config = read_json(folder / "config.json")

@@ -1,9 +1,9 @@
 """Our normalisation of latents, per channel, in formats that know one scaling factor.
 
-A pipeline of diffusers, and CompVis's code, multiply latents by one number. What that cannot say goes into
-the two 1x1 convolutions beside the latent: with z' = (z - m) / s, the encoder's last one gives z', and the
-decoder's first one takes it. Computed in float64 and rounded once, which cannot be undone exactly, so the
-convolutions as they were travel beside the weights.
+A pipeline of diffusers, and CompVis's code, multiply latents by one number. What one number cannot express
+is folded into the two 1x1 convolutions around the latent: with z' = (z - m) / s, the encoder's last one gives
+z', and the decoder's first one takes it. Computed in float64 and rounded once: that cannot be undone exactly,
+so the original convolutions are stored with the weights.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def scaling_factor(latents: Latents) -> float | None:
     std = latents.std[0]
     if latents.mean.any() or not torch.equal(latents.std, std.expand_as(latents.std)):
         return None
-    candidates = (float(f"{1 / std.item():.{digits}g}") for digits in range(1, 18))
-    return next((f for f in candidates if torch.equal(of_factor(f, 1).std[0], std)), 1 / std.item())
+    factors = (float(f"{1 / std.item():.{digits}g}") for digits in range(1, 18))
+    return next((f for f in factors if torch.equal(of_factor(f, 1).std[0], std)), 1 / std.item())
 
 
 def of_factor(factor: float, channels: int) -> Latents:
@@ -49,9 +49,6 @@ def fold(weights: Weights, latents: Latents) -> dict[str, Tensor]:
     Args:
         weights: State dict of a ``KLAutoencoder``, or the four weights that are changed.
         latents: The normalisation.
-
-    Returns:
-        The four weights, float32.
     """
     m, s = latents.mean.double(), latents.std.double()
     q_w, q_b, p_w, p_b = (weights[name].double() for name in FOLDED)
@@ -67,24 +64,24 @@ def fold(weights: Weights, latents: Latents) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in zip(FOLDED, folded, strict=True)}
 
 
-def kept(weights: Weights, latents: Latents) -> dict[str, Tensor]:
-    """Return what undoes ``fold`` exactly, to be stored beside the folded weights."""
+def originals(weights: Weights, latents: Latents) -> dict[str, Tensor]:
+    """Return what undoes ``fold`` exactly, to be stored with the folded weights."""
     unfolded = {name: weights[name] for name in FOLDED}
     return {**unfolded, "latent_mean": latents.mean, "latent_std": latents.std}
 
 
-def unfold(weights: Weights, beside: Weights) -> tuple[dict[str, Tensor], Latents] | None:
-    """Undo ``fold`` with what was kept, unless the weights were changed since.
+def unfold(weights: Weights, original: Weights) -> tuple[dict[str, Tensor], Latents] | None:
+    """Undo ``fold`` with the originals, unless the weights were changed since.
 
     Args:
         weights: State dict with folded weights, float32.
-        beside: What ``kept`` returned.
+        original: What ``originals`` returned.
 
     Returns:
-        The state dict as it was and its normalisation; None if folding ``beside`` gives other weights.
+        The state dict as it was and its normalisation; None if folding ``original`` gives other weights.
     """
-    if set(beside) != {*FOLDED, "latent_mean", "latent_std"}:
+    if set(original) != {*FOLDED, "latent_mean", "latent_std"}:
         return None
-    latents = Latents(beside["latent_mean"], beside["latent_std"])
-    same = all(torch.equal(weights[name], tensor) for name, tensor in fold(beside, latents).items())
-    return ({**weights, **{name: beside[name] for name in FOLDED}}, latents) if same else None
+    latents = Latents(original["latent_mean"], original["latent_std"])
+    same = all(torch.equal(weights[name], tensor) for name, tensor in fold(original, latents).items())
+    return ({**weights, **{name: original[name] for name in FOLDED}}, latents) if same else None

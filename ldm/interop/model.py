@@ -49,7 +49,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class Process:
-    """What the U-Net was trained for, and how images are drawn with it, as configurations name it.
+    """Diffusion process and sampler of a U-Net, in the form of configurations.
 
     Args:
         schedule: ``{"class_path", "init_args"}`` of a ``Schedule``.
@@ -91,7 +91,7 @@ class TextToImage:
 
     @property
     def inpaints(self) -> bool:
-        """Whether the U-Net sees a mask and the latent of what it leaves, beside the noisy latent."""
+        """Whether the U-Net takes a mask and the masked latent in addition to the noisy latent."""
         return self.widths.spatial > 0
 
     def check(self, names: Mapping[str, str]) -> TextToImage:

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.files import new_folder, read_json, record, write_json
-from ldm.io import checkpoint as ckpt
-from ldm.io.weights import bare, check, read_weights, write_weights
+from ldm.io.checkpoint import Checkpoint, instantiate
+from ldm.io.weights import bare, check, read_weights, sha256, write_weights
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import VOCAB_SIZE
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 """Files of a folder that open_clip opens as ``local-dir:<folder>``."""
 ARGUMENTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-"""What open_clip's configuration of a plain CLIP says."""
+"""Keys of open_clip's configuration of a plain CLIP."""
 APART, TEXT = "custom_text", "text."
 """Key of models whose text tower is a module of its own, and how the names of its weights then begin."""
 FOREIGN = ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode")
@@ -41,9 +41,6 @@ def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path
             such as open_clip_config.json.
         out: Run folder to write.
 
-    Returns:
-        The checkpoint.
-
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If the model is no plain CLIP with CLIP's own tokens, the weights are of another model, or
@@ -51,14 +48,14 @@ def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path
     """
     net = {"class_path": "ldm.nets.clip.CLIPModel", "init_args": clip_arguments(model)}
     with torch.device("meta"):
-        empty = ckpt.instantiate(net, CLIPModel)
+        empty, _ = instantiate(net, CLIPModel)
     shapes = {name: value.shape for name, value in empty.state_dict().items()}
     found = {f"model.{name}": value for name, value in _state_dict(Path(weights)).items()}
     if (scale := found.get("model.logit_scale")) is not None:
         found["model.logit_scale"] = scale.reshape(())  # some versions keep it as a vector of one
     check(found, shapes, str(weights))
     config = {"class_path": "ldm.stages.clip.CLIP", "init_args": {"net": net}}
-    source = {"program": "open_clip", "file": Path(weights).name, "sha256": ckpt.sha256(weights)}
+    source = {"program": "open_clip", "file": Path(weights).name, "sha256": sha256(weights)}
     named = {f"net.{name}": value for name, value in found.items()}
     return write_checkpoint(out, "clip", config, named, source, empty.image_size)
 
@@ -66,8 +63,8 @@ def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path
 def clip_arguments(model: str | Path) -> dict[str, Any]:
     """Read the arguments of a ``CLIPModel`` from a configuration of open_clip.
 
-    Images are normalised as its ``preprocess_cfg`` says; where it says nothing, which is so for models that
-    open_clip knows by name, as OpenAI and LAION did.
+    Images are normalised by its ``preprocess_cfg``. Models that open_clip knows by name have none: they use
+    the statistics of OpenAI and LAION.
 
     Raises:
         FileNotFoundError: If the file is missing.
@@ -75,8 +72,8 @@ def clip_arguments(model: str | Path) -> dict[str, Any]:
     """
     config, preprocess = _read_config(model)
     text = {f"text_cfg.{key}": config["text_cfg"].get(key) for key in FOREIGN}
-    beside = {key: value for key, value in config.items() if key not in (*ARGUMENTS, APART)}
-    for key, value in (text | beside).items():
+    unknown = {key: value for key, value in config.items() if key not in (*ARGUMENTS, APART)}
+    for key, value in (text | unknown).items():
         if value:
             raise ValueError(f"{model}: {key} is {value}, expected a CLIP of open_clip's own, without it")
     if (size := config["text_cfg"].get("vocab_size", VOCAB_SIZE)) != VOCAB_SIZE:
@@ -94,27 +91,20 @@ def clip_arguments(model: str | Path) -> dict[str, Any]:
 def export_clip(run: str | Path, out: str | Path) -> Path:
     """Write a CLIP stage as a folder that open_clip opens as ``local-dir:<folder>``, with its statistics.
 
-    ldm.json beside it says where the weights come from.
-
-    Args:
-        run: Checkpoint or run folder of a CLIP stage.
-        out: Folder to write, one that is empty or not there.
-
-    Returns:
-        The folder.
+    ldm.json records the origin of the weights.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If it is of another stage, or ``out`` has files.
     """
     with new_folder(out) as folder:
-        net, state = ckpt.load_net(run, "clip", CLIPModel)
-        arguments = state["config"]["init_args"]["net"]["init_args"]
+        checkpoint = Checkpoint.open(run, "clip")
+        net, arguments = checkpoint.load_net(CLIPModel), checkpoint.net_config["init_args"]
         preprocess = {"mean": list(net.image_mean), "std": list(net.image_std), "interpolation": "bicubic"}
         model = {key: arguments[key] for key in ARGUMENTS if key in arguments}
         write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocess})
         write_weights(folder / WEIGHTS, net.model.state_dict(), {})
-        write_json(folder / "ldm.json", record(state, ckpt.find(run)))
+        write_json(folder / "ldm.json", record(checkpoint))
     return Path(out)
 
 

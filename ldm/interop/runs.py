@@ -18,8 +18,9 @@ from ldm.diffusion.prediction import Prediction
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.model import Latents, Network, Process, TextToImage, arguments
 from ldm.interop.schedules import PREDICTIONS, betas, named, recognised, sampler
-from ldm.io import checkpoint as ckpt
 from ldm.io.atomic import write_text
+from ldm.io.checkpoint import Checkpoint
+from ldm.io.weights import sha256
 from ldm.latents.space import AutoencoderLatents
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
@@ -35,27 +36,27 @@ HEAD = """# From {source}. To fine-tune, put this into a configuration with data
 """
 
 
-def read_run(path: str | Path) -> TextToImage:
+def read_run(source: str | Path | Checkpoint) -> TextToImage:
     """Read a trained diffusion stage with all that it is built on.
 
     Args:
-        path: Checkpoint or run folder.
+        source: Checkpoint, or the path of its file or run folder.
 
     Raises:
-        FileNotFoundError: If it, or a checkpoint that it is built on, is not there.
+        FileNotFoundError: If a checkpoint that it is built on is not there.
         ValueError: If it is no Stable Diffusion: names the part that formats of that cannot express.
     """
-    stage = load_stage(str(path), Diffusion)
+    stage = load_stage(source, Diffusion)
     assert stage.config is not None
-    (upstream,) = _expect(stage.latents, AutoencoderLatents, "latents").upstream
+    latents = _expect(stage.latents, AutoencoderLatents, "latents")
     denoiser = _expect(stage.denoiser, UNet, "denoiser")
     tower = _text(stage.conditioner).tower
-    net = ckpt.read(upstream, "autoencoder")["config"]["init_args"]["net"]
-    latents = stage.latents
-    assert isinstance(latents, AutoencoderLatents)
     return TextToImage(
         Network(arguments(UNet, stage.config["init_args"]["denoiser"]["init_args"]), denoiser.state_dict()),
-        Network(arguments(KLAutoencoder, net.get("init_args") or {}), latents.net.module.state_dict()),
+        Network(
+            arguments(KLAutoencoder, latents.net_config.get("init_args") or {}),
+            latents.net.module.state_dict(),
+        ),
         Network(tower.config["init_args"], tower.state_dict()),
         Latents(latents.latent_mean.flatten(), latents.latent_std.flatten()),
         Process(
@@ -74,9 +75,6 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
         model: The model; its weights are widened to float32.
         out: Folder for the three.
         source: Where it comes from: "program", "name" and hashes of files.
-
-    Returns:
-        The run folder of the diffusion stage.
 
     Raises:
         ValueError: If one of the folders has a checkpoint already.
@@ -100,7 +98,7 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
         guidance=named(ClassifierFree, scale=7.5),
     )
     weights = {f"denoiser.{name}": tensor for name, tensor in model.unet.float().weights.items()}
-    built_on = {str(path.parents[1]): ckpt.sha256(path) for path in (latents, text)}
+    built_on = {str(path.parents[1]): sha256(path) for path in (latents, text)}
     write_checkpoint(out / "diffusion", "diffusion", config, weights, source, model.image_size, built_on)
     yaml_text = yaml.safe_dump({"model": config}, sort_keys=False, default_flow_style=None, width=110)
     write_text(out / "model.yaml", HEAD.format(source=source.get("name"), out=out) + yaml_text)
@@ -127,7 +125,7 @@ def _conditioner(model: TextToImage, text: str) -> dict[str, Any]:
 
 
 def _text(conditioner: Conditioner) -> CLIPText:
-    """Find the captions' conditioner where it is the only one, or has a mask beside it."""
+    """Find the captions' conditioner where it is the only one, or is combined with a mask."""
     parts = conditioner.parts if type(conditioner) is Composite else [conditioner]
     kinds = [type(part) for part in parts]
     projected = isinstance(conditioner, Composite) and bool(list(conditioner.projections.parameters()))

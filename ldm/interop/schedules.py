@@ -46,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """What diffusers takes for what a scheduler_config.json leaves out."""
 EXACT = 1e-6
-"""Relative difference up to which betas are taken for the same: float32 is half as fine."""
+"""Relative difference below which betas are equal: twice the resolution of float32."""
 
 
 def named(kind: type, **arguments: Any) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def sampler(found: Sampler) -> dict[str, Any]:
 def process(config: Mapping[str, Any], name: str) -> Process:
     """Read a scheduler_config.json.
 
-    A PNDM becomes PLMS, anything else DDIM, with the file's timesteps and 50 steps: how images are drawn
-    unless one asks for something else. Ours end at clean, theirs may end at the first timestep's level.
+    A PNDM becomes PLMS, anything else DDIM, with the file's timesteps and 50 steps, the run's default.
+    Ours end at clean, theirs may end at the first timestep's level.
 
     Args:
         config: Its contents.
@@ -137,7 +137,7 @@ def recognised(beta: Tensor | Sequence[float]) -> dict[str, Any]:
         ``{"class_path", "init_args"}`` of a ``Schedule``.
     """
     beta = torch.as_tensor(beta, dtype=torch.float64)
-    for config, built in _candidates(beta):
+    for config, built in _known_schedules(beta):
         if torch.allclose(betas(built), beta, rtol=EXACT, atol=0):
             return config
     return named(schedule.Betas, values=beta.tolist())
@@ -151,7 +151,7 @@ def build(config: Mapping[str, Any]) -> Schedule:
     return built
 
 
-def _candidates(beta: Tensor) -> Iterator[tuple[dict[str, Any], Schedule]]:
+def _known_schedules(beta: Tensor) -> Iterator[tuple[dict[str, Any], Schedule]]:
     """Build the schedules with a name that begin and end as ``beta`` does."""
     first, last = (float(f"{end:.6g}") for end in (beta[0].item(), beta[-1].item()))
     for name, kind in SCHEDULES.items():
@@ -187,7 +187,7 @@ def _schedule(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _betas(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Say a schedule in the words of a scheduler_config.json."""
+    """Describe a schedule as a scheduler_config.json."""
     arguments = dict(config["init_args"])
     if config["class_path"] == path_of(schedule.ZeroTerminalSNR):
         return {**_betas(arguments["schedule"]), "rescale_betas_zero_snr": True}

@@ -21,7 +21,7 @@ from ldm.nets.text import VOCAB_SIZE, byte_pairs
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 """Marks of begin and end, by transformers' names."""
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
-"""Files that say which token is for what."""
+"""Files that name the special tokens."""
 
 
 @lru_cache(maxsize=1)
@@ -60,7 +60,7 @@ def pad_id(*folders: Path) -> int:
     """Read which token fills up short captions from the first folder that has a tokenizer's settings.
 
     Returns:
-        Its id; that of the end mark, transformers' default, where nothing is said.
+        Its id; that of the end mark, transformers' default, where no file names one.
 
     Raises:
         ValueError: If it is no token of CLIP's.

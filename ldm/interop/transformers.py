@@ -13,16 +13,22 @@ from ldm.conditioners.text import CLIPText, load_tower
 from ldm.interop import tokenizer
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.files import new_folder, read_json, record, write_json
-from ldm.io import checkpoint as ckpt
-from ldm.io.weights import check, read_weights, write_weights
+from ldm.io.checkpoint import Checkpoint
+from ldm.io.weights import check, read_weights, sha256, write_weights
 from ldm.nets.text import VOCAB_SIZE, TextTower
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 
 PREFIX = "text_model."
 """Begins the names of all parameters up to transformers 4; version 5 reads them with it and without."""
-BESIDE = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "embeddings.position_ids")
-"""What a folder may hold that is no weight of the tower: the rest of a CLIP, and a table of positions."""
+REST = (
+    "vision_model.",
+    "visual_projection.",
+    "text_projection.",
+    "logit_scale",
+    "embeddings.position_ids",
+)
+"""Beginnings of names outside of the tower: the rest of a CLIP, and a table of positions."""
 WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
 """Files that a folder's weights may be in."""
 QUICK_GELU = {"gelu": False, "quick_gelu": True}
@@ -90,23 +96,20 @@ def empty_tower(config: Mapping[str, Any], pad_id: int, name: str) -> TextTower:
 
 
 def tower_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pick a tower's parameters, in float32, out of a ``CLIPTextModel``'s or a whole ``CLIPModel``'s."""
+    """Pick a tower's parameters, in float32, out of a ``CLIPTextModel``'s or a ``CLIPModel``'s."""
     named = {name.removeprefix(PREFIX): value for name, value in weights.items()}
-    return {name: value.float() for name, value in named.items() if not name.startswith(BESIDE)}
+    return {name: value.float() for name, value in named.items() if not name.startswith(REST)}
 
 
 def import_text(folder: str | Path, out: str | Path) -> Path:
     """Turn a folder of transformers into a checkpoint that ``CLIPText`` accepts.
 
-    Padding is what the folder's tokenizer says, or that of the folder ``tokenizer`` beside it, which is
-    where Stable Diffusion's folders have it; without either it is the end mark, transformers' default.
+    The padding token is that of the folder's tokenizer, or of the tokenizer next to it, as in folders of
+    Stable Diffusion; without either it is the end mark, transformers' default.
 
     Args:
         folder: With config.json and weights of a ``CLIPTextModel`` or a ``CLIPModel``.
         out: Run folder to write.
-
-    Returns:
-        The checkpoint.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -118,30 +121,24 @@ def import_text(folder: str | Path, out: str | Path) -> Path:
     tower = empty_tower(read_json(config_file), padding, str(config_file))
     weights = tower_weights(read_weights(weights_file))
     check(weights, {name: value.shape for name, value in tower.state_dict().items()}, str(weights_file))
-    source = {"program": "transformers", "file": weights_file.name, "sha256": ckpt.sha256(weights_file)}
+    source = {"program": "transformers", "file": weights_file.name, "sha256": sha256(weights_file)}
     return write_checkpoint(out, "text_tower", tower.config, weights, source)
 
 
 def export_text(run: str | Path, out: str | Path) -> Path:
-    """Write the text tower of a checkpoint, its tokenizer and ldm.json, which says where they come from.
-
-    Args:
-        run: Checkpoint or run folder of a CLIP, of a text tower, or of a diffusion stage that has one.
-        out: Folder to write, one that is empty or not there.
-
-    Returns:
-        The folder.
+    """Write the text tower of a checkpoint, its tokenizer, and ldm.json with their origin.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If it has no text tower, or ``out`` has files.
     """
     with new_folder(out) as folder:
-        state = ckpt.read(run)
-        tower = _tower_of_diffusion(str(run)) if state["stage"] == "diffusion" else load_tower(str(run))
+        checkpoint = Checkpoint.open(run)
+        is_diffusion = checkpoint.stage == Diffusion.name
+        tower = _tower_of_diffusion(checkpoint) if is_diffusion else load_tower(checkpoint)
         write_text_encoder(tower, folder)
         tokenizer.write_tokenizer(folder, tower.context_length, tower.pad_id)
-        write_json(folder / "ldm.json", record(state, ckpt.find(run)))
+        write_json(folder / "ldm.json", record(checkpoint))
     return Path(out)
 
 
@@ -152,12 +149,14 @@ def write_text_encoder(tower: TextTower, folder: str | Path) -> None:
     write_weights(Path(folder) / WEIGHTS[0], weights, {})
 
 
-def _tower_of_diffusion(path: str) -> TextTower:
-    conditioner = load_stage(path, Diffusion).conditioner
+def _tower_of_diffusion(checkpoint: Checkpoint) -> TextTower:
+    conditioner = load_stage(checkpoint, Diffusion).conditioner
     towers = [module.tower for module in conditioner.modules() if isinstance(module, CLIPText)]
     if len(towers) != 1:
         found = type(conditioner).__name__
-        raise ValueError(f"checkpoint '{path}': conditioner is a {found}, expected one CLIPText in it")
+        raise ValueError(
+            f"checkpoint '{checkpoint.file}': conditioner is a {found}, expected one CLIPText in it"
+        )
     return towers[0]
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever ends the process that writes them."""
+"""Atomic writes: a file is complete or not there, whatever ends the process that writes it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MARK = ".tmp-"
-"""In the name of what is not finished; what has it and no process is left of one that was killed."""
+"""In the names of unfinished files; without a living process they are leftovers of a killed one."""
 
 
 def unfinished(path: Path) -> Path:
-    """Return the name under which this process writes what becomes ``path``; no other on any node has it."""
+    """Return a temporary name for ``path`` that is unique to this process, on any node."""
     return path.with_name(f"{path.name}{MARK}{os.uname().nodename}-{os.getpid()}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; what was written there takes the place of ``path`` after the ``with`` block.
+    """Yield a temporary name to write to; the file replaces ``path`` after the ``with`` block.
 
-    After an error ``path`` is as it was.
+    After an error ``path`` is unchanged.
 
     Args:
         path: The file; its folder is made.
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file's content, or a folder's names: a rename may be lost with the power."""
+    """Flush a file, or a folder's entries, to disk: a power failure may undo a rename otherwise."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Files of weights, also of other programs: read safely, written whole, checked by name, hashed."""
+"""Files of weights, ours and foreign: read safely, written atomically, checked by name and shape, hashed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SHOWN = 3
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read named tensors from safetensors, or from a pickle of torch's without running what is in it.
 
-    Old checkpoints of Lightning hold objects of its callbacks beside the weights. Stand-ins take their place:
+    Old checkpoints of Lightning also hold objects of its callbacks. They become inert stand-ins:
     nothing is imported, nothing of the file is called.
 
     Args:
-        path: File ending in .safetensors, or else a pickle. Its ``state_dict`` is taken where it has one.
+        path: File ending in .safetensors, or else a pickle. Its ``state_dict`` where it has one.
 
     Returns:
         Tensors on the CPU in the file's dtype, mapped into memory rather than read where that can be.
@@ -56,7 +56,7 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     Args:
         path: File to write; its folder is made.
         tensors: Of any device and layout; written row by row.
-        metadata: Strings that the file carries, beside the ``format`` that transformers asks for.
+        metadata: Strings to store, in addition to the ``format`` that transformers needs.
     """
     path = Path(path)
     rows = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -75,7 +75,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what compiled and parallel training puts before every name."""
+    """Remove the prefixes that compiled and parallel training adds to names."""
     return {_bare(name): tensor for name, tensor in weights.items()}
 
 
@@ -100,9 +100,9 @@ def check(found: Mapping[str, Tensor], expected: Mapping[str, Sequence[int]], na
         "not expected": [key for key in found if key not in expected],
         "of another shape": list(shapes.values()),
     }
-    said = [_list(keys, kind, len(expected)) for kind, keys in problems.items() if keys]
-    if said:
-        raise ValueError(f"{name}: {'; '.join(said)}")
+    messages = [_list(keys, kind, len(expected)) for kind, keys in problems.items() if keys]
+    if messages:
+        raise ValueError(f"{name}: {'; '.join(messages)}")
 
 
 def sha256(path: str | Path) -> str:

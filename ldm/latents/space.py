@@ -1,4 +1,4 @@
-"""The spaces that diffusion happens in: latents of an autoencoder, or pixels."""
+"""Spaces of diffusion: latents of an autoencoder, or pixels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ldm.diffusion.guidance import clamped
-from ldm.io import checkpoint as ckpt
 from ldm.io.config import Configurable
+from ldm.io.upstream import open_upstream
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.frozen import Frozen
 from ldm.types import Batch, Denoise
@@ -47,7 +48,7 @@ class LatentSpace(Configurable, nn.Module, ABC):
         """Map latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
 
     def constrain(self, denoise: Denoise) -> Denoise:
-        """Keep estimates of x0 where the space can be; latents are unbounded."""
+        """Constrain estimates of x0 to the range of the space; latents are unbounded."""
         return denoise
 
     def shape(self, image_size: int) -> tuple[int, int, int]:
@@ -74,16 +75,16 @@ class Pixels(LatentSpace):
     channels = 3
     factor = 1
 
+    @override
     def encode(self, batch: Batch, noise: Tensor) -> Tensor:
-        """Return the images."""
         return batch["image"]
 
+    @override
     def constrain(self, denoise: Denoise) -> Denoise:
-        """Clamp estimates of x0 to [-1, 1], as Ho et al. 2020 do in their sampler."""
-        return clamped(denoise)
+        return clamped(denoise)  # as Ho et al. 2020 do in their sampler
 
+    @override
     def decode(self, latent: Tensor) -> Tensor:
-        """Clamp to [-1, 1]."""
         return latent.clamp(-1.0, 1.0)
 
 
@@ -99,27 +100,29 @@ class AutoencoderLatents(LatentSpace):
 
     def __init__(self, checkpoint: str) -> None:
         super().__init__()
-        net, state = ckpt.load_net(checkpoint, "autoencoder", KLAutoencoder)
-        self.net = Frozen(net)
+        found = open_upstream(checkpoint, "autoencoder")
+        net = found.load_net(KLAutoencoder)
+        self.net, self.net_config = Frozen(net), found.net_config
         self.channels, self.factor = net.latent_channels, net.factor
         for name in ("latent_mean", "latent_std"):
             # upstream values, like the frozen weights: not saved a second time
-            self.register_buffer(name, state["state_dict"][name].view(1, -1, 1, 1).float(), persistent=False)
+            value = found.state["state_dict"][name].clone().view(1, -1, 1, 1).float()
+            self.register_buffer(name, value, persistent=False)
         if not torch.isfinite(self.latent_std).all():
             raise ValueError(
                 f"checkpoint '{checkpoint}' has no measured latent scale: it was saved before the first "
                 "validation of its run; train it further"
             )
-        self.image_size = state.get("image_size")
-        self._upstream = {str(checkpoint): ckpt.sha256(checkpoint)}
+        self.image_size = found.state.get("image_size")
+        self._upstream = {checkpoint: found.sha256}
 
+    @override
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
-        """Read latents where the shards hold them."""
         return ("latent",) if "latent" in stored else ("image",)
 
+    @override
     @torch.no_grad()
     def encode(self, batch: Batch, noise: Tensor) -> Tensor:
-        """Draw z from q(z | image) and normalise it with the measured mean and deviation."""
         if "latent" in batch:
             mean, std = batch["latent"].float().chunk(2, dim=1)
         else:
@@ -127,13 +130,13 @@ class AutoencoderLatents(LatentSpace):
             mean, std = posterior.mean.float(), posterior.std.float()
         return (mean + std * noise - self.latent_mean) / self.latent_std
 
+    @override
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Undo the normalisation and decode, clamped to [-1, 1]."""
         z = latent.float() * self.latent_std + self.latent_mean
         return self.net.module.decode(z).float().clamp(-1.0, 1.0)
 
     @property
+    @override
     def upstream(self) -> dict[str, str]:
-        """The autoencoder's checkpoint and its SHA-256."""
         return self._upstream

@@ -1,6 +1,6 @@
 """Artifacts of W&B along a chain: autoencoder -> latents -> diffusion, each by its name and its contents.
 
-What is trained or encoded matters more than what is said of it: publishing warns, and never fails.
+An error in publishing is a warning: it must not end a run that is trained.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import find
+from ldm.io.weights import sha256 as file_sha256
 from ldm.latents.manifest import MANIFEST
 from ldm.loggers.wandb import Artifact, WandbSamplesLogger
-from ldm.runs.folder import Run
+from ldm.runs.folder import RunFolder
 
 
-def run_of(checkpoint: str | Path) -> Run:
+def run_of(checkpoint: str | Path) -> RunFolder:
     """Return the run that a checkpoint lies in; a run folder stands for its newest checkpoint."""
     path = Path(checkpoint).absolute()
-    return Run(path.parent.parent if path.suffix == ".ckpt" else path)
+    return RunFolder(path.parent.parent if path.suffix == ".ckpt" else path)
 
 
 def artifact_name(folder: Path) -> str:
@@ -51,13 +52,13 @@ def use_upstream(
 
 
 def use_weights(loggers: Iterable[WandbSamplesLogger], checkpoint: str) -> None:
-    """Say whose weights a fresh run starts with."""
+    """Record the checkpoint whose weights a new run starts with."""
     for logger in loggers:
         logger.use({artifact_name(run_of(checkpoint).folder): _version_of(checkpoint)}, "started_with")
 
 
 def publish_run(
-    loggers: Iterable[WandbSamplesLogger], run: Run, kind: str, metadata: Mapping[str, Any]
+    loggers: Iterable[WandbSamplesLogger], run: RunFolder, kind: str, metadata: Mapping[str, Any]
 ) -> None:
     """Make a finished run's checkpoints an artifact: the last, and the best if there is one.
 
@@ -89,7 +90,7 @@ def publish_latents(logger: WandbSamplesLogger, folder: Path, made_by: dict[str,
     Args:
         logger: Where to.
         folder: The shards.
-        made_by: What the manifest says of the autoencoder.
+        made_by: Record of the autoencoder in the manifest.
     """
     source = made_by["autoencoder"]
     logger.use({artifact_name(run_of(source["checkpoint"]).folder): version(source["sha256"])}, "built_on")
@@ -107,7 +108,7 @@ def publish_latents(logger: WandbSamplesLogger, folder: Path, made_by: dict[str,
 
 
 def _version_of(path: str | Path) -> str:
-    return version(ckpt.sha256(path))
+    return version(file_sha256(find(path)))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a run ran on: program, revision, changes, versions and hardware, but no names of machine or user."""
+"""Environment of a run: program, revision, versions and hardware, without names of machine or user."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch
 from ldm.hardware import computes
 
 MOST_CHANGES = 2**20
-"""Bytes of uncommitted changes that are kept: what is longer is data, not source."""
+"""Most bytes of uncommitted changes to record: longer ones are data, not source."""
 
 
 def environment() -> dict[str, Any]:
-    """Say what the run ran on: program, versions and hardware, but no names of machine or user."""
+    """Collect what environment.json records."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": _command(),
@@ -39,21 +39,21 @@ def environment() -> dict[str, Any]:
 def uncommitted() -> str:
     """Return the changes since the revision, as git writes them, and the names of files it does not know.
 
-    At most ``MOST_CHANGES`` bytes, and then a line that says so; empty outside of a repository.
+    At most ``MOST_CHANGES`` bytes, and then a line that marks the cut; empty outside of a repository.
     """
     try:
-        root = _ask_git("rev-parse", "--show-toplevel")
-        changes = _ask_git("-C", root, "diff", "HEAD", "--no-color", "--no-ext-diff")
-        new = _ask_git("-C", root, "ls-files", "--others", "--exclude-standard")
+        root = _git_output("rev-parse", "--show-toplevel")
+        changes = _git_output("-C", root, "diff", "HEAD", "--no-color", "--no-ext-diff")
+        new = _git_output("-C", root, "ls-files", "--others", "--exclude-standard")
     except (OSError, subprocess.CalledProcessError):
         return ""
     text = "".join(f"# not under version control: {name}\n" for name in new.splitlines())
     text += changes + "\n" if changes else ""
-    whole = text.encode()
-    if len(whole) <= MOST_CHANGES:
+    content = text.encode()
+    if len(content) <= MOST_CHANGES:
         return text
-    kept = whole[:MOST_CHANGES].decode(errors="ignore")
-    return f"{kept}\n# cut: {len(whole):,} bytes in all\n"
+    beginning = content[:MOST_CHANGES].decode(errors="ignore")
+    return f"{beginning}\n# cut: {len(content):,} bytes in all\n"
 
 
 def _computes_bfloat16(device: str) -> bool:
@@ -71,13 +71,16 @@ def _command() -> str:
 def _git() -> dict[str, Any] | None:
     """Return revision and whether there are uncommitted changes; None outside of a repository."""
     try:
-        return {"revision": _ask_git("rev-parse", "HEAD"), "dirty": bool(_ask_git("status", "--porcelain"))}
+        return {
+            "revision": _git_output("rev-parse", "HEAD"),
+            "dirty": bool(_git_output("status", "--porcelain")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _ask_git(*question: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *question]
+def _git_output(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, errors="replace", check=True
     ).stdout.rstrip("\n")

@@ -1,4 +1,4 @@
-"""The folder that a run leaves: resolved configuration, environment, checkpoints, metrics, images, W&B."""
+"""Folder of a run: resolved configuration, environment, checkpoints, metrics, images and W&B files."""
 
 from __future__ import annotations
 
@@ -42,12 +42,8 @@ class WandB:
     artifacts: bool = False
 
 
-class Run:
-    """One run's folder.
-
-    Args:
-        folder: Where everything that the run leaves goes.
-    """
+class RunFolder:
+    """Folder of one run."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -78,13 +74,13 @@ class Run:
 
     def loggers(self, wandb: WandB, job_type: str) -> list[Logger]:
         """Make the loggers: W&B unless disabled, and metrics.csv."""
-        mine: list[Logger] = [] if wandb.mode == "disabled" else [self.wandb(wandb, job_type)]
-        return [*mine, MetricsCSV(str(self.folder))]
+        loggers: list[Logger] = [] if wandb.mode == "disabled" else [self.wandb(wandb, job_type)]
+        return [*loggers, MetricsCSV(str(self.folder))]
 
     def record(self, config: str) -> None:
         """Write config.yaml, environment.json and uncommitted.diff if there is one.
 
-        Earlier ones that differ are kept under a number.
+        Earlier versions are renamed to ``<stem>-<n><suffix>``.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_text(self.folder / "config.yaml", config)
@@ -112,7 +108,7 @@ class Run:
             job_type: Stage, or what else is done.
             chain: Group of the W&B run; None is this folder's.
         """
-        # what it stages and caches belongs to the run too, not into the home folder
+        # staging and cache belong into the run folder, not into the home folder
         for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
             os.environ[name] = str(self.folder.absolute() / "wandb" / "staging")
         os.environ["WANDB_SILENT"] = "true"
@@ -143,7 +139,7 @@ class Run:
 
 
 def start_wandb(logger: WandbLogger, config: dict[str, Any]) -> None:
-    """Open the W&B run, and tell it the configuration and what it runs on.
+    """Open the W&B run, and record configuration and environment in it.
 
     Raises:
         ValueError: If it cannot start, e.g. online without a key.
@@ -164,7 +160,7 @@ def replace_text(path: Path, text: str) -> None:
     """Write a text file atomically; an earlier one that differs stays as ``<stem>-<n><suffix>``."""
     if path.exists() and path.read_text(encoding="utf-8") != text:
         number = 1
-        while (kept := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
+        while (earlier := path.with_name(f"{path.stem}-{number}{path.suffix}")).exists():
             number += 1
-        path.rename(kept)
+        path.rename(earlier)
     write_text(path, text)

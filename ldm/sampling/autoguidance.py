@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from typing_extensions import override
 
 from ldm.diffusion.guidance import Guidance, extrapolated
 from ldm.diffusion.schedule import Schedule
-from ldm.io import checkpoint as ckpt
+from ldm.io.upstream import open_upstream
 from ldm.nets.frozen import Frozen
-from ldm.stages.diffusion import Diffusion
-from ldm.stages.load import load_stage
 from ldm.types import Batch, Conditional, Denoise
 
+if TYPE_CHECKING:
+    from ldm.stages.diffusion import Diffusion
 
-class Autoguidance(Frozen[Diffusion], Guidance):
-    """Away from the errors of a weaker model: Karras et al. 2024 (arXiv:2406.02507), Eq. 3.
 
-    x0_hat = weak + scale (strong - weak), both with the condition, so that images get better without
-    getting alike.
+class Autoguidance(Frozen["Diffusion"], Guidance):
+    """Autoguidance by a weaker model: Karras et al. 2024 (arXiv:2406.02507), Eq. 3.
+
+    x0_hat = weak + scale (strong - weak), each with the condition: images improve without loss of variety.
 
     Args:
         checkpoint: Checkpoint or run folder of a smaller or less trained model of the same latents.
@@ -28,17 +31,25 @@ class Autoguidance(Frozen[Diffusion], Guidance):
     """
 
     def __init__(self, checkpoint: str, scale: float) -> None:
-        super().__init__(load_stage(checkpoint, Diffusion))
-        self.checkpoint, self.sha256 = checkpoint, ckpt.sha256(checkpoint)
+        from ldm.stages.diffusion import (
+            Diffusion,  # here, so that --help of commands does not import Lightning
+        )
+        from ldm.stages.load import load_stage
+
+        found = open_upstream(checkpoint, Diffusion.name)
+        super().__init__(load_stage(found, Diffusion))
+        self.checkpoint, self.sha256 = checkpoint, found.sha256
         self.scale = scale
 
     @property
+    @override
     def upstream(self) -> dict[str, str]:
-        """The weaker model."""
         return {self.checkpoint: self.sha256}
 
+    @override
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
-        """Extrapolate from the weaker model's estimate through the stronger one's."""
+        from ldm.stages.diffusion import Diffusion
+
         if isinstance(model, Diffusion):
             self._check(model)
         return extrapolated(self.module.cond(batch), model.cond(batch), self.scale)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeVar
 
-import jsonargparse
 import torch
 from torch import Tensor
 
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint, instantiate
+from ldm.io.upstream import open_upstream, rebuilding
 from ldm.nets.clip import CLIPModel
 from ldm.nets.frozen import Frozen
 from ldm.stages.stage import Stage
@@ -19,45 +20,48 @@ S = TypeVar("S", bound=Stage)
 def build_stage(config: dict[str, Any]) -> Stage:
     """Build ``{"class_path": ..., "init_args": {...}}``, checked like a YAML file.
 
-    The stage remembers ``config``, so that its checkpoints can rebuild it.
+    The stage keeps ``config``, so that its checkpoints can rebuild it.
     """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Stage, "stage", required=True)
-    parsed = parser.parse_object({"stage": config})
-    stage = parser.instantiate(parsed).stage
-    stage.config = parsed.stage.as_dict()
+    stage, complete = instantiate(config, Stage)  # type: ignore[type-abstract]
+    stage.config = complete
     return stage
 
 
-def load_stage(path: str, expected: type[S]) -> S:
-    """Rebuild a stage from a checkpoint file or run folder, with averaged weights where it has them.
+def load_stage(source: str | Path | Checkpoint, expected: type[S]) -> S:
+    """Rebuild a stage from its checkpoint, with averaged weights where it has them.
+
+    Args:
+        source: Checkpoint, or the path of its file or run folder.
+        expected: Class of the stage.
 
     Returns:
         The stage on the CPU, in eval mode.
 
     Raises:
-        FileNotFoundError: If there is no checkpoint.
+        FileNotFoundError: If there is no checkpoint, here or upstream.
         ValueError: If it is damaged or of another stage.
     """
-    state = ckpt.read(path, stage=getattr(expected, "name", None))
-    stage = build_stage(state["config"])
+    name = getattr(expected, "name", None)
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source, name)
+    with rebuilding(checkpoint):
+        stage = build_stage(checkpoint.state["config"])
     if not isinstance(stage, expected):
         raise ValueError(
-            f"checkpoint '{path}' is of a {type(stage).__name__}, expected a {expected.__name__}"
+            f"checkpoint '{checkpoint.file}' is of a {type(stage).__name__}, expected a {expected.__name__}"
         )
-    stage.load_trained(state)
+    stage.load_trained(checkpoint.state)
     return stage.eval()
 
 
 class CLIPTower(Frozen[CLIPModel]):
-    """The two towers of a trained CLIP stage, frozen: what metrics measure with.
+    """Image and text tower of a trained CLIP stage, frozen, for metrics.
 
     Args:
         checkpoint: Checkpoint or run folder of a CLIP stage.
     """
 
     def __init__(self, checkpoint: str) -> None:
-        super().__init__(ckpt.load_net(checkpoint, "clip", CLIPModel)[0])
+        super().__init__(open_upstream(checkpoint, "clip").load_net(CLIPModel))
 
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from ldm.distributed.group import default_group
 from ldm.hardware import computes
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import header, progress_of
 from ldm.io.config import Configurable, config_of
 from ldm.losses.term import LossTerm
 from ldm.optim.combined import build_optimizer
@@ -160,6 +160,7 @@ class Stage(Configurable, Counted, ABC):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
+        checkpoint.update(header())
         checkpoint["stage"] = self.name
         checkpoint["config"] = self.config
         checkpoint["upstream"] = self.upstream()
@@ -203,7 +204,7 @@ class Stage(Configurable, Counted, ABC):
         """Take weights and progress from a checkpoint that is not to be continued."""
         self.check_upstream(checkpoint)
         self.load_state_dict(checkpoint["state_dict"], strict=True)
-        self.progress, self.image_size = ckpt.progress(checkpoint), checkpoint["image_size"]
+        self.progress, self.image_size = progress_of(checkpoint), checkpoint["image_size"]
 
     @override
     def configure_model(self) -> None:

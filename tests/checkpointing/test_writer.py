@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ldm.checkpointing.writer import AtomicCheckpointIO, link, newest_complete
-from ldm.io.checkpoint import check_whole, peek, read
+from ldm.io.checkpoint import Checkpoint, header, verify
 
 
 def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path):
@@ -55,13 +55,15 @@ def test_the_target_is_untouched_until_the_new_file_is_whole(tmp_path):
 
 def test_whoever_reads_a_checkpoint_checks_it(tmp_path):
     path = tmp_path / "a.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"stage": "x", "config": {}, "w": torch.rand(1000)}, path)
-    assert read(path)["stage"] == peek(path)["stage"] == "x"
+    AtomicCheckpointIO().save_checkpoint(
+        {**header(), "stage": "x", "config": {}, "w": torch.rand(1000)}, path
+    )
+    assert Checkpoint.open(path).stage == "x"
     altered = bytearray(path.read_bytes())
     altered[len(altered) // 2] ^= 1
     path.write_bytes(altered)
     with pytest.raises(ValueError, match=r"a.ckpt' cannot be read: the checksum of its part '.*' is wrong"):
-        read(path)
+        Checkpoint.open(path)
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
@@ -156,7 +158,7 @@ def test_one_altered_bit_passes_torch_unnoticed_but_not_us(folder):
     altered(folder / "last.ckpt")
     assert not torch.load(folder / "last.ckpt", weights_only=True)["weight"].eq(1.5).all()
     with pytest.raises(ValueError, match=r"checksum of its part '.*data/0' is wrong"):
-        check_whole(folder / "last.ckpt")
+        verify(folder / "last.ckpt")
 
 
 def test_undamaged_the_newest_is_taken_in_silence(folder, capsys):

@@ -11,7 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from benchmarks import export
 from ldm import convert, fit, sample
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 
@@ -46,7 +46,7 @@ def test_an_exported_run_draws_the_same_images_elsewhere(chain, there):
     assert (ours[0] - ours[1]).abs().max() > 10 / 255
     assert max(export.errors(stage, pipeline, CAPTIONS, x).values()) < 1e-5
     said = json.loads((there / "ldm.json").read_text())
-    assert said["weights"] == "ema" and said["sha256"] == ckpt.sha256(chain.runs / "diffusion")
+    assert said["weights"] == "ema" and said["sha256"] == Checkpoint.open(chain.runs / "diffusion").sha256
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_what_comes_back_draws_the_same_and_can_be_trained_further(chain, there,
     back = fresh.runs / "imported"
     assert run("from-diffusers", f"--folder={there}", f"--out={back}") == 0
     for name in ("autoencoder", "diffusion"):
-        before, after = (ckpt.read(runs / name)["state_dict"] for runs in (chain.runs, back))
+        before, after = (Checkpoint.open(runs / name).state["state_dict"] for runs in (chain.runs, back))
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before), name
     options = ["--prompt=a large red ring", "--steps=3", "--guidance=2", "--device=cpu"]
@@ -84,7 +84,7 @@ def test_a_single_file_comes_back_bit_for_bit(chain, fresh, tmp_path, capsys):
     assert run("from-compvis", f"--file={file}", f"--out={back}") == 0
     assert capsys.readouterr().out.splitlines() == [f"wrote {file}", f"wrote {back / 'diffusion'}"]
     for name in ("autoencoder", "diffusion"):
-        before, after = (ckpt.read(runs / name)["state_dict"] for runs in (chain.runs, back))
+        before, after = (Checkpoint.open(runs / name).state["state_dict"] for runs in (chain.runs, back))
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before), name
     line = error_of(

@@ -9,7 +9,7 @@ from transformers import CLIPTextModel
 
 from ldm import convert, fit
 from ldm.conditioners.text import load_tower
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.stages.load import CLIPTower
 
 CAPTIONS = ["a large red ring", "two blue squares"]
@@ -29,13 +29,13 @@ def test_a_clip_goes_to_open_clip_and_back_and_starts_a_run(fresh, tmp_path, cap
         expected = CLIPTower("runs/demo/clip").encode_text(CAPTIONS)
         assert torch.allclose(model.encode_text(tokens, normalize=True), expected, atol=1e-6)
     said = json.loads((there / "ldm.json").read_text())
-    assert said["weights"] == "ema" and said["sha256"] == ckpt.sha256("runs/demo/clip")
+    assert said["weights"] == "ema" and said["sha256"] == Checkpoint.open("runs/demo/clip").sha256
     weights, config = there / "open_clip_model.safetensors", there / "open_clip_config.json"
     assert run("from-open-clip", f"--weights={weights}", f"--model={config}", f"--out={back}") == 0
     assert torch.equal(CLIPTower(str(back)).encode_text(CAPTIONS), expected)
     again = fresh.arguments("clip", f"--weights={back}", "--trainer.max_steps=1", "--model.optimizer.lr=0")
     assert fit.main([*again, "--model.optimizer.weight_decay=0"]) == 0
-    found, first = (ckpt.read(folder)["state_dict"] for folder in (fresh.runs / "clip", back))
+    found, first = (Checkpoint.open(folder).state["state_dict"] for folder in (fresh.runs / "clip", back))
     assert found.keys() == first.keys()
     assert all(torch.allclose(found[k], v, atol=1e-6) for k, v in first.items()), "a step of size 0"
     assert run("from-open-clip", f"--weights={weights}", f"--model={config}", f"--out={back}") == 2
@@ -46,17 +46,19 @@ def test_a_clip_goes_to_open_clip_and_back_and_starts_a_run(fresh, tmp_path, cap
 def test_a_text_tower_goes_to_transformers_and_back_and_conditions_a_run(fresh, tmp_path):
     there, back = tmp_path / "there", fresh.runs / "imported"
     assert run("to-transformers", "--run=runs/demo/diffusion", f"--out={there}") == 0
-    tower = load_tower("runs/demo/clip")
+    tower = load_tower(Checkpoint.open("runs/demo/clip"))
     with torch.no_grad():
         expected = tower.encode(CAPTIONS)
         found = CLIPTextModel.from_pretrained(there)(tower.tokenize(CAPTIONS)).last_hidden_state
     assert torch.allclose(found, expected, atol=1e-5)
     assert run("from-transformers", f"--folder={there}", f"--out={back}") == 0
-    again = load_tower(str(back))
+    again = load_tower(Checkpoint.open(str(back)))
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in tower.state_dict().items())
     model = f"--model.conditioner.checkpoint={back}"
     assert fit.main(fresh.arguments("diffusion", model, "--trainer.max_steps=1")) == 0
-    assert set(ckpt.read(fresh.runs / "diffusion")["upstream"].values()) >= {ckpt.sha256(back)}
+    assert set(Checkpoint.open(fresh.runs / "diffusion").state["upstream"].values()) >= {
+        Checkpoint.open(back).sha256
+    }
 
 
 def test_every_command_has_help(capsys):

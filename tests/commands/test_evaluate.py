@@ -18,7 +18,7 @@ from ldm import evaluate, fit
 from ldm.diffusion.guidance import Interval, Rescaled, Unguided
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.evaluation.plan import Ways, check_stages, settings
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 
 PIXELS = """
 - class_path: ldm.metrics.feature_metrics.FeatureMetrics
@@ -67,7 +67,7 @@ def test_a_sweep_draws_a_curve_and_records_every_number(chain, tmp_path, capsys)
     assert len({values(result)["fid/clip"] for result in results}) == 3
     assert all("clip_score/clip" in values(result) for result in results)
     drawn = results[0]["drawn"]
-    assert drawn["checkpoint_sha256"] == ckpt.sha256(chain.runs / "diffusion")
+    assert drawn["checkpoint_sha256"] == Checkpoint.open(chain.runs / "diffusion").sha256
     assert (drawn["weights"], drawn["steps"], drawn["seed"]) == ("ema", 2, 0)
     first = results[0]["values"][0]
     assert (first["num"], first["num_real"]) == (8, 20) and len(first["weights_sha256"]) == 64
@@ -186,7 +186,9 @@ def test_guidances_of_any_class_are_compared_with_scales(chain, tmp_path):
     )
     alone, itself, unguided = results
     assert itself["candidate"] == f"{checkpoint} steps=2 guidance=Autoguidance(2)"
-    assert f"checkpoint={checkpoint}, sha256={ckpt.sha256(checkpoint)}" in itself["drawn"]["guidance"]
+    assert (
+        f"checkpoint={checkpoint}, sha256={Checkpoint.open(checkpoint).sha256}" in itself["drawn"]["guidance"]
+    )
     assert values(unguided)["fid/clip"] == values(alone)["fid/clip"]
     # a model guided by itself draws what it draws alone, but for rounding
     assert values(itself)["fid/clip"] == pytest.approx(values(alone)["fid/clip"], rel=1e-3)

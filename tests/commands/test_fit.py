@@ -12,7 +12,7 @@ import yaml
 from tiny_runs import ROOT
 
 from ldm import fit
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.clip import CLIP
 from ldm.stages.diffusion import Diffusion
@@ -26,7 +26,7 @@ def test_a_run_leaves_one_folder(chain, name):
     run = chain.runs / name
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["trainer"]["max_steps"] == 8
-    assert config["model"] == ckpt.read(run)["config"]
+    assert config["model"] == Checkpoint.open(run).state["config"]
     environment = json.loads((run / "environment.json").read_text())
     assert torch.__version__.startswith(environment["packages"]["torch"])
     assert set(environment["git"]) == {"revision", "dirty"}
@@ -39,7 +39,7 @@ def test_a_run_leaves_one_folder(chain, name):
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_checkpoint_alone_rebuilds_the_stage_with_averaged_weights(chain, name):
-    saved = ckpt.read(chain.runs / name)
+    saved = Checkpoint.open(chain.runs / name).state
     assert saved["weights"] == "ema"
     stage = load_stage(str(chain.runs / name), STAGES[name])
     assert stage.progress.samples == 64
@@ -50,7 +50,7 @@ def test_a_checkpoint_alone_rebuilds_the_stage_with_averaged_weights(chain, name
 
 def test_the_configuration_of_a_run_is_a_configuration(chain, tmp_path):
     cli = fit.build(["--config", str(chain.runs / "diffusion" / "config.yaml"), f"--run={tmp_path}"])
-    assert cli.model.config == ckpt.read(chain.runs / "diffusion")["config"]
+    assert cli.model.config == Checkpoint.open(chain.runs / "diffusion").state["config"]
 
 
 @pytest.mark.slow
@@ -82,7 +82,9 @@ def test_a_fresh_run_starts_with_given_weights(chain, fresh, capsys):
     frozen = ["--model.optimizer.lr=0", "--model.optimizer.weight_decay=0"]
     assert fit.main(fresh.arguments("diffusion", weights, *frozen)) == 0
     assert f"starts with {chain.runs / 'diffusion'}" in capsys.readouterr().out
-    given, left = (ckpt.read(runs / "diffusion")["state_dict"] for runs in (chain.runs, fresh.runs))
+    given, left = (
+        Checkpoint.open(runs / "diffusion").state["state_dict"] for runs in (chain.runs, fresh.runs)
+    )
     # averaging equal numbers rounds
     assert all(torch.allclose(given[key], left[key], rtol=1e-6, atol=1e-9) for key in given)
 
@@ -144,9 +146,9 @@ def test_best_and_kept_checkpoints_are_whole(fresh):
         *("last.ckpt", "previous.ckpt", "best.ckpt"),
         *(f"step={n:08d}.ckpt" for n in (8, 12)),
     }
-    assert ckpt.read(folder / "step=00000008.ckpt")["global_step"] == 8
-    assert ckpt.read(folder / "best.ckpt")["global_step"] == 12
-    assert ckpt.read(folder / "previous.ckpt")["global_step"] == 8
+    assert Checkpoint.open(folder / "step=00000008.ckpt").state["global_step"] == 8
+    assert Checkpoint.open(folder / "best.ckpt").state["global_step"] == 12
+    assert Checkpoint.open(folder / "previous.ckpt").state["global_step"] == 8
 
 
 def test_starting_afresh_in_a_used_folder_is_refused(chain, capsys):

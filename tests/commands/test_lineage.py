@@ -13,11 +13,11 @@ from tiny_runs import ROOT, SUPPORT, Chain
 from wandb_records import Records
 
 from ldm import fit
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.latents.manifest import MANIFEST
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.artifacts import artifact_name, publish_latents, publish_run, run_of
-from ldm.runs.folder import Run
+from ldm.runs.folder import RunFolder
 
 TRACKED = ("--wandb.mode=offline", "--wandb.artifacts=true")
 
@@ -137,12 +137,12 @@ def test_what_cannot_be_published_is_a_warning(chain, tmp_path):
     """Neither a full disk nor a server ends what trained well."""
     full = Listener(OSError(28, "No space left on device"))
     with pytest.warns(UserWarning, match="autoencoder are not published: .*No space left on device"):
-        publish_run([full], Run(chain.runs / "autoencoder"), "autoencoder", {})
+        publish_run([full], RunFolder(chain.runs / "autoencoder"), "autoencoder", {})
     made_by = json.loads((chain.latents / MANIFEST).read_text())
     with pytest.warns(UserWarning, match="shapes-latents are not published: .*No space left on device"):
         publish_latents(full, chain.latents, made_by)
     with pytest.warns(UserWarning, match="not published: .*does not exist"):
-        publish_run([Listener()], Run(tmp_path), "autoencoder", {})
+        publish_run([Listener()], RunFolder(tmp_path), "autoencoder", {})
 
 
 def test_the_best_is_published_beside_the_last_once(chain, tmp_path):
@@ -152,11 +152,11 @@ def test_the_best_is_published_beside_the_last_once(chain, tmp_path):
     best = last.with_name("best.ckpt")
 
     def published():
-        publish_run([listener := Listener()], Run(tmp_path), "autoencoder", {})
+        publish_run([listener := Listener()], RunFolder(tmp_path), "autoencoder", {})
         return listener.published[0]
 
     best.write_text("the best")
-    version = {path: f"sha-{ckpt.sha256(path)[:16]}" for path in (last, best)}
+    version = {path: f"sha-{Checkpoint.open(path).sha256[:16]}" for path in (last, best)}
     assert published().versions == [version[last], version[best]] and published().files == [last, best]
     best.unlink()
     best.hardlink_to(last)
@@ -170,7 +170,7 @@ def test_weights_to_start_with_are_named(chain, fresh, monkeypatch):
     assert fit.main(fresh.arguments("autoencoder", f"--weights={weights}", "--trainer.max_steps=2")) == 0
     assert listener.used == {
         "built_on": {},
-        "started_with": {"demo-autoencoder": f"sha-{ckpt.sha256(weights)[:16]}"},
+        "started_with": {"demo-autoencoder": f"sha-{Checkpoint.open(weights).sha256[:16]}"},
     }
     assert [artifact.name for artifact in listener.published] == ["runs-autoencoder"]
 

@@ -1,5 +1,8 @@
 """ldm.sample: the same images whatever else is drawn with them, and files that say how they were made."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from comparing import error_of
@@ -9,7 +12,7 @@ from tiny_runs import ROOT
 from torchvision.transforms.functional import pil_to_tensor
 
 from ldm import fit, sample
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.io.images import from_bytes, read_text, to_bytes
 from ldm.sample import redraw
 from ldm.stages.autoencoder import Autoencoder
@@ -71,7 +74,7 @@ def test_a_file_says_how_it_was_drawn(chain, tmp_path):
         "guidance": "ClassifierFree(scale=2.0)",
         "seed": "5",
         "checkpoint": str(run),
-        "checkpoint_sha256": ckpt.sha256(run),
+        "checkpoint_sha256": Checkpoint.open(run).sha256,
     }
     assert read_text(tmp_path / "out" / "grid.png")["prompt"] == "a red ring\na blue square"
 
@@ -139,7 +142,7 @@ def test_guidance_may_be_a_class(chain, tmp_path):
     # guided by itself it is itself
     assert (drawn - draw(run, tmp_path / "none", prompt, "--guidance=1")).abs().max() <= 1
     said = read_text(tmp_path / "auto" / "000000.png")["guidance"]
-    assert f"checkpoint={run}, sha256={ckpt.sha256(run)}, scale=2.0" in said
+    assert f"checkpoint={run}, sha256={Checkpoint.open(run).sha256}, scale=2.0" in said
     said = read_text(tmp_path / "interval" / "000000.png")["guidance"]
     assert said == "Interval(low=0.0, high=999.0, guidance=ClassifierFree(scale=3.0))"
 
@@ -201,3 +204,9 @@ def test_a_model_conditioned_on_the_image_redraws_none():
         redraw(options, ["image", "mask"], 32)
     options.strength = None
     assert redraw(options, ["image", "mask"], 32) is None
+
+
+@pytest.mark.slow
+def test_the_command_line_is_described_without_importing_lightning():
+    program = "import sys, ldm.sample; ldm.sample.parser(); sys.exit('lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0

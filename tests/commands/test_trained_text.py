@@ -5,7 +5,7 @@ import torch
 
 from ldm import fit
 from ldm.conditioners.text import CLIPText
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 
@@ -17,7 +17,7 @@ PREFIX = "conditioner.text."
 
 def test_it_is_averaged_and_saved_like_the_denoiser(fresh):
     assert fit.main(fresh.arguments("diffusion", TRAINED)) == 0
-    state = ckpt.read(fresh.runs / "diffusion")
+    state = Checkpoint.open(fresh.runs / "diffusion").state
     (raw,) = [c["raw"] for c in state["callbacks"].values() if "raw" in c]
     text = {k: v for k, v in state["state_dict"].items() if k.startswith(PREFIX)}
     start = CLIPText("runs/demo/clip").tower.state_dict()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ldm.conditioners.text import CLIPText
+from ldm.io.checkpoint import header
 from ldm.nets.clip import CLIPModel
 from ldm.rng import SampleNoise
 from ldm.stages.diffusion import Diffusion
@@ -49,7 +50,7 @@ def clip(tmp_path):
 def tower(clip, tmp_path):
     """A checkpoint that is nothing but a text tower."""
     tower = clip[1].text_tower()
-    state = {"stage": "text_tower", "config": tower.config, "state_dict": tower.state_dict()}
+    state = {"stage": "text_tower", "config": tower.config, "state_dict": tower.state_dict()} | header()
     torch.save(state, tmp_path / "tower.ckpt")
     return str(tmp_path / "tower.ckpt")
 

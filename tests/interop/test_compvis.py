@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 from tiny_model import AUTOENCODER, TEXT, randomised, relative, same, tiny
 
 from ldm.diffusion import prediction, schedule
-from ldm.interop.compvis import Unseen, _read_autoencoder, _read_unet, export_file, import_file
+from ldm.interop.compvis import ImportOptions, _read_autoencoder, _read_unet, export_file, import_file
 from ldm.interop.compvis_keys import autoencoder_modules, averaged, names, unet_modules
 from ldm.interop.compvis_shapes import autoencoder_arguments, unet_arguments
-from ldm.interop.compvis_text import of_open_clip, read_text, to_open_clip, write_text
+from ldm.interop.compvis_text import of_open_clip, read_text, to_open_clip, write_text_tower
 from ldm.interop.diffusers import export_pipeline
 from ldm.interop.latents import of_factor
 from ldm.interop.model import Network
@@ -41,14 +41,14 @@ MODELS = {
     "inpainting": {"spatial": 5},
     "one level without attention": {"unet": {"attention": [False, True, True], "layers_per_block": 1}},
 }
-UNSEEN = Unseen()
+DEFAULTS = ImportOptions()
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_comes_back_is_what_left_bit_for_bit(tmp_path, name):
     model = tiny(**MODELS[name])
     file = export_file(write_run(model, tmp_path / "ours", SOURCE), tmp_path / "x.safetensors")
-    run, guessed = import_file(file, tmp_path / "again", UNSEEN)
+    run, guessed = import_file(file, tmp_path / "again", DEFAULTS)
     assert same(read_run(run), model) and guessed == []
 
 
@@ -118,7 +118,7 @@ def full_size(more, text, spatial):
     with torch.device("meta"):
         unet = UNet(DenoiserDims(4, text["width"], spatial=spatial), **arguments)
         autoencoder, tower = KLAutoencoder(), TextTower(**text)
-        file = write_text(Network(tower.config["init_args"], tower.state_dict()))
+        file = write_text_tower(Network(tower.config["init_args"], tower.state_dict()))
     for ours, theirs in names(shapes(unet), unet_modules(arguments)).items():
         file[f"model.diffusion_model.{theirs}"] = unet.state_dict()[ours]
     for ours, theirs in names(shapes(autoencoder), autoencoder_modules(LEVELS)).items():
@@ -160,7 +160,7 @@ def test_files_of_full_size_have_the_layout_that_diffusers_converts_and_we_recog
     ):
         converted = convert(dict(file), model.config)
         assert {name: tensor.shape for name, tensor in converted.items()} == shapes(model)
-    read, kind = _read_unet(file, None, UNSEEN, "x")
+    read, kind = _read_unet(file, None, DEFAULTS, "x")
     assert kind == "raw" and {key: read.arguments[key] for key in arguments} == arguments
     networks = (read, _read_autoencoder(file, None, "x")[0], read_text(file, "x"))
     for network, ours in zip(networks, (unet, autoencoder, tower), strict=True):
@@ -195,21 +195,21 @@ def test_a_file_that_says_nothing_of_itself_is_recognised(tmp_path, wrap):
         torch.save({"state_dict": tensors, "global_step": 470000}, file)
     else:
         save_file(tensors, file)
-    run, guessed = import_file(file, tmp_path / "again", Unseen(image_size=16))
+    run, guessed = import_file(file, tmp_path / "again", ImportOptions(image_size=16))
     found = read_run(run)
     assert same(found, model) and guessed == []
-    assert read_run(import_file(file, tmp_path / "large", UNSEEN)[0]).image_size == 512
+    assert read_run(import_file(file, tmp_path / "large", DEFAULTS)[0]).image_size == 512
 
 
 def test_a_file_of_2_x_asks_what_it_predicts(tmp_path):
     unet = {"linear_projection": True, "num_heads": [1, 1]}
     model, tensors = published(tmp_path, unet=unet, text=SD2["text"])
     save_file(tensors, tmp_path / "bare.safetensors")
-    run, guessed = import_file(tmp_path / "bare.safetensors", tmp_path / "a", UNSEEN)
+    run, guessed = import_file(tmp_path / "bare.safetensors", tmp_path / "a", DEFAULTS)
     assert len(guessed) == 1 and "--prediction velocity" in guessed[0]
     assert read_run(run).process.prediction["class_path"].endswith("Epsilon")
-    unseen = Unseen(prediction="velocity", image_size=16)
-    run, guessed = import_file(tmp_path / "bare.safetensors", tmp_path / "b", unseen)
+    options = ImportOptions(prediction="velocity", image_size=16)
+    run, guessed = import_file(tmp_path / "bare.safetensors", tmp_path / "b", options)
     assert same(read_run(run), model) and guessed == []
 
 
@@ -221,21 +221,21 @@ def test_averaged_weights_are_taken_unless_raw_ones_are_asked_for(tmp_path):
     torch.save({"state_dict": {**tensors, **ema, "model_ema.decay": torch.tensor(0.9999)}}, file)
     raw = model.unet.weights["conv_in.weight"]
     for weights, expected in ((None, raw + 1), ("ema", raw + 1), ("raw", raw)):
-        run, _ = import_file(file, tmp_path / f"out-{weights}", Unseen(weights))
+        run, _ = import_file(file, tmp_path / f"out-{weights}", ImportOptions(weights))
         assert torch.equal(read_run(run).unet.weights["conv_in.weight"], expected)
     del ema[averaged("out.2.bias")]
     torch.save({"state_dict": {**tensors, **ema}}, file)
     with pytest.raises(ValueError, match=r"1 of \d+ weights missing \(out\.2\.bias\)"):
-        import_file(file, tmp_path / "part", UNSEEN)
+        import_file(file, tmp_path / "part", DEFAULTS)
     save_file(tensors, tmp_path / "raw.safetensors")
     with pytest.raises(ValueError, match=r"no averaged weights \(model_ema\.\*\), expected --weights raw"):
-        import_file(tmp_path / "raw.safetensors", tmp_path / "none", Unseen("ema"))
+        import_file(tmp_path / "raw.safetensors", tmp_path / "none", ImportOptions("ema"))
 
 
 def test_heads_may_be_said(tmp_path):
     _, tensors = published(tmp_path)
     save_file(tensors, tmp_path / "x.safetensors")
-    run, _ = import_file(tmp_path / "x.safetensors", tmp_path / "again", Unseen(num_heads=4))
+    run, _ = import_file(tmp_path / "x.safetensors", tmp_path / "again", ImportOptions(num_heads=4))
     assert read_run(run).unet.arguments["num_heads"] == 4
 
 
@@ -283,7 +283,7 @@ def test_what_is_missing_is_said_by_name(tensors, tmp_path, without, says):
     left = {name: tensor for name, tensor in tensors.items() if not re.match(without, name)}
     save_file(left, tmp_path / "x.safetensors")
     with pytest.raises(ValueError) as error:
-        import_file(tmp_path / "x.safetensors", tmp_path / "out", UNSEEN)
+        import_file(tmp_path / "x.safetensors", tmp_path / "out", DEFAULTS)
     assert says in str(error.value) and "x.safetensors" in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -307,7 +307,7 @@ def test_what_is_missing_is_said_by_name(tensors, tmp_path, without, says):
 def test_what_is_too_much_is_said_by_name(tensors, tmp_path, more, says):
     save_file(tensors | {more: torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError) as error:
-        import_file(tmp_path / "x.safetensors", tmp_path / "out", UNSEEN)
+        import_file(tmp_path / "x.safetensors", tmp_path / "out", DEFAULTS)
     assert says in str(error.value)
 
 

@@ -19,6 +19,7 @@ from ldm.interop.latents import of_factor
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import named
 from ldm.interop.tokenizer import write_tokenizer
+from ldm.io.checkpoint import Checkpoint
 from ldm.nets.unet import UNet
 from ldm.rng import SampleNoise
 from ldm.stages.autoencoder import Autoencoder
@@ -121,7 +122,7 @@ def test_a_pipeline_of_theirs_computes_the_same_here(tmp_path, changes):
     run = import_pipeline(tmp_path / "theirs", tmp_path / "ours")
     stage = load_stage(str(run), Diffusion)
     net = load_stage(str(tmp_path / "ours" / "autoencoder"), Autoencoder).net
-    tower = load_tower(str(tmp_path / "ours" / "text"))
+    tower = load_tower(Checkpoint.open(tmp_path / "ours" / "text"))
     assert stage.image_size == 32
     x, t, tokens = torch.randn(2, 4, 8, 8), torch.tensor([7, 900]), torch.randn(2, 9, 16)
     image, z = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 4, 8, 8)

@@ -7,8 +7,10 @@ import os
 import pytest
 import torch
 
+from ldm import __version__
 from ldm.interop.files import new_folder, read_json, record, write_json
-from ldm.io.weights import read_weights, write_weights
+from ldm.io.checkpoint import Checkpoint, header
+from ldm.io.weights import read_weights, sha256, write_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2]), "c": torch.ones(2).half()}
 
@@ -140,14 +142,13 @@ def test_json(tmp_path):
 
 
 def test_a_record_says_what_produced_an_export(tmp_path):
-    checkpoint = {
-        "stage": "clip",
-        "config": {"class_path": "a.B"},
-        "progress": {"steps": 1, "samples": 7},
-        "weights": "ema",
-    }
-    torch.save(checkpoint, tmp_path / "x.ckpt")
-    said = record(checkpoint, tmp_path / "x.ckpt")
-    assert said.pop("software").startswith("ldm ") and len(said.pop("sha256")) == 64
-    assert said == {**checkpoint, "source": str(tmp_path / "x.ckpt"), "image_size": None, "upstream": {}}
-    assert record({"stage": "clip", "config": {}}, tmp_path / "x.ckpt")["weights"] == "raw"
+    path = tmp_path / "x.ckpt"
+    state = {"stage": "clip", "config": {"class_path": "a.B"}, "weights": "ema"}
+    progress = {"progress": {"steps": 1, "samples": 7}}
+    torch.save({**header(), **progress, **state}, path)
+    found = record(Checkpoint.open(path))
+    assert found.pop("software") == f"ldm {__version__}" and found.pop("sha256") == sha256(path)
+    assert found.pop("samples_seen") == 7
+    assert found == {**state, "source": str(path), "image_size": None, "upstream": {}}
+    torch.save({**header(), **progress, "stage": "clip", "config": {}}, path)
+    assert record(Checkpoint.open(path))["weights"] == "raw"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_model import AUTOENCODER, PER_CHANNEL, randomised
 
-from ldm.interop.latents import fold, kept, of_factor, scaling_factor, unfold
+from ldm.interop.latents import fold, of_factor, originals, scaling_factor, unfold
 from ldm.interop.model import Latents
 from ldm.nets.autoencoder import KLAutoencoder
 
@@ -39,13 +39,13 @@ def test_folding_the_identity_changes_no_bit(net):
 
 def test_folding_is_undone_bit_for_bit_unless_the_weights_changed(net):
     weights = net.state_dict()
-    beside, there = kept(weights, PER_CHANNEL), folded(net, PER_CHANNEL).state_dict()
+    original, there = originals(weights, PER_CHANNEL), folded(net, PER_CHANNEL).state_dict()
     assert any(not torch.equal(there[name], weights[name]) for name in weights)
-    again, latents = unfold(there, beside)
+    again, latents = unfold(there, original)
     assert all(torch.equal(again[name], weights[name]) for name in weights)
     assert torch.equal(latents.mean, PER_CHANNEL.mean) and torch.equal(latents.std, PER_CHANNEL.std)
     there["post_quant_conv.bias"] = there["post_quant_conv.bias"] + 1e-3
-    assert unfold(there, beside) is None
+    assert unfold(there, original) is None
     assert unfold(weights, {}) is None
 
 

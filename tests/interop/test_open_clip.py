@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ldm.conditioners.text import CLIPText
 from ldm.interop.open_clip import clip_arguments, export_clip, import_clip
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint, header
 from ldm.stages.clip import CLIP
 from ldm.stages.load import CLIPTower, build_stage, load_stage
 
@@ -75,7 +75,7 @@ def test_we_compute_the_embeddings_of_their_model(config, tmp_path):
         tokens = ours.net.text_tokens(CAPTIONS)
         assert torch.allclose(CLIPText(str(tmp_path / "run"))({"text": CAPTIONS}).tokens, tokens, atol=1e-5)
     assert ours.image_size == size
-    build_stage(ours.config).init_from(ckpt.read(path, "clip"))
+    build_stage(ours.config).init_from(Checkpoint.open(path, "clip").state)
 
 
 @pytest.mark.parametrize("config", MODELS)
@@ -101,7 +101,7 @@ def test_open_clip_opens_an_export_with_its_statistics_and_embeddings(config, tm
         found = theirs.encode_image(preprocess(pil)[None], normalize=True)
         assert torch.allclose(found, stage.encode_image(image), atol=1e-5)
     said = json.loads((folder / "ldm.json").read_text())
-    assert said["sha256"] == ckpt.sha256(tmp_path / "clip.ckpt")
+    assert said["sha256"] == Checkpoint.open(tmp_path / "clip.ckpt").sha256
 
 
 @pytest.mark.parametrize("config", MODELS)
@@ -118,7 +118,7 @@ def test_there_and_back_changes_no_bit(config, tmp_path):
     again = import_clip(
         folder / "open_clip_model.safetensors", folder / "open_clip_config.json", tmp_path / "again"
     )
-    first, last = ckpt.read(run), ckpt.read(again)
+    first, last = Checkpoint.open(run).state, Checkpoint.open(again).state
     assert first["config"] == last["config"]
     assert all(torch.equal(v, last["state_dict"][k]) for k, v in first["state_dict"].items())
 
@@ -137,7 +137,7 @@ def test_what_training_writes_is_read(tmp_path):
         found = load_stage(str(path), CLIP).net.model.state_dict()
         assert all(torch.equal(found[k], v) for k, v in expected.items()), name
     path = import_clip(tmp_path / "half.pt", config_file(tmp_path, config), tmp_path / "half")
-    found = ckpt.read(path)["state_dict"]
+    found = Checkpoint.open(path).state["state_dict"]
     assert all(torch.equal(found[f"net.model.{k}"], v.half().float()) for k, v in expected.items())
     assert all(v.dtype == torch.float32 for v in found.values())
 
@@ -212,7 +212,7 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path):
 
 
 def test_another_stage_is_not_exported(tmp_path):
-    torch.save({"stage": "diffusion", "config": {}}, tmp_path / "diffusion.ckpt")
+    torch.save({**header(), "stage": "diffusion", "config": {}}, tmp_path / "diffusion.ckpt")
     with pytest.raises(ValueError, match="of stage 'diffusion', expected stage 'clip'"):
         export_clip(tmp_path / "diffusion.ckpt", tmp_path / "out")
 

@@ -10,7 +10,7 @@ from tiny_model import CAPTIONS, same, tiny
 
 from ldm.interop.diffusers import export_pipeline
 from ldm.interop.runs import read_run, write_run
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import build_stage, load_stage
 
@@ -24,7 +24,7 @@ def run(tmp_path) -> Path:
 
 def changed(run, change) -> Path:
     """The same checkpoint with another configuration."""
-    state = ckpt.read(run)
+    state = Checkpoint.open(run).state
     change(state["config"]["init_args"])
     torch.save(state, run.parent / "changed.ckpt")
     return run.parent / "changed.ckpt"
@@ -35,25 +35,23 @@ def test_what_is_written_is_read(run):
 
 
 def test_a_run_names_what_it_is_built_on_and_where_it_is_from(run):
-    state = ckpt.read(run)
-    upstream = {str(run.parent / name): ckpt.sha256(run.parent / name) for name in ("autoencoder", "text")}
-    assert (
-        state["upstream"] == upstream
-        and state["source"] == SOURCE
-        and state["progress"] == {"steps": 0, "samples": 0}
-    )
+    state = Checkpoint.open(run).state
+    paths = [run.parent / name for name in ("autoencoder", "text")]
+    upstream = {str(path): Checkpoint.open(path).sha256 for path in paths}
+    assert state["upstream"] == upstream and state["source"] == SOURCE
+    assert state["progress"] == {"steps": 0, "samples": 0}
 
 
 def test_the_models_yaml_builds_the_stage_that_takes_its_weights(run):
     config = yaml.safe_load((run.parent / "model.yaml").read_text())["model"]
     stage = build_stage(config)
-    stage.init_from(ckpt.read(run))
+    stage.init_from(Checkpoint.open(run).state)
     stage.image_size, asked = 16, {"key": ["a"], "text": ["a red ring"]}
     assert torch.equal(stage.eval().generate(asked, 0), load_stage(str(run), Diffusion).generate(asked, 0))
 
 
 def test_an_export_has_the_text_tower_that_was_trained_along(run, tmp_path):
-    state = ckpt.read(run)
+    state = Checkpoint.open(run).state
     state["config"]["init_args"]["conditioner"]["init_args"]["frozen"] = False
     tower = load_stage(str(run), Diffusion).conditioner.tower
     trained = {name: tensor + 0.01 for name, tensor in tower.state_dict().items()}

@@ -10,7 +10,7 @@ from transformers import CLIPModel as TheirCLIP
 
 from ldm.conditioners.text import CLIPText, load_tower
 from ldm.interop.transformers import empty_tower, export_text, import_text, text_config
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint, header
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import TextTower
 from ldm.stages.load import build_stage
@@ -34,7 +34,8 @@ def random_tower(**arguments):
 
 
 def save_tower(tower, path):
-    torch.save({"stage": "text_tower", "config": tower.config, "state_dict": tower.state_dict()}, path)
+    state = {"stage": "text_tower", "config": tower.config, "state_dict": tower.state_dict()}
+    torch.save({**header(), **state}, path)
     return str(path)
 
 
@@ -100,7 +101,7 @@ def test_the_text_half_of_a_whole_clip_is_read(tmp_path):
     vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16}
     config = CLIPConfig(text_config=their_config().to_dict(), vision_config=vision)
     model = save_theirs(TheirCLIP, config, tmp_path / "theirs")
-    tower = load_tower(str(import_text(tmp_path / "theirs", tmp_path / "run")))
+    tower = load_tower(Checkpoint.open(import_text(tmp_path / "theirs", tmp_path / "run")))
     ids = tower.tokenize(CAPTIONS)
     with torch.no_grad():
         assert relative(tower(ids), model.text_model(ids).last_hidden_state) < 1e-5
@@ -115,7 +116,7 @@ def test_old_and_new_names_pickles_and_half_precision_are_read(prefix, tmp_path)
     renamed[f"{prefix}embeddings.position_ids"] = torch.arange(9)[None]
     (tmp_path / "model.safetensors").unlink()
     torch.save(renamed, tmp_path / "pytorch_model.bin")
-    found = load_tower(str(import_text(tmp_path, tmp_path / "run"))).state_dict()
+    found = load_tower(Checkpoint.open(import_text(tmp_path, tmp_path / "run"))).state_dict()
     assert {k: v.dtype for k, v in found.items()} == dict.fromkeys(bare, torch.float32)
     assert all(torch.equal(found[k], v.float()) for k, v in bare.items())
 
@@ -124,7 +125,7 @@ def test_old_and_new_names_pickles_and_half_precision_are_read(prefix, tmp_path)
 def test_there_and_back_changes_no_bit(arguments, tmp_path):
     tower = random_tower(**arguments)
     folder = export_text(save_tower(tower, tmp_path / "tower.ckpt"), tmp_path / "out")
-    again = load_tower(str(import_text(folder, tmp_path / "run")))
+    again = load_tower(Checkpoint.open(import_text(folder, tmp_path / "run")))
     assert again.config == tower.config
     assert all(torch.equal(v, tower.state_dict()[k]) for k, v in again.state_dict().items())
 
@@ -159,7 +160,7 @@ def test_the_tower_that_a_denoiser_trained_is_what_is_exported(tmp_path):
     model = CLIPTextModel.from_pretrained(folder)
     assert torch.equal(model.final_layer_norm.bias, stage.conditioner.tower.final_layer_norm.bias)
     said = json.loads((folder / "ldm.json").read_text())
-    assert said["sha256"] == ckpt.sha256(tmp_path / "diffusion.ckpt")
+    assert said["sha256"] == Checkpoint.open(tmp_path / "diffusion.ckpt").sha256
     assert said["weights"] == "ema" and said["config"] == stage.config
 
 
@@ -260,6 +261,9 @@ def test_padding_is_that_of_the_tokenizer_beside_a_text_encoder(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / "text_encoder" / name).rename(tmp_path / "tokenizer" / name)
-    assert load_tower(str(import_text(tmp_path / "text_encoder", tmp_path / "run"))).pad_id == 0
+    assert load_tower(Checkpoint.open(import_text(tmp_path / "text_encoder", tmp_path / "run"))).pad_id == 0
     (tmp_path / "tokenizer").rename(tmp_path / "elsewhere")
-    assert load_tower(str(import_text(tmp_path / "text_encoder", tmp_path / "other"))).pad_id == 49407
+    assert (
+        load_tower(Checkpoint.open(import_text(tmp_path / "text_encoder", tmp_path / "other"))).pad_id
+        == 49407
+    )

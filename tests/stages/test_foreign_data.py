@@ -95,4 +95,4 @@ def test_a_stage_trains_with_its_callbacks(tmp_path, make, plain):
     assert any(row.get("val/loss") for row in rows)
     assert list((tmp_path / "images").glob("*.png"))
     (checkpoint,) = (tmp_path / "checkpoints").glob("last.ckpt")
-    assert torch.load(checkpoint, weights_only=True)["samples_seen"] == 16
+    assert torch.load(checkpoint, weights_only=True)["progress"]["samples"] == 16

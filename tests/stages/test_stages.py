@@ -15,7 +15,7 @@ from ldm.diffusion.prediction import EDM, Velocity
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.schedule import ScaledLinear, VarianceExploding
 from ldm.diffusion.timesteps import LogNormal
-from ldm.io import checkpoint as ckpt
+from ldm.io.checkpoint import Checkpoint
 from ldm.latents.space import AutoencoderLatents, Pixels
 from ldm.optim.recipes import AdamW, Muon
 from ldm.rng import SampleNoise
@@ -142,7 +142,7 @@ def test_wrong_missing_damaged_and_unmeasured_checkpoints_are_refused_by_name(tr
         AutoencoderLatents(str(tmp_path / "cut.ckpt"))
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="names no stage"):
-        ckpt.read(tmp_path / "foreign.ckpt")
+        Checkpoint.open(tmp_path / "foreign.ckpt")
     unmeasured = save(build_stage(AUTOENCODER), tmp_path / "early.ckpt")
     with pytest.raises(ValueError, match="no measured latent scale"):
         AutoencoderLatents(unmeasured)

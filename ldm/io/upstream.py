@@ -1,0 +1,144 @@
+"""Find the checkpoints that a stage was built on, wherever its chain of runs lies now.
+
+The config of a stage names them by a path of the machine that trained it; its checkpoint records their
+SHA-256. While a stage is rebuilt, ``open_upstream`` looks for a path
+
+1. at the path of ``--upstream NAME=PATH``,
+2. in the folder that the rebuilt stage's own run folder lies in, under the same name,
+3. at the path itself,
+
+and takes the first file that has the recorded hash. Where no hash is recorded, as when a new run starts, it
+takes the first of 1 and 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ldm.io.checkpoint import Checkpoint, find
+
+OPTION: dict[str, Any] = {
+    "type": str,
+    "nargs": "+",
+    "default": [],
+    "metavar": "NAME=PATH",
+    "help": "Places of the checkpoints that the model was built on, by the names of their run folders, e.g. "
+    "autoencoder=/data/runs/autoencoder; default: next to its own run folder, or where they were.",
+}
+"""Arguments of a parser for the option --upstream."""
+
+
+@dataclass(frozen=True)
+class _Search:
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    owner: Path | None = None
+    recorded: Mapping[str, str] = field(default_factory=dict)
+
+
+_NO_SEARCH = _Search()
+_search: ContextVar[_Search] = ContextVar("upstream", default=_NO_SEARCH)
+
+
+@contextmanager
+def upstream_options(options: Sequence[str] | None) -> Iterator[None]:
+    """Apply the values of ``--upstream`` to all stages that are built in the ``with`` block.
+
+    Raises:
+        ValueError: If one is not NAME=PATH, or if no stage was built on a checkpoint of that name.
+    """
+    overrides = {}
+    for option in options or ():
+        name, equals, path = option.partition("=")
+        if not (name and equals and path):
+            raise ValueError(
+                f"--upstream: got '{option}', expected NAME=PATH, e.g. autoencoder=runs/autoencoder"
+            )
+        overrides[name] = path
+    search = _Search(overrides)
+    token = _search.set(search)
+    try:
+        yield
+    finally:
+        _search.reset(token)
+    if unused := [name for name in overrides if name not in search.used]:
+        raise ValueError(f"--upstream: nothing here is built on a checkpoint named '{unused[0]}'")
+
+
+@contextmanager
+def rebuilding(checkpoint: Checkpoint) -> Iterator[None]:
+    """Let ``open_upstream`` look for what the stage of ``checkpoint`` was built on, in the ``with`` block."""
+    token = _search.set(replace(_search.get(), owner=checkpoint.file, recorded=checkpoint.upstream))
+    try:
+        yield
+    finally:
+        _search.reset(token)
+
+
+def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
+    """Open a checkpoint that a stage is built on.
+
+    Args:
+        path: Checkpoint file or run folder, as the stage's config names it.
+        stage: Name of the stage that must have written it; None accepts any.
+
+    Raises:
+        FileNotFoundError: If there is none; the message says where it was looked for.
+        ValueError: If none has the recorded hash, or one is damaged or of another stage.
+    """
+    search, name = _search.get(), run_folder(Path(path)).name
+    expected = search.recorded.get(path)
+    paths = [path]
+    if expected is not None and search.owner is not None:
+        paths.insert(0, str(_sibling(Path(path), search.owner)))
+    if name in search.overrides:
+        search.used.add(name)
+        paths.insert(0, str(find(search.overrides[name])))
+    if expected is None:
+        return Checkpoint.open(paths[0], stage)
+    outcomes: dict[str, Checkpoint | Exception] = {}
+    for each in paths:
+        try:
+            checkpoint = Checkpoint.open(each, stage)
+        except (FileNotFoundError, ValueError) as error:
+            outcomes[each] = error
+            continue
+        if checkpoint.sha256 == expected:
+            return checkpoint
+        outcomes[each] = checkpoint
+    raise _not_found(path, expected, outcomes)
+
+
+def run_folder(path: Path) -> Path:
+    """Return the run folder of a checkpoint in it; any other path stands for itself."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def _sibling(path: Path, owner: Path) -> Path:
+    """Move ``path`` to where ``owner``'s run folder lies."""
+    run = run_folder(path)
+    return run_folder(owner.absolute()).parent / run.name / path.relative_to(run)
+
+
+def _not_found(path: str, expected: str, outcomes: Mapping[str, Checkpoint | Exception]) -> Exception:
+    hashes = {p: found.sha256[:12] for p, found in outcomes.items() if isinstance(found, Checkpoint)}
+    damages = [found for found in outcomes.values() if isinstance(found, ValueError)]
+    if damages and not hashes:
+        return damages[0]
+    where = " and ".join(f"'{each}'" for each in (hashes or outcomes))
+    hint = f"name it with --upstream {run_folder(Path(path)).name}=PATH"
+    if not hashes:
+        return FileNotFoundError(
+            f"upstream checkpoint '{path}' does not exist: looked for SHA-256 {expected[:12]} at {where}; "
+            f"{hint}"
+        )
+    now = " and ".join(hashes.values())
+    return ValueError(
+        f"upstream checkpoint '{path}' changed since this run began (SHA-256 {now} now at {where}, "
+        f"{expected[:12]} then): start a new run folder, restore the earlier file, or {hint}"
+    )

@@ -1,0 +1,90 @@
+"""A chain of runs works wherever it lies: what a run was built on is found next to it, by its hash."""
+
+import shutil
+
+import pytest
+import torch
+from comparing import error_of
+
+from ldm import convert, evaluate, fit, sample
+from ldm.io.checkpoint import Checkpoint
+
+
+@pytest.fixture
+def elsewhere(chain, tmp_path, monkeypatch):
+    """A copy of the chain, and a working directory where relative paths of its configs lead nowhere."""
+    copy = tmp_path / "copy"
+    shutil.copytree(chain.runs, copy, ignore=shutil.ignore_patterns("images", "wandb"))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    return copy
+
+
+def command(run, *more):
+    return [f"--checkpoint={run}", "--prompt=a red ring", "--steps=1", "--device=cpu", "--out=out", *more]
+
+
+def train_further(run):
+    """Change a checkpoint as further training would: another file in its place."""
+    last = run / "checkpoints" / "last.ckpt"
+    torch.save({**torch.load(last, weights_only=True), "samples_seen": 1}, last)
+
+
+def test_a_copied_chain_is_used_from_any_working_directory(elsewhere):
+    assert sample.main(command("../copy/diffusion")) == 0
+    assert sample.main(command(elsewhere / "diffusion" / "checkpoints" / "last.ckpt")) == 0
+
+
+@pytest.mark.slow
+def test_a_copied_chain_is_exported_measured_and_resumed(chain, elsewhere, capsys):
+    run = elsewhere / "diffusion"
+    assert convert.main(["to-diffusers", f"--run={run}", "--out=pipeline"]) == 0
+    data = [f"--data={chain.shards / 'val-000000.tar'}", f"--clip={elsewhere / 'clip'}", "--num-images=4"]
+    assert evaluate.main([f"--checkpoint={run}", *data, "--steps=1", "--device=cpu"]) == 0
+    arguments = [a for a in chain.arguments("diffusion", "--trainer.max_steps=9") if "--run=" not in a]
+    assert fit.main([*arguments, f"--run={run}"]) == 0
+    assert Checkpoint.open(run).upstream == Checkpoint.open(chain.runs / "diffusion").upstream
+
+
+def test_the_option_names_another_place(elsewhere, capsys):
+    for name, place in (("autoencoder", "ae"), ("clip", "tower")):
+        (elsewhere / name).rename(elsewhere / place)
+    line = error_of(capsys, command(elsewhere / "diffusion"), sample.main)
+    assert "upstream checkpoint 'runs/demo/autoencoder' does not exist: looked for SHA-256" in line
+    assert f"'{elsewhere / 'autoencoder'}'" in line and "--upstream autoencoder=PATH" in line
+    option = ["--upstream", f"autoencoder={elsewhere / 'ae'}", f"clip={elsewhere / 'tower'}"]
+    assert sample.main(command(elsewhere / "diffusion", *option)) == 0
+
+
+def test_a_changed_neighbour_is_passed_over_for_the_recorded_file(
+    chain, elsewhere, home, monkeypatch, capsys
+):
+    train_further(elsewhere / "autoencoder")
+    line = error_of(capsys, command(elsewhere / "diffusion"), sample.main)
+    assert "upstream checkpoint 'runs/demo/autoencoder' changed since this run began (SHA-256" in line
+    assert f"now at '{elsewhere / 'autoencoder'}'" in line
+    original = f"autoencoder={chain.runs / 'autoencoder'}"
+    assert sample.main(command(elsewhere / "diffusion", "--upstream", original)) == 0
+    monkeypatch.chdir(home)  # where the path as it is written leads to the recorded file
+    assert sample.main(command(elsewhere / "diffusion", f"--out={elsewhere / 'out'}")) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("autoencoder", "--upstream: got 'autoencoder', expected NAME=PATH"),
+        ("vae=x", "--upstream: nothing here is built on a checkpoint named 'vae'"),
+        ("clip=nowhere", "checkpoint 'nowhere' does not exist"),
+    ],
+)
+def test_bad_options(chain, home, monkeypatch, capsys, option, message):
+    run = chain.runs / "diffusion"
+    assert message in error_of(capsys, command(run, "--upstream", option), sample.main)
+
+
+def test_a_checkpoint_of_version_0_1(elsewhere, capsys):
+    last = elsewhere / "diffusion" / "checkpoints" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    torch.save({k: v for k, v in state.items() if k not in ("ldm_version", "format")}, last)
+    line = error_of(capsys, command(elsewhere / "diffusion"), sample.main)
+    assert "was written by ldm 0.1" in line and "train it again, or export it with ldm.convert" in line
