@@ -15,7 +15,7 @@ from ldm.diffusion.objective import Objective
 from ldm.diffusion.samplers.ddpm import DDPM
 from ldm.diffusion.schedule import Linear
 from ldm.nets.unet import UNet
-from ldm.types import Cond, Widths
+from ldm.types import Cond, DenoiserDims
 
 DIGITS = (
     torch.tensor(load_digits().images, dtype=torch.float32)[:, None] / 8 - 1
@@ -25,7 +25,7 @@ OBJECTIVE = Objective(Linear(200, 5e-4, 0.1))  # predicts eps; 200 timesteps wit
 
 def train(num_steps: int) -> nn.Module:
     """Learn to predict the noise: Algorithm 1, whose line numbers these are."""
-    unet = UNet(Widths(sample=1), [32, 64], 1, [False, False], norm_groups=8)
+    unet = UNet(DenoiserDims(sample=1), [32, 64], 1, [False, False], norm_groups=8)
     optimizer = torch.optim.AdamW(unet.parameters(), 2e-3)
     decay = torch.optim.lr_scheduler.PolynomialLR(optimizer, num_steps)
     for _ in range(num_steps):
