@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,9 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-import ldm.stages.autoencoder
-import ldm.stages.clip
-import ldm.stages.diffusion  # noqa: F401  (imported, a class can be named without its module)
+from ldm import ROOMS, import_exports
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.sample_grid import SampleGrid
 from ldm.callbacks.watchdog import Watchdog
@@ -40,9 +37,9 @@ from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.artifacts import publish_run, use_upstream, use_weights
 from ldm.runs.folder import RunFolder, WandB, start_wandb
 from ldm.runs.precision import Precision, Trainer, check_precision
+from ldm.runs.recipe import CONFIGS, Recipe
 from ldm.stages.stage import Stage, global_batch_size
 
-BASE = Path(__file__).resolve().parents[1] / "configs" / "base.yaml"
 HELP = """Train a stage: autoencoder, CLIP or diffusion.
 
   python -m ldm.fit --config configs/demo/autoencoder.yaml [--any.field value ...]
@@ -62,6 +59,14 @@ class FitCLI(LightningCLI):
 
     model: Stage
     datamodule: Shards
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make the parser, whose --config takes configurations that build on others."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            "-c", "--config", action=Recipe, help="Configuration: a YAML file, or a name such as demo/clip."
+        )
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what belongs to the run rather than to stage, data or trainer."""
@@ -164,13 +169,9 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
 
     Args:
         arguments: The command line; None takes that of the process.
-
-    Raises:
-        FileNotFoundError: If configs/base.yaml is not there: without it a run would be quite another.
     """
     _quieten()
-    if not BASE.is_file():
-        raise FileNotFoundError(f"{BASE}: no such file, expected ldm installed by pip install -e .")
+    import_exports(ROOMS)
     register()
     return FitCLI(
         Stage,
@@ -180,7 +181,7 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
         save_config_kwargs={"save_to_log_dir": False},
         seed_everything_default=0,
         parser_kwargs={
-            "default_config_files": [str(BASE)],
+            "default_config_files": [str(CONFIGS / "base.yaml")],
             "description": HELP,
             "formatter_class": Help,
             "exit_on_error": False,

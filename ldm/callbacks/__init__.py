@@ -1,1 +1,18 @@
 """What a run does beside training: averages, images, figures. Named by configs only."""
+
+from ldm import exports
+
+__getattr__, __all__ = exports(
+    __name__,
+    activation_checkpointing="ActivationCheckpointing",
+    compile="Compile",
+    denoising_grid="DenoisingGrid",
+    ema="EMA",
+    evaluation="Evaluation",
+    progress="ProgressBar",
+    retrieval="ValidationRetrieval",
+    sample_grid="SampleGrid",
+    skip_nonfinite="SkipNonFinite",
+    throughput="Throughput",
+    watchdog="Watchdog",
+)

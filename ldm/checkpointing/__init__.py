@@ -1,1 +1,11 @@
 """When and how checkpoints are written."""
+
+from ldm import exports
+
+__getattr__, __all__ = exports(
+    __name__,
+    async_writer="AsyncCheckpointIO",
+    callback="Checkpoints",
+    preemption="Preemption",
+    writer="AtomicCheckpointIO",
+)

@@ -1,1 +1,9 @@
 """Where metrics and images are logged."""
+
+from ldm import exports
+
+__getattr__, __all__ = exports(
+    __name__,
+    metrics_csv="MetricsCSV",
+    wandb="WandbSamplesLogger",
+)

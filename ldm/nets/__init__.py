@@ -1,1 +1,12 @@
 """Networks: they know tensors, and nothing of data or training."""
+
+from ldm import exports
+
+__getattr__, __all__ = exports(
+    __name__,
+    autoencoder="KLAutoencoder",
+    clip="CLIPModel",
+    frozen="Frozen",
+    text="TextTower",
+    unet="UNet",
+)

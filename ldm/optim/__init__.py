@@ -1,1 +1,5 @@
 """How parameters are updated."""
+
+from ldm.optim.recipes import AdamW, LinearScaling, Muon, NoScaling, Optimization, Scaling, SquareRootScaling
+
+__all__ = ["AdamW", "LinearScaling", "Muon", "NoScaling", "Optimization", "Scaling", "SquareRootScaling"]

@@ -1,1 +1,8 @@
 """What to sample, and how: requests, and guidance by a weaker model."""
+
+from ldm import exports
+
+__getattr__, __all__ = exports(
+    __name__,
+    autoguidance="Autoguidance",
+)

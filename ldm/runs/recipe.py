@@ -1,0 +1,70 @@
+"""Configurations that build on others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ActionConfigFile, get_loader
+from typing_extensions import override
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = next(f for f in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if (f / "base.yaml").is_file())
+"""The configurations that come with this package: those of the repository, or those in an installed wheel."""
+
+_load = get_loader("yaml")  # it knows that 1e-3 is a number
+
+
+def find(name: str) -> Path:
+    """Find a configuration: a file, or the name of one that comes with this package, e.g. ``demo/clip``.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    for path in (Path(name), CONFIGS / f"{name}.yaml", CONFIGS.parent / name):
+        if path.is_file():
+            return path
+    raise ValueError(f"--config: '{name}' does not exist, expected a file, or a name such as demo/clip")
+
+
+def layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """List a configuration and what it builds on, the lowest first.
+
+    Args:
+        path: YAML file. Its key ``base`` names other files, relative to it: one, or several in order.
+        above: Files that build on it.
+
+    Yields:
+        File and content, without ``base``.
+
+    Raises:
+        ValueError: If a file is missing or no YAML mapping, or builds on itself.
+    """
+    if path.resolve() in above:
+        raise ValueError(f"{above[-1]}: base: builds on itself, by way of {path}")
+    try:
+        content = _load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ValueError(f"{above[-1]}: base: '{path}' cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is a {type(content).__name__}, expected keys and values")
+    bases = content.pop("base", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from layers(path.parent / base, (*above, path.resolve()))
+    yield path, content
+
+
+class Recipe(ActionConfigFile):
+    """``--config``: applies what a configuration builds on, then the configuration."""
+
+    @override
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        for path, content in layers(find(values)):
+            try:
+                self.apply_config(parser, cfg, self.dest, yaml.safe_dump(content, sort_keys=False))
+            except TypeError as error:
+                raise TypeError(f"{path}: {error}") from error
