@@ -6,22 +6,8 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-ROOMS = tuple(
-    f"ldm.{room}"
-    for room in (
-        *(
-            "callbacks",
-            "checkpointing",
-            "conditioners",
-            "data",
-            "diffusion",
-            "diffusion.samplers",
-            "latents",
-            "losses",
-        ),
-        *("metrics", "metrics.extractors", "nets", "optim", "sampling", "stages"),
-    )
-)
+_ROOMS = "callbacks checkpointing conditioners data diffusion diffusion.samplers latents losses metrics"
+ROOMS = tuple(f"ldm.{room}" for room in f"{_ROOMS} metrics.extractors nets optim sampling stages".split())
 """Packages whose classes a configuration names without their package."""
 
 
