@@ -55,7 +55,7 @@ def boxes(batch: Batch) -> Tensor:
 
 SHOWN: dict[str, Callable[[Batch], Tensor]] = {
     "inpainting": masked,
-    "together": masked,
+    "composite": masked,
     "super-resolution": low,
     "semantic": coloured,
     "layout": boxes,

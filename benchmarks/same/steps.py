@@ -39,8 +39,8 @@ COMMANDS = {
 """Arguments of Python in BEFORE; any other configuration trains as "diffusion" does."""
 AFTER_COMMANDS = {"evaluation": COMMANDS["evaluation"].replace("--num-pictures", "--num-images")}
 """Those that are written otherwise in AFTER."""
-RENAMED_CONFIGS: dict[str, str] = {}
-"""Configurations by their name in BEFORE, e.g. "conditions/together": their name in AFTER."""
+RENAMED_CONFIGS = {"conditions/together": "conditions/composite"}
+"""Configurations by their name in BEFORE, their name in AFTER."""
 NEEDS = {
     "demo/autoencoder": ("shards/shapes",),
     "demo/clip": ("shards/shapes",),

@@ -53,7 +53,10 @@ def layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dic
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is a {type(content).__name__}, expected keys and values")
     bases = content.pop("base", [])
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: base: got {bases}, expected a file or a list of files")
+    for base in bases:
         yield from layers(path.parent / base, (*above, path.resolve()))
     yield path, content
 

@@ -27,7 +27,7 @@ METRICS = {
     "layout": {"val/layout/all"},
     "semantic": {"val/map/objects"},
     "super-resolution": {"val/image_psnr", "val/caption/all"},
-    "together": {"val/known/psnr", "val/caption/all"},
+    "composite": {"val/known/psnr", "val/caption/all"},
 }
 
 
@@ -117,7 +117,7 @@ def test_the_command_draws_from_files_as_from_a_batch(conditioned, tmp_path, nam
 
 
 def test_a_condition_that_is_not_given_is_named(conditioned, tmp_path, capsys):
-    command = [f"--checkpoint={conditioned.runs / 'together'}", f"--out={tmp_path}", "--prompt=a red ring"]
+    command = [f"--checkpoint={conditioned.runs / 'composite'}", f"--out={tmp_path}", "--prompt=a red ring"]
     assert sample.main(command) == 2
     assert (
         "got --prompt or --prompts, expected --prompt or --prompts and --image and --mask"

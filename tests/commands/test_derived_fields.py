@@ -15,7 +15,7 @@ READ = {
     "conditions/layout": ({"latent", "layout"}, 32),
     "conditions/semantic": ({"latent", "label_map"}, 32),
     "conditions/super-resolution": ({"latent", "low_res"}, 32),
-    "conditions/together": ({"latent", "image", "text", "mask"}, 32),
+    "conditions/composite": ({"latent", "image", "text", "mask"}, 32),
     "demo/autoencoder": ({"image"}, 32),
     "demo/clip": ({"image", "text"}, 32),
     "demo/diffusion": ({"latent", "text"}, 32),

@@ -1,0 +1,96 @@
+"""Configurations that build on others: found by path or short name, merged from the lowest on."""
+
+import pytest
+import yaml
+from tiny_runs import ROOT
+
+from ldm import fit
+from ldm.runs.recipe import CONFIGS, find, layers
+
+
+def written(folder, **files):
+    for name, content in files.items():
+        path = folder / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return folder / f"{next(iter(files))}.yaml"
+
+
+def names(path):
+    return [layer.stem for layer, _ in layers(path)]
+
+
+def test_what_a_configuration_builds_on_comes_first(tmp_path):
+    path = written(tmp_path, a={"base": ["b.yaml", "c.yaml"], "x": 1}, b={"base": "d.yaml"}, c={}, d={"x": 2})
+    assert names(path) == ["d", "b", "c", "a"]
+    assert [content for _, content in layers(path)] == [{"x": 2}, {}, {}, {"x": 1}]
+
+
+def test_one_may_be_built_on_twice_but_not_by_itself(tmp_path):
+    path = written(
+        tmp_path, a={"base": ["b.yaml", "c.yaml"]}, b={"base": "d.yaml"}, c={"base": "d.yaml"}, d={}
+    )
+    assert names(path) == ["d", "b", "d", "c", "a"]
+    path = written(tmp_path, a={"base": "b.yaml"}, b={"base": "a.yaml"})
+    with pytest.raises(ValueError, match=r"b.yaml: base: builds on itself, by way of .*a.yaml"):
+        names(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"base": "nowhere.yaml"}, r"a.yaml: base: '.*nowhere.yaml' cannot be read \(No such file"),
+        ({"base": 3}, r"a.yaml: base: got 3, expected a file or a list of files"),
+        ({"base": ["b.yaml", None]}, r"a.yaml: base: got \['b.yaml', None\], expected a file or"),
+        ("a list\n", r"a.yaml: is a str, expected keys and values"),
+        ("data: ][\n", r"a.yaml: is no YAML: .*line 1"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_named(tmp_path, content, says):
+    with pytest.raises(ValueError, match=says):
+        list(layers(written(tmp_path, a=content, b={})))
+
+
+def test_a_file_comes_before_a_name_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find("demo/clip") == find("configs/demo/clip.yaml") == CONFIGS / "demo" / "clip.yaml"
+    written(tmp_path / "configs" / "demo", clip={})
+    assert find("configs/demo/clip.yaml").resolve() == tmp_path / "configs" / "demo" / "clip.yaml"
+    with pytest.raises(ValueError, match="--config: 'demo/clop' does not exist, expected a file, or a"):
+        find("demo/clop")
+
+
+def test_numbers_are_read_as_in_any_configuration(tmp_path):
+    assert next(layers(written(tmp_path, a="lr: 1e-3\n")))[1] == {"lr": 0.001}
+
+
+def test_callbacks_are_added_and_single_fields_changed(chain, fresh, tmp_path):
+    below = {
+        "trainer": {"callbacks+": ["Compile"], "log_every_n_steps": 7},
+        "model": {
+            "class_path": "Autoencoder",
+            "init_args": {"net": {"latent_channels": 2}, "kl_weight": 0.5},
+        },
+    }
+    above = {
+        "base": ["b.yaml", str(ROOT / "configs" / "demo" / "autoencoder.yaml"), "c.yaml"],
+        "model": {"init_args": {"kl_weight": 0.25}},
+    }
+    path = written(tmp_path, a=above, b=below, c={"trainer": {"callbacks+": ["ActivationCheckpointing"]}})
+    arguments = fresh.arguments("autoencoder")
+    cli = fit.build(["--config", str(path), *arguments[2:]])
+    assert cli.model.kl_weight == 0.25 and cli.model.net.latent_channels == 4
+    assert cli.config.trainer.log_every_n_steps == 1  # the command line comes last
+    found = [callback.class_path.rpartition(".")[2] for callback in cli.config.trainer.callbacks]
+    assert found[-2:] == ["Compile", "ActivationCheckpointing"] and "SkipNonFinite" in found
+
+
+def test_what_print_config_says_runs_as_it_is(chain, fresh, tmp_path, capsys):
+    arguments = fresh.arguments("autoencoder")
+    with pytest.raises(SystemExit):
+        fit.build([*arguments, "--print_config"])
+    (tmp_path / "mine.yaml").write_text(text := capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        fit.build(["--config", str(tmp_path / "mine.yaml"), "--print_config"])
+    assert capsys.readouterr().out == text
+    assert fit.main(["--config", str(tmp_path / "mine.yaml"), "--trainer.max_steps=4"]) == 0
