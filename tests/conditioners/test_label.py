@@ -59,7 +59,7 @@ def test_a_label_that_the_model_lacks_is_named_before_it_moves_to_the_device(lab
     stage = Diffusion(Pixels(), ClassLabel(3, 4), unet)
     data = {**labelled(0, label), "image": torch.zeros(2, 3, 8, 8)}
     with pytest.raises(ValueError, match=rf"sample 'k1': label {label} is no class .* expected 0 to 2"):
-        stage.check(data)
+        stage.validate_batch(data)
 
 
 def test_a_batch_without_labels_is_told_so():

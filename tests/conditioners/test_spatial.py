@@ -130,7 +130,7 @@ def test_a_class_that_the_model_lacks_is_named():
     data = batch()
     data["label_map"][1, 0, 0] = 5
     with pytest.raises(ValueError, match=r"sample 'k1': class 5 of its map .* expected 0 to 4"):
-        stage(SemanticMap(5, 2)).check(data)
+        stage(SemanticMap(5, 2)).validate_batch(data)
 
 
 @pytest.mark.parametrize("make", SPATIAL)

@@ -90,7 +90,7 @@ def test_a_stage_trains_with_its_callbacks(tmp_path, make, plain):
         run.fit(stage, datamodule=data)
     else:
         run.fit(stage, data.train_dataloader(), data.val_dataloader())
-    assert stage.samples_seen == 16
+    assert stage.progress.samples == 16
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert any(row.get("val/loss") for row in rows)
     assert list((tmp_path / "images").glob("*.png"))
