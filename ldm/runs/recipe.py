@@ -49,7 +49,7 @@ def layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dic
     except OSError as error:
         raise ValueError(f"{above[-1]}: base: '{path}' cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: is no YAML: {error}") from error
+        raise ValueError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is a {type(content).__name__}, expected keys and values")
     bases = content.pop("base", [])
