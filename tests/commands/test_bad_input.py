@@ -36,7 +36,7 @@ from ldm.cli import is_user_error
         ("--model.class_path=ldm.stages.Nothing", "has no attribute 'Nothing'"),
         ("--wandb.mode=on", "wandb.mode: got on, expected Literal['offline', 'online', 'disabled']"),
         ("--wandb.mode=online", "wandb.mode: W&B cannot start"),
-        ("--config=nowhere.yaml", "config: File does not exist: "),
+        ("--config=nowhere.yaml", "--config: 'nowhere.yaml' does not exist, expected a file, or a name"),
         ("--ckpt_path=nowhere.ckpt", "checkpoint 'nowhere.ckpt' does not exist"),
         ("--trainer.accelerator=abacus", "abacus"),
         ("--trainer.max_steps=-5", "max_steps"),
