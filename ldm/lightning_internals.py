@@ -24,15 +24,16 @@ def trainer_of(module: L.LightningModule) -> L.Trainer | None:
     return module._trainer
 
 
-def align_loops(checkpoint: dict[str, Any], steps: int, accumulate_grad_batches: int) -> None:
+def align_loops(checkpoint: dict[str, Any], steps: int, trainer: L.Trainer) -> None:
     """Make a checkpoint's loops resume after a complete optimizer step, whatever batch ended the run.
 
     Edits the state_dict of the loops before Lightning loads it; no live loop is written to. Lightning then
-    takes the checkpoint for one from ``on_train_batch_end``: it adds 1 to the completed batches and to the
-    logged steps, and trains the next batch. Without this a run that ended between accumulated batches steps
-    too early, another ``accumulate_grad_batches`` shifts steps and validations, and logged steps are one off
-    where a run validated before it was saved but now would not, or the reverse. Epochs after the first, and
-    the end of one, stay as Lightning saved them: an endless stream of batches has neither.
+    takes the checkpoint for one that was saved after a validation: it trains the next batch, and where a
+    validation is due at the step, it skips that and adds 1 to the logged steps. Without this a run that ended
+    between accumulated batches steps too early, another ``accumulate_grad_batches`` shifts steps and
+    validations, and logged steps are one off where a run validated before it was saved but now would not, or
+    the reverse. Epochs after the first, and the end of one, stay as Lightning saved them: an endless stream
+    of batches has neither.
 
     Relies on ``checkpoint["loops"]["fit_loop"]``: its ``epoch_loop.batch_progress`` with the counts ready,
     started, processed and completed under total and current, and ``is_last_batch``; its
@@ -41,17 +42,19 @@ def align_loops(checkpoint: dict[str, Any], steps: int, accumulate_grad_batches:
     Args:
         checkpoint: One that training resumes from.
         steps: Optimizer steps that it holds.
-        accumulate_grad_batches: Batches of a step from now on.
+        trainer: Resumes it.
     """
     loop = checkpoint["loops"]["fit_loop"]
     batches = loop["epoch_loop.batch_progress"]
     is_first_epoch = batches["total"]["started"] == batches["current"]["started"]
     if steps == 0 or batches["is_last_batch"] or not is_first_epoch:
         return
-    count = steps * accumulate_grad_batches
+    count = steps * trainer.accumulate_grad_batches
     for counts in (batches["total"], batches["current"]):
-        counts.update(ready=count, started=count, processed=count, completed=count - 1)
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1
+        counts.update(ready=count, started=count, processed=count, completed=count)
+    every = trainer.val_check_interval  # a fraction of an epoch is not known yet: one of a stream has no end
+    is_due = isinstance(every, int) and trainer.check_val_every_n_epoch is None and count % every == 0
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1 if is_due else steps
 
 
 def dump_checkpoint(trainer: L.Trainer) -> dict[str, Any]:

@@ -57,4 +57,4 @@ class Counted(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.progress = progress_of(checkpoint)
         if (trainer := trainer_of(self)) is not None:
-            align_loops(checkpoint, self.progress.steps, trainer.accumulate_grad_batches)
+            align_loops(checkpoint, self.progress.steps, trainer)
