@@ -33,6 +33,7 @@ from ldm.distributed.launch import launched
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.upstream import OPTION, rebuilding, upstream_options
 from ldm.latents.manifest import check_source
+from ldm.loggers.directions import directions
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.artifacts import publish_run, use_upstream, use_weights
 from ldm.runs.folder import RunFolder, WandB, start_wandb
@@ -116,7 +117,8 @@ class FitCLI(LightningCLI):
         self.model.config = yaml.safe_load(self.config_text)["model"]
         logger = self.config_init.trainer.logger
         if logger is None or logger is True:
-            logger = self.run_folder.loggers(self.config_init.wandb, self.model.name)
+            wandb, name = self.config_init.wandb, self.model.name
+            logger = self.run_folder.loggers(wandb, name, lambda: directions(self.trainer))
         if self.start is None and self.config.weights is not None:
             self.model.init_from(Checkpoint.open(self.config.weights, self.model.name).state)
         try:

@@ -1,4 +1,4 @@
-"""How well images of shapes keep to what they were conditioned on, beside their captions."""
+"""How well images of shapes keep to what they were conditioned on, apart from their captions."""
 
 from __future__ import annotations
 
@@ -8,99 +8,67 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from data.shapes.reader import Found, read
 from data.shapes.scene import BACKGROUNDS, COLOURS, SHAPES
-from ldm.distributed.group import Group
 from ldm.io.images import to_bytes
-from ldm.metrics.metric import Mean, Metric
+from ldm.metrics.metric import MeansMetric
 from ldm.types import Batch
 
-PLACE = 0.05
+LAYOUT_FIELDS = ("count", "class", "place", "all")
+TOLERANCE = 0.05
 """How far from the middle of its box an object may lie, as a fraction of the side."""
 
 
-class Shares(Metric):
-    """Means of values that each image has by name.
-
-    Args:
-        name: Prefix of the values.
-        fields: Their names.
-    """
-
-    def __init__(self, name: str, fields: tuple[str, ...]) -> None:
-        self.name, self.fields = name, fields
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all images."""
-        self._means = {field: Mean() for field in self.fields}
-
-    def add(self, field: str, values: Tensor) -> None:
-        """Add one value per image, (B,)."""
-        self._means[field].update(values)
-
-    def sync(self, group: Group) -> None:
-        """Add up over processes."""
-        for mean in self._means.values():
-            mean.sync(group)
-
-    def compute(self) -> dict[str, float]:
-        """Return the means by name."""
-        values: dict[str, float] = {}
-        for field, mean in self._means.items():
-            values |= mean.compute(f"{self.name}/{field}")
-        return values
-
-
-class KnownPSNR(Shares):
-    """PSNR in dB where an inpainted image was known, against ``batch["image"]``."""
+class KnownPSNR(MeansMetric):
+    """PSNR in dB where an inpainted image was known (``batch["mask"]`` is 0), against ``batch["image"]``."""
 
     def __init__(self) -> None:
-        super().__init__("known", ("psnr",))
+        super().__init__(["known/psnr"], higher_is_better=True)
 
+    @override
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Add images (B, 3, H, W) in [-1, 1]; ``batch["mask"]`` is 0 where they were known."""
         known = 1.0 - batch["mask"].expand_as(images)
         squares = ((images - batch["image"]) ** 2 * known).flatten(1).sum(1)
         error = squares / known.flatten(1).sum(1)
-        self.add("psnr", 10.0 * torch.log10(4.0 / error.clamp(min=1e-10)))
+        self.add("known/psnr", 10.0 * torch.log10(4.0 / error.clamp(min=1e-10)))
 
 
-class MapAgreement(Shares):
-    """Share of pixels whose nearest named colour is the one that ``batch["label_map"]`` asks for.
+class MapAgreement(MeansMetric):
+    """Fraction of pixels whose nearest named colour is the one that ``batch["label_map"]`` asks for.
 
     ``map/all`` is over all pixels, ``map/objects`` over those of objects. Real images reach less than 1: on
     edges colours are mixed.
     """
 
     def __init__(self) -> None:
-        super().__init__("map", ("all", "objects"))
+        super().__init__(["map/all", "map/objects"], higher_is_better=True)
 
+    @override
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Read the pixels of images (B, 3, H, W) in [-1, 1]."""
         wanted = batch["label_map"].cpu()
         right = (nearest_classes(to_bytes(images).cpu()) == wanted).flatten(1).double()
         objects = (wanted > 0).flatten(1).double()
-        self.add("all", right.mean(1))
-        self.add("objects", (right * objects).sum(1) / objects.sum(1).clamp(min=1.0))
+        self.add("map/all", right.mean(1))
+        self.add("map/objects", (right * objects).sum(1) / objects.sum(1).clamp(min=1.0))
 
 
-class LayoutAccuracy(Shares):
-    """Share of images that show what ``batch["layout"]`` asks for: count, class, place, and all of it."""
+class LayoutAccuracy(MeansMetric):
+    """Fraction of images that show what ``batch["layout"]`` asks for: count, class, place, and all of it."""
 
     def __init__(self) -> None:
-        super().__init__("layout", ("count", "class", "place", "all"))
+        super().__init__([f"layout/{field}" for field in LAYOUT_FIELDS], higher_is_better=True)
 
+    @override
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Read images (B, 3, H, H) in [-1, 1]."""
         pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
         rows = [
             _compare(read(image).found, boxes.cpu().numpy())
             for image, boxes in zip(pixels, batch["layout"], strict=True)
         ]
-        for field in self.fields:
-            self.add(field, Tensor([row[field] for row in rows]))
+        for name, field in zip(self.names, LAYOUT_FIELDS, strict=True):
+            self.add(name, Tensor([row[field] for row in rows]))
 
 
 def nearest_classes(images: Tensor) -> Tensor:
@@ -112,7 +80,7 @@ def nearest_classes(images: Tensor) -> Tensor:
 
 def _compare(found: tuple[Found, ...], boxes: NDArray[np.float32]) -> dict[str, bool]:
     if len(found) != len(boxes):
-        return dict.fromkeys(("count", "class", "place", "all"), False)
+        return dict.fromkeys(LAYOUT_FIELDS, False)
     best = {"class": False, "place": False}
     for order in permutations(found):
         pairs = list(zip(order, boxes.tolist(), strict=True))
@@ -130,4 +98,4 @@ def _class(found: Found) -> int:
 
 def _lies_in(found: Found, box: list[float]) -> bool:
     _, left, top, right, bottom = box
-    return max(abs(found.x - (left + right) / 2), abs(found.y - (top + bottom) / 2)) <= PLACE
+    return max(abs(found.x - (left + right) / 2), abs(found.y - (top + bottom) / 2)) <= TOLERANCE

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from data.shapes.scene import (
     BACKGROUNDS,
@@ -29,9 +30,8 @@ from data.shapes.scene import (
     Thing,
     coverage,
 )
-from ldm.distributed.group import Group
 from ldm.io.images import to_bytes
-from ldm.metrics.metric import Mean, Metric
+from ldm.metrics.metric import MeansMetric
 from ldm.types import Batch
 
 FIELDS = ("count", "colour", "shape", "size", "position", "background", "all")
@@ -137,39 +137,22 @@ def score(image: NDArray[np.uint8], caption: str) -> dict[str, bool]:
     return result
 
 
-class CaptionAccuracy(Metric):
-    """Share of images that show what their captions say, attribute by attribute.
+class CaptionAccuracy(MeansMetric):
+    """Fraction of images that agree with their captions, attribute by attribute.
 
     Args:
         name: Prefix of the values: name/count, name/colour, ..., name/all.
     """
 
     def __init__(self, name: str = "caption") -> None:
-        self.name = name
-        self.reset()
+        super().__init__([f"{name}/{field}" for field in FIELDS], higher_is_better=True)
 
-    def reset(self) -> None:
-        """Forget all images."""
-        self._means = {field: Mean() for field in FIELDS}
-
+    @override
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Read the images (B, 3, H, H) in [-1, 1] and hold them against ``batch["text"]``."""
         pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
         scores = [score(image, text) for image, text in zip(pixels, batch["text"], strict=True)]
-        for field, mean in self._means.items():
-            mean.update(Tensor([row[field] for row in scores]))
-
-    def sync(self, group: Group) -> None:
-        """Add up over processes."""
-        for mean in self._means.values():
-            mean.sync(group)
-
-    def compute(self) -> dict[str, float]:
-        """Return the shares, in [0, 1]."""
-        values: dict[str, float] = {}
-        for field, mean in self._means.items():
-            values |= mean.compute(f"{self.name}/{field}")
-        return values
+        for name, field in zip(self.names, FIELDS, strict=True):
+            self.add(name, Tensor([row[field] for row in scores]))
 
 
 def _compare(wanted: Description, order: Sequence[Found]) -> dict[str, bool]:

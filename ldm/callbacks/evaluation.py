@@ -100,6 +100,12 @@ class Evaluation(L.Callback):
     def _suffix(self) -> str:
         return f"@{self.name}" if self.name else ""
 
+    @property
+    def higher_is_better(self) -> dict[str, bool]:
+        """Of the values of all metrics, as they are logged, without ``val/``."""
+        stated = (item for metric in self.metrics for item in metric.higher_is_better.items())
+        return {f"{name}{self._suffix}": up for name, up in stated}
+
     def state_dict(self) -> dict[str, int]:
         """Return when the next evaluation is due."""
         return {"next": self._next}

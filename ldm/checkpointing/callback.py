@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
@@ -15,6 +15,7 @@ from typing_extensions import override
 from ldm.checkpointing.writer import LAST, AtomicCheckpointIO, link
 from ldm.distributed.dtensor import is_sharded
 from ldm.lightning_internals import dump_checkpoint
+from ldm.loggers.directions import Direction, directions
 from ldm.types import Batch, progress_of
 
 
@@ -32,20 +33,21 @@ class Checkpoints(Checkpoint):
 
     Args:
         monitor: Logged value, e.g. val/loss, whose best checkpoint is kept as best.ckpt; None keeps none.
-        mode: Whether the best value is the smallest or the largest.
+        mode: Whether the best value is the smallest or the largest; None: as the stage or the metric states.
         keep_every_n_steps: Keep the checkpoint of the first validation after each so many optimizer steps,
             as step=....ckpt; None keeps none.
         keep_newest: How many of the step=....ckpt are kept, older ones are removed; None keeps all.
 
     Raises:
-        ValueError: If ``keep_newest`` is less than 1; after a validation, if ``monitor`` was not logged. With
-            an ``Evaluation`` that is a warning: what it measures may fail, or not be due.
+        ValueError: If ``keep_newest`` is less than 1. After a validation, if the direction of ``monitor`` is
+            unknown, or if it was not logged; with an ``Evaluation`` the latter is a warning: what it measures
+            may fail, or not be due.
     """
 
     def __init__(
         self,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Direction | None = None,
         keep_every_n_steps: int | None = None,
         keep_newest: int | None = None,
     ) -> None:
@@ -207,7 +209,13 @@ class Checkpoints(Checkpoint):
             self._miss(trainer)
             return False
         value = float(trainer.callback_metrics[self.monitor])
-        sign = 1.0 if self.mode == "min" else -1.0
+        mode = self.mode or directions(trainer).get(self.monitor)
+        if mode is None:
+            raise ValueError(
+                f"checkpoints.mode: got none, but which direction of '{self.monitor}' is better is not known: "
+                "expected min or max"
+            )
+        sign = 1.0 if mode == "min" else -1.0
         is_best = not math.isnan(value) and (self.best is None or sign * value < sign * self.best)
         self.best = value if is_best else self.best
         return is_best

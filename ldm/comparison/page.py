@@ -12,7 +12,6 @@ from PIL import Image
 
 from ldm.comparison.curves import line, panels
 from ldm.comparison.runs import ComparedRun, EvaluationRecord, differing
-from ldm.directions import good_end
 
 MEASURED = (
     *("stage", "samples", "weights", "precision", "seed", "sampler", "guidance", "steps", "evaluation"),
@@ -54,12 +53,12 @@ def thinned(items: Sequence[int], most: int) -> list[int]:
     return [items[round(len(items) - 1 - i * step)] for i in range(most)][::-1]
 
 
-def best(name: str, values: Sequence[float | None]) -> float | None:
-    """Return the best of several final values, if the name says which end is good; None if it does not."""
-    known, end = [value for value in values if value is not None], good_end(name)
-    if len(set(known)) < 2 or end is None:
+def best(values: Sequence[float | None], directions: Sequence[str]) -> float | None:
+    """Return the best of several final values, None unless the runs state one direction, "min" or "max"."""
+    known = [value for value in values if value is not None]
+    if len(set(known)) < 2 or len(set(directions)) != 1:
         return None
-    return min(known) if end == "min" else max(known)
+    return min(known) if directions[0] == "min" else max(known)
 
 
 def measured_otherwise(cells: Sequence[EvaluationRecord | None]) -> list[str]:
@@ -74,7 +73,8 @@ def _values(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     for name in sorted({name for run in runs for name in run.last}):
         cells = [run.last.get(name) for run in runs]
         unlike = measured_otherwise(cells)
-        top = None if unlike else best(name, [None if cell is None else cell.value for cell in cells])
+        stated = [run.directions[name] for run in runs if name in run.directions]
+        top = None if unlike else best([None if cell is None else cell.value for cell in cells], stated)
         rows.append({"name": name, "cells": cells, "unlike": unlike, "best": top})
     return rows
 

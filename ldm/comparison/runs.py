@@ -36,6 +36,7 @@ class ComparedRun:
         curves: Values over samples seen, by name.
         images: Image grids: kind (the file's name before the number) to samples seen to file.
         records: Last record of each value that has one.
+        directions: "min" or "max", whichever is better, of each value where that is known.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ComparedRun:
     curves: dict[str, Points]
     images: dict[str, dict[int, Path]]
     records: dict[str, EvaluationRecord]
+    directions: dict[str, str]
 
     @property
     def last(self) -> dict[str, EvaluationRecord]:
@@ -77,7 +79,8 @@ def _read(folder: Path, name: str) -> ComparedRun:
     settings.pop("run", None)  # the folder itself: it always differs
     environment = dict(_flat(_load(folder / "environment.json")))
     curves, records = _curves(folder / "metrics.csv"), _records(folder / "evaluations.jsonl")
-    return ComparedRun(name, settings, environment, curves, _images(folder / "images"), records)
+    images, directions = _images(folder / "images"), _load(folder / "metrics.json")
+    return ComparedRun(name, settings, environment, curves, images, records, directions)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ldm.io.atomic import replacing
+from ldm.io.atomic import replacing, write_text
+from ldm.loggers.directions import Directions, no_directions
 
 Row = dict[str, str]
 FIRST = ["step", "samples"]
@@ -20,14 +22,17 @@ class MetricsCSV(Logger):
     """Writes ``metrics.csv``: one row per log call, at once on the disk, a column per metric.
 
     A resumed run drops the rows that the interrupted one wrote after the checkpoint, so that no step
-    is there twice. A new metric rewrites the file with one more column.
+    is there twice. A new metric rewrites the file with one more column. ``metrics.json`` beside it has
+    "min" or "max" for each metric whose best value is known to be its smallest or largest.
 
     Args:
         save_dir: Folder of the run.
+        directions: Looks them up.
     """
 
-    def __init__(self, save_dir: str) -> None:
+    def __init__(self, save_dir: str, directions: Directions = no_directions) -> None:
         super().__init__()
+        self._directions = directions
         self._folder = Path(save_dir)
         self._columns: list[str] | None = None
 
@@ -71,6 +76,9 @@ class MetricsCSV(Logger):
         if missing:
             self._columns = self._columns + missing
             self._rewrite(_read(self.path), self._columns)
+            known = {name: end for name, end in self._directions().items() if name in self._columns}
+            if known:
+                write_text(self._folder / "metrics.json", json.dumps(known, indent=2) + "\n")
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 

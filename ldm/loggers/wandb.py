@@ -6,15 +6,14 @@ import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-End = Literal["min", "max"]
+from ldm.loggers.directions import Directions
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,20 @@ class Artifact:
 
 
 class WandbSamplesLogger(WandbLogger):
-    """Logs to W&B over samples seen, and knows which end of a value is good.
+    """Logs to W&B over samples seen, and keeps the best value of each metric whose direction is known.
 
     Lightning's own logger defines "over steps" for all metrics, and of several patterns that match a name
     W&B takes any, not the same one each time. So there is one pattern here, for all metrics, and a
     definition by name for each metric whose best value is to be kept.
 
     Args:
-        good: Which end of a value is good, by patterns of names (``fnmatch``).
+        directions: Looks up whether the best value of a metric is its smallest or largest.
         settings: What ``WandbLogger`` takes.
     """
 
-    def __init__(self, good: Mapping[str, End], settings: Mapping[str, Any]) -> None:
+    def __init__(self, directions: Directions, settings: Mapping[str, Any]) -> None:
         super().__init__(**settings)
-        self._good = good
+        self._directions = directions
         self._defined: set[str] = set()
         self._wandb_init.pop("anonymous", None)  # Lightning passes it always, W&B warns of it always
         if self._offline:
@@ -72,16 +71,17 @@ class WandbSamplesLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log values, after saying of new ones which end is good.
+        """Log values, new ones after their summaries are defined.
 
         Args:
             metrics: Values by name.
             step: Optimizer steps done before this one.
         """
-        for name in metrics.keys() - self._defined:
-            self._defined.add(name)
-            for end in {end for pattern, end in self._good.items() if fnmatch(name, pattern)}:
-                self.experiment.define_metric(name, step_metric="samples", summary=f"{end},last")
+        if new := metrics.keys() - self._defined:
+            self._defined |= new
+            known = self._directions()
+            for name in new & known.keys():
+                self.experiment.define_metric(name, step_metric="samples", summary=f"{known[name]},last")
         super().log_metrics(metrics, step)
 
     @rank_zero_only

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 from ldm.metrics.features import FeatureSet, Needs
 from ldm.metrics.measure import Measure
 
@@ -9,6 +11,7 @@ from ldm.metrics.measure import Measure
 class CLIPScore(Measure):
     """Mean of 100 max(cos(image, caption), 0) (Hessel et al. 2021, arXiv:2104.08718, with w = 100)."""
 
+    higher_is_better = MappingProxyType({"clip_score": True})
     generated = Needs(moments=frozenset({"agreement"}))
 
     def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:

@@ -48,6 +48,9 @@ class FeatureMetrics(Metric):
                 f"measures: need the views {sorted(unknown)} of {type(extractor).__name__}, "
                 f"which has {sorted(extractor.views)}"
             )
+        self.higher_is_better = {
+            f"{name}/{extractor.name}": up for m in self.measures for name, up in m.higher_is_better.items()
+        }
         self._by_name: dict[str, Measure] = {}
         self.failures: dict[str, str] = {}
         self.reset()
@@ -58,7 +61,7 @@ class FeatureMetrics(Metric):
         self.real = FeatureSet(self._needs_real, num_parts=2, max_rows=self.max_rows)
         self._knows_real = not self._needs_real.views
 
-    def begin(self, reals: ReferenceInfo, group: Group) -> None:
+    def begin(self, reference: ReferenceInfo, group: Group) -> None:
         """Look for statistics of the real images: in memory, in the cache, or in the file.
 
         Raises:
@@ -67,7 +70,7 @@ class FeatureMetrics(Metric):
         self.reset()
         if self._knows_real:
             return
-        found, problem = self._find(reals) if group.rank == 0 else (False, "")
+        found, problem = self._find(reference) if group.rank == 0 else (False, "")
         self._knows_real, problem = group.broadcast((found, problem))
         if problem:
             raise ValueError(problem)
@@ -130,10 +133,10 @@ class FeatureMetrics(Metric):
         self._by_name |= dict.fromkeys(values, measure)
         return values
 
-    def _find(self, reals: ReferenceInfo) -> tuple[bool, str]:
+    def _find(self, reference: ReferenceInfo) -> tuple[bool, str]:
         try:
-            found = self.reference.find(self.real, self.extractor, reals)
-            self.reference.check(reals.size)
+            found = self.reference.find(self.real, self.extractor, reference)
+            self.reference.check(reference.size)
             return found, ""
         except Exception as error:  # told to the other processes, which wait for an answer
             return False, f"{error}"

@@ -61,6 +61,7 @@ class Frechet(Measure):
     def __init__(self, view: str = "features", name: str = "fid") -> None:
         self.view = view
         self.name = name
+        self.higher_is_better = {name: False}
         self.generated = self.real = Needs(moments=frozenset({view}))
 
     def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:

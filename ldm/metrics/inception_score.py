@@ -25,6 +25,7 @@ class InceptionScore(Measure):
 
     def __init__(self, num_splits: int = 10, seed: int = 2020) -> None:
         self.num_splits = num_splits
+        self.higher_is_better = {"is": True}
         self.seed = seed
         self.generated = Needs(rows=frozenset({"logits"}))
 

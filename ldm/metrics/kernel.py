@@ -49,6 +49,7 @@ class KID(Measure):
     """
 
     def __init__(self, num_subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:
+        self.higher_is_better = {"kid": False}
         self.num_subsets = num_subsets
         self.subset_size = subset_size
         self.seed = seed
@@ -86,6 +87,7 @@ class CMMD(Measure):
     """
 
     def __init__(self, sigma: float = 10.0) -> None:
+        self.higher_is_better = {"cmmd": False}
         self.sigma = sigma
         self.generated = self.real = Needs(rows=frozenset({"embedding"}))
 

@@ -27,7 +27,7 @@ class LPIPS(MeanMetric):
     """
 
     def __init__(self, weights: str, net: Literal["alex", "vgg"] = "alex", name: str = "lpips") -> None:
-        super().__init__(name)
+        super().__init__(name, higher_is_better=False)
         self.net = net
         self.network = _LPIPS(net=net, pnet_rand=True)
         features = {k: v for k, v in bare(read_weights(weights)).items() if k.startswith("features.")}

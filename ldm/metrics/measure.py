@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from ldm.metrics.features import FeatureSet, Needs
 from ldm.metrics.metric import Metadata
@@ -14,10 +16,12 @@ class Measure(ABC):
     Attributes:
         generated: What it needs of the generated images.
         real: What it needs of the real ones.
+        higher_is_better: As of a ``Metric``, by the names that ``compute`` gives.
     """
 
     generated: Needs = Needs()
     real: Needs = Needs()
+    higher_is_better: Mapping[str, bool] = MappingProxyType({})
 
     @abstractmethod
     def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:

@@ -30,6 +30,7 @@ class Neighbours(Measure):
     """
 
     def __init__(self, k: int = 3, k_density: int = 5) -> None:
+        self.higher_is_better = dict.fromkeys(("precision", "recall", "density", "coverage"), True)
         self.k = k
         self.k_density = k_density
         self.generated = self.real = Needs(rows=frozenset({"features"}))

@@ -19,7 +19,7 @@ class PSNR(MeanMetric):
     """
 
     def __init__(self, name: str = "image_psnr") -> None:
-        super().__init__(name)
+        super().__init__(name, higher_is_better=True)
 
     def measure(self, images: Tensor, batch: Batch) -> Tensor:
         """Compare images with their originals, in dB."""

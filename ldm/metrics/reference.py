@@ -37,7 +37,7 @@ class Reference(ABC):
     name: str = "unknown"
 
     @abstractmethod
-    def find(self, real: FeatureSet, extractor: Extractor, reals: ReferenceInfo) -> bool:
+    def find(self, real: FeatureSet, extractor: Extractor, info: ReferenceInfo) -> bool:
         """Fill ``real`` if the statistics are known already; called on the first process."""
 
     def keep(self, real: FeatureSet) -> None:
@@ -61,16 +61,16 @@ class FromBatches(Reference):
         self._key = ""
         self._path: Path | None = None
 
-    def find(self, real: FeatureSet, extractor: Extractor, reals: ReferenceInfo) -> bool:
+    def find(self, real: FeatureSet, extractor: Extractor, info: ReferenceInfo) -> bool:
         """Look in memory, then in the cache, under a hash of images, network and what is kept of them."""
         self.name, self._key, self._path = "unknown", "", None
-        if reals.identity is None:
+        if info.identity is None:
             return False
-        self.name = reals.fingerprint or hashlib.sha256(reals.identity.encode()).hexdigest()
+        self.name = info.fingerprint or hashlib.sha256(info.identity.encode()).hexdigest()
         kept = [sorted(real.needs.moments), sorted(real.needs.rows), real.max_rows]
-        question = json.dumps([reals.identity, extractor.metadata(), kept], sort_keys=True)
+        question = json.dumps([info.identity, extractor.metadata(), kept], sort_keys=True)
         self._key = hashlib.sha256(question.encode()).hexdigest()
-        self._path = reals.cache / f"{self._key}.npz" if reals.cache else None
+        self._path = info.cache / f"{self._key}.npz" if info.cache else None
         if self._kept and self._kept[0] == self._key:
             real.load(self._kept[1])
             return True
@@ -118,7 +118,7 @@ class FromFile(Reference):
         if not Path(path).is_file():
             raise FileNotFoundError(f"reference: statistics '{path}' do not exist")
 
-    def find(self, real: FeatureSet, extractor: Extractor, reals: ReferenceInfo) -> bool:
+    def find(self, real: FeatureSet, extractor: Extractor, info: ReferenceInfo) -> bool:
         """Read the file, at the first time.
 
         Raises:

@@ -29,6 +29,7 @@ class Retrieval(Measure):
 
     def __init__(self, ks: Sequence[int] = (1, 5, 10)) -> None:
         self.ks = tuple(ks)
+        self.higher_is_better = {f"{way}@{k}": True for k in ks for way in ("image_to_text", "text_to_image")}
 
     def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
         """Return ``image_to_text@k`` and ``text_to_image@k``, in [0, 1]."""

@@ -19,7 +19,7 @@ class SSIM(MeanMetric):
     """
 
     def __init__(self, name: str = "ssim") -> None:
-        super().__init__(name)
+        super().__init__(name, higher_is_better=True)
 
     def measure(self, images: Tensor, batch: Batch) -> Tensor:
         """Compare images with their originals; 1 is equal."""

@@ -1,4 +1,4 @@
-"""Whether a CLIP knows the classes of images by their names alone."""
+"""Zero-shot classification with a CLIP."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
-from ldm.distributed.group import Group
 from ldm.metrics.extractors.clip import ImageText, network_metadata
-from ldm.metrics.metric import Mean, Metadata, Metric
+from ldm.metrics.metric import MeansMetric, Metadata
 from ldm.types import Batch
 
 TEMPLATES = ("a photo of a {}.",)
 
 
-class ZeroShot(Metric):
-    """Share of images whose class ``batch["label"]`` is among the k nearest (Radford et al. 2021).
+class ZeroShot(MeansMetric):
+    """Fraction of images whose class ``batch["label"]`` is among the k nearest (Radford et al. 2021).
 
     A class is the mean, scaled to length 1, of the vectors of its name in all templates (its sec. 3.1.4).
 
@@ -33,7 +33,7 @@ class ZeroShot(Metric):
 
     Raises:
         FileNotFoundError: If a file is given that is not there.
-        ValueError: If there is no class or no template, or if one has no place for the name.
+        ValueError: If there is no class or no template, or if a template lacks ``{}``.
     """
 
     def __init__(
@@ -52,16 +52,13 @@ class ZeroShot(Metric):
             raise ValueError(
                 f"templates: got {wrong[0]!r}, expected captions with {{}} for the name of a class"
             )
-        self.ks, self.name = tuple(ks), name
+        self.name = name
+        self.ks = {f"{name}@{k}": k for k in ks if k <= len(self.classes)}
         self._heads: Tensor | None = None
-        self.reset()
+        super().__init__(self.ks, higher_is_better=True)
 
-    def reset(self) -> None:
-        """Forget all images."""
-        self._means = {k: Mean() for k in self.ks if k <= len(self.classes)}
-
+    @override
     def to(self, device: torch.device | str) -> None:
-        """Move the towers."""
         super().to(device)
         self._heads = None
 
@@ -81,28 +78,16 @@ class ZeroShot(Metric):
             self._heads = torch.stack([self._head(name) for name in self.classes])
         image = F.normalize(self.clip.image_features(images), dim=1)
         scores = image.double() @ self._heads.to(image.device).double().T
-        for k, mean in self._means.items():
+        for value, k in self.ks.items():
             nearest = scores.topk(k, dim=1).indices
-            mean.update((nearest == label.to(nearest.device)[:, None]).any(1))
+            self.add(value, (nearest == label.to(nearest.device)[:, None]).any(1))
 
-    def sync(self, group: Group) -> None:
-        """Add up over processes."""
-        for mean in self._means.values():
-            mean.sync(group)
-
-    def compute(self) -> dict[str, float]:
-        """Return the shares, in [0, 1]."""
-        return {
-            name: v for k, mean in self._means.items() for name, v in mean.compute(f"{self.name}@{k}").items()
-        }
-
+    @override
     def metadata(self, name: str) -> Metadata:
-        """Name the towers, the classes and the templates, and the number of images."""
         words = json.dumps([self.classes, self.templates]).encode()
         return {
             **super().metadata(name),
             **network_metadata(self.clip),
-            "num": max((mean.count for mean in self._means.values()), default=0),
             "num_classes": len(self.classes),
             "num_templates": len(self.templates),
             "classes_sha256": hashlib.sha256(words).hexdigest(),

@@ -13,9 +13,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ldm.checkpointing.writer import newest_complete
-from ldm.directions import GOOD_END
 from ldm.io import checkpoint as ckpt
 from ldm.io.atomic import write_text
+from ldm.loggers.directions import Directions, no_directions
 from ldm.loggers.metrics_csv import MetricsCSV
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.environment import environment, uncommitted
@@ -72,10 +72,12 @@ class RunFolder:
             )
         return None
 
-    def loggers(self, wandb: WandB, job_type: str) -> list[Logger]:
+    def loggers(self, wandb: WandB, job_type: str, directions: Directions) -> list[Logger]:
         """Make the loggers: W&B unless disabled, and metrics.csv."""
-        loggers: list[Logger] = [] if wandb.mode == "disabled" else [self.wandb(wandb, job_type)]
-        return [*loggers, MetricsCSV(str(self.folder))]
+        loggers: list[Logger] = [MetricsCSV(str(self.folder), directions)]
+        if wandb.mode != "disabled":
+            loggers.insert(0, self.wandb(wandb, job_type, directions=directions))
+        return loggers
 
     def record(self, config: str) -> None:
         """Write config.yaml, environment.json and uncommitted.diff if there is one.
@@ -100,13 +102,20 @@ class RunFolder:
         """What W&B groups by: the folder that this one lies in."""
         return self.folder.absolute().parent.name
 
-    def wandb(self, settings: WandB, job_type: str, chain: str | None = None) -> WandbSamplesLogger:
+    def wandb(
+        self,
+        settings: WandB,
+        job_type: str,
+        chain: str | None = None,
+        directions: Directions = no_directions,
+    ) -> WandbSamplesLogger:
         """Make the logger to W&B: the same W&B run each time that it is made for this folder.
 
         Args:
             settings: What W&B gets.
             job_type: Stage, or what else is done.
             chain: Group of the W&B run; None is this folder's.
+            directions: Looks up whether the best value of a metric is its smallest or largest.
         """
         # staging and cache belong into the run folder, not into the home folder
         for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_ARTIFACT_DIR"):
@@ -114,7 +123,7 @@ class RunFolder:
         os.environ["WANDB_SILENT"] = "true"
         self.folder.mkdir(parents=True, exist_ok=True)
         return WandbSamplesLogger(
-            {f"val/{name}": end for names, end in GOOD_END for name in names},
+            directions,
             {
                 "name": self.folder.name,
                 "save_dir": str(self.folder),

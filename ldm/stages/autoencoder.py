@@ -50,6 +50,7 @@ class Autoencoder(Stage):
     ) -> None:
         super().__init__(optimizer or AdamW(), [Reconstruction(), KL(kl_weight), *losses])
         self.net = net
+        self.higher_is_better["psnr"] = True
         unknown = torch.full((net.latent_channels,), float("nan"))
         self.register_buffer("latent_mean", unknown)
         self.register_buffer("latent_std", unknown.clone())

@@ -38,6 +38,7 @@ class CLIP(Stage):
     def __init__(self, net: CLIPModel, optimizer: Optimization | None = None) -> None:
         super().__init__(optimizer or AdamW(lr=1e-3))
         self.net = net
+        self.higher_is_better["accuracy"] = True
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
         """Name the fields of a batch that training needs."""

@@ -53,6 +53,7 @@ class Diffusion(Stage):
         optimizer: Optimization | None = None,
     ) -> None:
         super().__init__(optimizer or AdamW())
+        self.higher_is_better |= {f"loss_quarter_{i + 1}": False for i in range(QUARTERS)}
         self.latents = latents
         self.image_size = latents.image_size
         self.conditioner = conditioner

@@ -45,6 +45,8 @@ class Stage(Configurable, Counted, ABC):
     """
 
     name: ClassVar[str]
+    higher_is_better: dict[str, bool]
+    """By name of a validation's value: whether higher ones are better; absent if neither direction is."""
     config: dict[str, Any] | None = None
     """``{"class_path", "init_args"}`` that rebuilds this stage; derived when training starts unless set."""
     image_size: int | None = None
@@ -57,6 +59,7 @@ class Stage(Configurable, Counted, ABC):
             raise ValueError(f"model.losses: got {', '.join(names[1:])}, expected distinct names, not 'loss'")
         self.optimizer = optimizer
         self.terms = nn.ModuleList(terms)
+        self.higher_is_better = dict.fromkeys(names, False)
         self._step_losses: list[dict[str, Tensor]] = []
 
     @abstractmethod

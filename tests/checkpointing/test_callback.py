@@ -1,6 +1,7 @@
 """When a run saves: a full disk costs a checkpoint, not the run."""
 
 import resource
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -107,6 +108,36 @@ def test_only_a_writer_that_leaves_whole_files_is_taken(tmp_path):
 
     with pytest.raises(ValueError, match=r"trainer.plugins: .* written by TorchCheckpointIO, expected ldm"):
         fit(tmp_path, TorchCheckpointIO())
+
+
+class Worse(TinyStage):
+    """Logs a score that falls at each validation under two names, and states a direction of one."""
+
+    higher_is_better = MappingProxyType({"score": True})
+
+    def validation_step(self, batch, batch_idx):
+        for name in ("score", "other"):
+            self.log(f"val/{name}", -float(self.trainer.global_step))
+
+
+def best_step(folder, **settings):
+    """Optimizer steps of the best of three checkpoints, after 4, 8 and 12."""
+    checkpoints = Checkpoints(**settings)
+    changes = {"max_steps": 12, "enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
+    trainer(folder, callbacks=[checkpoints], **changes).fit(Worse(), loader(256), loader(8))
+    return steps(folder)["best.ckpt"]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(None, 4), ("max", 4), ("min", 12)])
+def test_the_best_is_in_the_stated_direction_unless_a_mode_is_given(tmp_path, mode, expected):
+    assert best_step(tmp_path, monitor="val/score", mode=mode) == expected
+
+
+def test_a_monitor_of_unknown_direction_needs_a_mode(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"checkpoints.mode: got none, .*'val/other' .*: expected min or max"
+    ):
+        best_step(tmp_path, monitor="val/other")
 
 
 class Fails(PSNR):

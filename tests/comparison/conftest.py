@@ -22,7 +22,7 @@ class Folders:
     def make(self, name, losses, settings=None, seen=(64, 128), record=None):
         """One run: a training and a validation loss after each 64 samples, and a grid at each of ``seen``."""
         folder = self.root / name
-        log = MetricsCSV(str(folder))
+        log = MetricsCSV(str(folder), lambda: {"val/loss": "min", "val/fid/x": "min"})
         folder.mkdir(parents=True)
         for i, loss in enumerate(losses, 1):
             log.log_metrics({"samples": 64 * i, "train/loss": loss + 1}, step=i)

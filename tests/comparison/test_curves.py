@@ -11,7 +11,7 @@ POINTS = [(0.0, 1.0), (50.0, 10.0), (100.0, 100.0)]
 
 def run(name="a", **curves):
     named = {name.replace("__", "/"): points for name, points in curves.items()}
-    return ComparedRun(name, {}, {}, named, {}, {})
+    return ComparedRun(name, {}, {}, named, {}, {}, {})
 
 
 def test_training_and_validation_share_a_panel_of_all_runs():

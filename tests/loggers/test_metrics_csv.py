@@ -1,6 +1,7 @@
 """metrics.csv: every row once, also over new columns, crashes and resumed runs."""
 
 import csv
+import json
 
 import pytest
 import torch
@@ -13,6 +14,16 @@ from ldm.loggers.metrics_csv import MetricsCSV
 def rows(folder):
     with open(folder / "metrics.csv", newline="") as file:
         return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def test_directions_of_logged_metrics_are_beside_the_rows(tmp_path):
+    log = MetricsCSV(str(tmp_path / "run"), lambda: {"val/loss": "min", "val/psnr": "max", "val/fid": "min"})
+    log.log_metrics({"train/loss": 0.1}, step=0)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    log.log_metrics({"val/loss": 0.1}, step=0)
+    log.log_metrics({"val/psnr": 20.0}, step=0)
+    stated = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert stated == {"val/loss": "min", "val/psnr": "max"}
 
 
 def test_rows_and_new_columns(tmp_path):

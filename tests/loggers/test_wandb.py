@@ -12,16 +12,17 @@ import pytest
 from wandb.apis import public
 from wandb_records import Records
 
+from ldm.loggers.directions import no_directions
 from ldm.loggers.wandb import WandbSamplesLogger
 
 RUN = """
 import sys
 from pathlib import Path
-from ldm.loggers.wandb import Artifact, SamplesWandb
+from ldm.loggers.wandb import Artifact, WandbSamplesLogger
 
 folder = Path(sys.argv[1])
 settings = {"project": "test", "save_dir": str(folder), "offline": True, "id": "abc12345", "group": "g"}
-log = SamplesWandb({"val/fid*": "min", "val/psnr": "max"}, settings)
+log = WandbSamplesLogger(lambda: {"val/fid/clip": "min", "val/psnr": "max"}, settings)
 for i, value in enumerate((5.0, 3.0, 4.0), 1):
     step = {"samples": 10 * i, "train/loss": value}
     log.log_metrics({**step, "val/fid/clip": value, "val/psnr": -value}, step=i)
@@ -146,7 +147,7 @@ class Server:
 
 
 def test_lineage_needs_a_known_artifact_and_training_goes_on_without(tmp_path):
-    log = WandbSamplesLogger({}, {"project": "test", "save_dir": str(tmp_path)})
+    log = WandbSamplesLogger(no_directions, {"project": "test", "save_dir": str(tmp_path)})
     log._experiment = Server({"demo-autoencoder:sha-1"})
     with pytest.warns(UserWarning, match="no lineage from demo-clip:sha-2"):
         log.use({"demo-clip": "sha-2", "demo-autoencoder": "sha-1"}, "built_on")
@@ -155,7 +156,7 @@ def test_lineage_needs_a_known_artifact_and_training_goes_on_without(tmp_path):
 
 
 def test_offline_the_client_is_not_asked_for_what_it_refuses(tmp_path):
-    log = WandbSamplesLogger({}, {"project": "test", "save_dir": str(tmp_path), "offline": True})
+    log = WandbSamplesLogger(no_directions, {"project": "test", "save_dir": str(tmp_path), "offline": True})
     log._experiment = Server({"demo-clip:sha-2"})
     log.use({"demo-clip": "sha-2"}, "built_on")
     assert not log.experiment.used and log.experiment.config == {"built_on": {"demo-clip": "sha-2"}}

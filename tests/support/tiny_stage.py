@@ -1,5 +1,7 @@
 """A stage of a few numbers, and data for it: what the tests of callbacks train."""
 
+from types import MappingProxyType
+
 import lightning as L
 import torch
 from torch import nn
@@ -31,6 +33,7 @@ class TinyStage(Counted):
     """Learns to reproduce images channel by channel, and draws random numbers while it does."""
 
     name = "tiny"
+    higher_is_better = MappingProxyType({"loss": False})
     generate_shows_input = True
 
     def __init__(self, lr=0.1):
