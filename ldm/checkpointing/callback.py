@@ -212,7 +212,7 @@ class Checkpoints(Checkpoint):
         mode = self.mode or directions(trainer).get(self.monitor)
         if mode is None:
             raise ValueError(
-                f"checkpoints.mode: got none, but which direction of '{self.monitor}' is better is not known: "
+                f"checkpoints.mode: got none, and the better direction of '{self.monitor}' is not known: "
                 "expected min or max"
             )
         sign = 1.0 if mode == "min" else -1.0

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import cast
+from typing import Protocol, runtime_checkable
 
 from jsonargparse import Namespace
 from torch.utils.data import Dataset
@@ -18,7 +18,7 @@ from ldm.evaluation.reference import ReferenceImages
 from ldm.evaluation.sources import FolderImages, GeneratedImages, ImageSource, RealImages, Repeated
 from ldm.io.checkpoint import Checkpoint
 from ldm.metrics.clip_score import CLIPScore
-from ldm.metrics.extractors.clip import CLIPExtractor
+from ldm.metrics.extractors.clip import CLIPExtractor, ImageText
 from ldm.metrics.extractors.inception import Inception
 from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.frechet import Frechet
@@ -40,6 +40,18 @@ Stages = Sequence[tuple[str, Stage]]
 """Checkpoints by their paths."""
 
 
+@runtime_checkable
+class HasSampler(Protocol):
+    """A stage that draws with a sampler, which may be replaced."""
+
+    sampler: Sampler
+
+
+def reconstructs(stage: object) -> bool:
+    """Return whether a stage generates images that are compared with the sample's own."""
+    return isinstance(stage, Generates) and bool(getattr(stage, "generate_shows_input", False))
+
+
 @dataclass(frozen=True)
 class Metrics:
     """Which metrics are for which images.
@@ -59,7 +71,7 @@ class Metrics:
     def of(self, stage: Stage, samples: Dataset[Sample]) -> list[Metric]:
         """Return those for what a stage makes of samples."""
         about_text = self.captioned if "text" in samples[0] else self.others
-        return [*self.all, *about_text, *(self.paired if stage.name == "autoencoder" else [])]
+        return [*self.all, *about_text, *(self.paired if reconstructs(stage) else [])]
 
     @property
     def of_files(self) -> list[Metric]:
@@ -81,7 +93,7 @@ def build_metrics(
     Raises:
         ValueError: If there is none, or one without anything to measure.
     """
-    kinds = {stage.name for _, stage in stages}
+    reconstructed = any(reconstructs(stage) for _, stage in stages)
     found = Metrics([])
     if options.inception:
         measures = [Frechet(), Frechet("spatial", "sfid"), InceptionScore(), KID(), Neighbours()]
@@ -91,15 +103,15 @@ def build_metrics(
         against: list[Measure] = [] if real.samples is None else [Frechet(), CMMD()]
         found.captioned.append(FeatureMetrics(tower, [*against, CLIPScore()]))
         found.others.extend([FeatureMetrics(tower, against)] if against else [])
-    if "autoencoder" in kinds:
+    if reconstructed:
         found.paired.extend([PSNR(), SSIM()])
     if options.lpips:
-        if "autoencoder" not in kinds:
+        if not reconstructed:
             raise ValueError("--lpips: compares reconstructions, expected an autoencoder as --checkpoint")
         found.paired.append(LPIPS(options.lpips))
     found.all.extend(more)
-    asked = options.inception or options.clip or more
-    if not asked and not kinds & {"autoencoder", "clip"}:
+    given = options.inception or options.clip or more
+    if not given and not reconstructed and not any(isinstance(stage, ImageText) for _, stage in stages):
         raise ValueError("got no metric, expected --inception, --clip, --lpips or --metrics")
     return found
 
@@ -110,12 +122,11 @@ def check_stages(options: Namespace, stages: Stages) -> None:
     Raises:
         ValueError: If not: an option without effect would be believed to have one.
     """
-    kinds = {stage.name for _, stage in stages}
     for name in ("sampler", "steps", "guidance"):
-        if options[name] and "diffusion" not in kinds:
+        if options[name] and not any(isinstance(stage, HasSampler) for _, stage in stages):
             raise ValueError(f"--{name}: got one, but no --checkpoint is of a diffusion stage")
     for name in ("classes", "templates"):
-        if options[name] and "clip" not in kinds:
+        if options[name] and not any(isinstance(stage, ImageText) for _, stage in stages):
             raise ValueError(f"--{name}: got one, but no --checkpoint is of a CLIP: it has no effect")
     sizes = {path: stage.image_size for path, stage in stages if stage.image_size}
     if not options.size and len(set(sizes.values())) > 1:
@@ -211,10 +222,10 @@ class Setting:
 
 def settings(ways: Ways, stage: Stage) -> Iterator[Setting]:
     """Yield every combination of sampler, steps and guidance."""
-    if not hasattr(stage, "sampler"):
+    if not isinstance(stage, HasSampler):
         yield Setting({}, {}, "")
         return
-    chosen = ways.samplers or [cast(Sampler, stage.sampler)]
+    chosen = ways.samplers or [stage.sampler]
     own: list[None] = [None]
     for sampler, steps, guidance in product(chosen, ways.steps or own, ways.guidances or own):
         mine = copy.copy(sampler)

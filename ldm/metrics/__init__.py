@@ -16,5 +16,6 @@ __getattr__, __all__ = exports(
     psnr="PSNR",
     retrieval="Retrieval",
     ssim="SSIM",
+    torch_metric="TorchMetric",
     zero_shot="ZeroShot",
 )

@@ -256,7 +256,13 @@ def test_two_processes_equal_one(tmp_path):
     subprocess.run(script, check=True, env=environment, capture_output=True)
     read = lambda name: json.loads((tmp_path / name).read_text())  # noqa: E731
     alone, first, second = read("1/rank0.json"), read("2/rank0.json"), read("2/rank1.json")
-    assert {"val/fid/pixels", "val/fid_floor/pixels", "val/kid/pixels", "val/image_psnr"} <= alone.keys()
+    assert {
+        "val/fid/pixels",
+        "val/fid_floor/pixels",
+        "val/kid/pixels",
+        "val/image_psnr",
+        "val/psnr_of_all",
+    } <= alone.keys()
     assert first == pytest.approx(alone, rel=1e-5) and second == pytest.approx(alone, rel=1e-5)
     sheets = [(tmp_path / name / "images" / "tiny-0000000064.png").read_bytes() for name in "12"]
     assert sheets[0] == sheets[1]

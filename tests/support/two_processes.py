@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 from tiny_stage import TinyStage, loader, trainer
+from torchmetrics.image import PeakSignalNoiseRatio
 
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.evaluation import Evaluation
@@ -15,6 +16,7 @@ from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.frechet import Frechet
 from ldm.metrics.kernel import KID
 from ldm.metrics.psnr import PSNR
+from ldm.metrics.torch_metric import TorchMetric
 
 
 class Pixels:
@@ -40,6 +42,7 @@ class WithoutNoise(TinyStage):
 
 def main(folder, num_processes):
     metrics = [FeatureMetrics(Embedding(Pixels(), "pixels"), [Frechet(), KID(5, 20)]), PSNR()]
+    metrics.append(TorchMetric(PeakSignalNoiseRatio(2.0), "psnr_of_all"))
     callbacks = [SampleGrid(5), Evaluation(metrics, num_samples=37), EMA(0.9)]
     strategy = "ddp" if num_processes > 1 else "auto"
     run = trainer(folder, devices=num_processes, strategy=strategy, callbacks=callbacks)
