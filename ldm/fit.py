@@ -21,21 +21,19 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ldm import ROOMS, import_exports
 from ldm.callbacks.ema import EMA
+from ldm.callbacks.lineage import Lineage
 from ldm.callbacks.sample_grid import SampleGrid
 from ldm.callbacks.watchdog import Watchdog
 from ldm.checkpointing.callback import Checkpoints
 from ldm.checkpointing.preemption import EXIT_CODE, Notice, Preempted, Preemption, requeue
 from ldm.cli import Help, run_command
-from ldm.data.manifest import folders
 from ldm.data.module import Shards
 from ldm.distributed.ddp import check_strategy, register
 from ldm.distributed.launch import launched
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.upstream import OPTION, rebuilding, upstream_options
-from ldm.latents.manifest import check_source
 from ldm.loggers.directions import directions
 from ldm.loggers.wandb import WandbSamplesLogger
-from ldm.runs.artifacts import publish_run, use_upstream, use_weights
 from ldm.runs.folder import RunFolder, WandB, start_wandb
 from ldm.runs.precision import Precision, Trainer, check_precision
 from ldm.runs.recipe import CONFIGS, Recipe
@@ -122,13 +120,17 @@ class FitCLI(LightningCLI):
         if self.start is None and self.config.weights is not None:
             self.model.init_from(Checkpoint.open(self.config.weights, self.model.name).state)
         try:
-            return super().instantiate_trainer(logger=logger, **kwargs)
+            trainer = super().instantiate_trainer(logger=logger, **kwargs)
         except RuntimeError as error:
             if "more than one stateful callback" not in str(error):
                 raise
             raise ValueError(
                 "trainer.callbacks: got two of the same kind and name: give each Evaluation a name of its own"
             ) from error
+        if self.config_init.wandb.artifacts:
+            weights = self.config.weights if self.start is None else None
+            trainer.callbacks.append(Lineage(self.run_folder, weights))  # type: ignore[attr-defined]
+        return trainer
 
     def _follow_launcher(self) -> None:
         """Train on the processes that torchrun started: with fewer, each would train a model of its own."""
@@ -211,9 +213,6 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
         if isinstance(callback, Preemption):
             callback.notice = notice or callback.notice
     check_strategy(cli.trainer)
-    data, upstream = cli.datamodule, cli.model.upstream()
-    data.derive(cli.model)
-    check_source(data.fields, data.train_shards, data.val_shards, data.image_size, upstream)
     is_first = cli.trainer.is_global_zero
     for logger in cli.trainer.loggers:
         if isinstance(logger, WandbLogger) and is_first:
@@ -222,24 +221,10 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
         print(_beginning(cli), flush=True)
         if (warning := cli.precision.warning()) is not None:
             print(warning, file=sys.stderr, flush=True)
-    tracked = _tracked(cli)
-    latents = folders(data.train_shards, "data.train") if "latent" in data.fields else []
-    use_upstream(tracked, upstream, latents)
-    if cli.start is None and cli.config.weights is not None:
-        use_weights(tracked, cli.config.weights)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
-    about = {"samples": cli.model.progress.samples, "upstream": upstream}
-    publish_run(tracked, cli.run_folder, cli.model.name, about)  # not reached by a run that is to be resumed
     if is_first:
         done = cli.model.progress
         print(f"{cli.config.run}: done, {done.steps} steps, {done.samples} samples")
-
-
-def _tracked(cli: FitCLI) -> list[WandbSamplesLogger]:
-    """Return where artifacts go: nowhere unless asked for, and from the first process only."""
-    if not (cli.config_init.wandb.artifacts and cli.trainer.is_global_zero):
-        return []
-    return [logger for logger in cli.trainer.loggers if isinstance(logger, WandbSamplesLogger)]
 
 
 def _beginning(cli: FitCLI) -> str:

@@ -161,6 +161,21 @@ class ValidatesBatch(Protocol):
         ...
 
 
+@runtime_checkable
+class ValidatesShards(Protocol):
+    """A stage that knows which shards it cannot be trained on."""
+
+    def validate_shards(
+        self, fields: Collection[str], train: str | list[str], val: str | list[str], image_size: int
+    ) -> None:
+        """Check shards before anything of a run is written.
+
+        Raises:
+            ValueError: If the stage cannot use them.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Progress:
     """Optimizer steps and training samples, over all processes: the only count of them.

@@ -17,7 +17,7 @@ from ldm.data.manifest import latents_size
 from ldm.data.readers import Indexed, Reader
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
 from ldm.data.streaming import Streaming
-from ldm.types import Batch, ReadsFields, ValidatesBatch, progress_of
+from ldm.types import Batch, ReadsFields, ValidatesBatch, ValidatesShards, progress_of
 
 __all__ = ["Indexed", "Shards", "Streaming"]
 DEFAULT_FIELDS = ("image", "text")
@@ -156,7 +156,10 @@ class Shards(L.LightningDataModule):
             ValueError: If shards are broken or lack a field, or if they are fewer samples than a batch.
         """
         if self.trainer is not None:
-            self.derive(self.trainer.lightning_module)
+            module = self.trainer.lightning_module
+            self.derive(module)
+            if stage == "fit" and isinstance(module, ValidatesShards):
+                module.validate_shards(self.fields, self.train_shards, self.val_shards, self.image_size)
         world_size = self._rank().world_size
         if stage == "fit" and self.num_train is not None and self.batch_size * world_size > self.num_train:
             processes = f" x {world_size} processes" if world_size > 1 else ""

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ldm.data.manifest import LATENTS
 from ldm.io.checkpoint import find
 from ldm.io.weights import sha256 as file_sha256
-from ldm.latents.manifest import MANIFEST
 from ldm.loggers.wandb import Artifact, WandbSamplesLogger
 from ldm.runs.folder import RunFolder
 
@@ -46,7 +46,7 @@ def use_upstream(
         latents: Folders of the shards of latents that it trains on.
     """
     built_on = {artifact_name(run_of(path).folder): version(sha) for path, sha in upstream.items()}
-    built_on |= {artifact_name(folder): _version_of(folder / MANIFEST) for folder in latents}
+    built_on |= {artifact_name(folder): _version_of(folder / LATENTS) for folder in latents}
     for logger in loggers:
         logger.use(built_on, "built_on")
 
@@ -99,8 +99,8 @@ def publish_latents(logger: WandbSamplesLogger, folder: Path, made_by: dict[str,
             Artifact(
                 name=artifact_name(folder),
                 kind="latents",
-                versions=[_version_of(folder / MANIFEST)],
-                files=[folder / MANIFEST],
+                versions=[_version_of(folder / LATENTS)],
+                files=[folder / LATENTS],
                 references=sorted(folder.glob("*.tar")),
                 metadata=made_by,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import lightning as L
@@ -18,6 +18,7 @@ from ldm.distributed.group import default_group
 from ldm.hardware import computes
 from ldm.io.checkpoint import header, progress_of
 from ldm.io.config import Configurable, config_of
+from ldm.latents.manifest import check_source
 from ldm.losses.term import LossTerm
 from ldm.optim.combined import build_optimizer
 from ldm.optim.recipes import Optimization
@@ -82,6 +83,12 @@ class Stage(Configurable, Counted, ABC):
     def upstream(self) -> dict[str, str]:
         """Checkpoints that this stage is built on, with their SHA-256."""
         return {}
+
+    def validate_shards(
+        self, fields: Collection[str], train: str | list[str], val: str | list[str], image_size: int
+    ) -> None:
+        """Check that latents in the data come from the autoencoder that this stage decodes with."""
+        check_source(fields, train, val, image_size, self.upstream())
 
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
         """Trained parameters that are averaged and exported: all but those of loss terms."""

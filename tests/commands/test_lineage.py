@@ -13,6 +13,7 @@ from tiny_runs import ROOT, SUPPORT, Chain
 from wandb_records import Records
 
 from ldm import fit
+from ldm.callbacks import lineage
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.weights import sha256
 from ldm.latents.manifest import MANIFEST
@@ -166,9 +167,10 @@ def test_the_best_is_published_beside_the_last_once(chain, tmp_path):
 
 def test_weights_to_start_with_are_named(chain, fresh, monkeypatch):
     listener = Listener()
-    monkeypatch.setattr(fit, "_tracked", lambda cli: [listener])
+    monkeypatch.setattr(lineage, "_loggers", lambda trainer: [listener])
     weights = chain.runs / "autoencoder"
-    assert fit.main(fresh.arguments("autoencoder", f"--weights={weights}", "--trainer.max_steps=2")) == 0
+    more = [f"--weights={weights}", "--trainer.max_steps=2", "--wandb.artifacts=true"]
+    assert fit.main(fresh.arguments("autoencoder", *more)) == 0
     assert listener.used == {
         "built_on": {},
         "started_with": {"demo-autoencoder": f"sha-{Checkpoint.open(weights).sha256[:16]}"},
@@ -177,8 +179,12 @@ def test_weights_to_start_with_are_named(chain, fresh, monkeypatch):
 
 
 def test_nothing_is_published_unless_asked_for(chain, fresh):
-    assert not fit._tracked(fit.build(fresh.arguments("autoencoder", "--wandb.mode=offline")))
-    assert fit._tracked(fit.build(fresh.arguments("autoencoder", *TRACKED)))
+    def recorded(*more):
+        callbacks = fit.build(fresh.arguments("autoencoder", *more)).trainer.callbacks
+        return [callback for callback in callbacks if isinstance(callback, lineage.Lineage)]
+
+    assert not recorded("--wandb.mode=offline")
+    assert recorded(*TRACKED)
     assert not (chain.latents / "wandb").exists()
 
 
