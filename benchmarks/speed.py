@@ -13,11 +13,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -25,6 +23,7 @@ from ldm.interop.diffusers_configs import unet_config, vae_config
 from ldm.interop.model import arguments
 from ldm.nets.autoencoder import KLAutoencoder, downsampling
 from ldm.nets.unet import UNet
+from ldm.runs.recipe import merged
 from ldm.types import Cond, DenoiserDims
 
 
@@ -44,19 +43,16 @@ class Size:
 
     def arguments(self, name: str, network: str) -> dict[str, Any]:
         """Return all arguments of a network: those of the configuration, and else its own."""
-        given = self._read(name)["model"]["init_args"][network].get("init_args") or {}
+        given = merged(name)["model"]["init_args"].get(network, {})
+        given = {} if isinstance(given, str) else given.get("init_args", given)
         return arguments(UNet if network == "denoiser" else KLAutoencoder, given)
 
     def data(self, name: str) -> tuple[int, int]:
         """Return the samples of a batch, and the side of the images."""
-        data = self._read(name)["data"]
-        return data["batch_size"], data["image_size"]
-
-    def _read(self, name: str) -> Any:
-        return yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        data = merged(name)["data"]
+        return data["batch_size"], data.get("image_size") or merged(self.autoencoder)["data"]["image_size"]
 
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SIZES = {
     "demo": Size("demo/diffusion", "demo/autoencoder", (20, 96)),
     "sd1": Size("diffusion/sd1", "autoencoder/kl-f8", (77, 512)),

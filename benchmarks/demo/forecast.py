@@ -5,23 +5,22 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
+from ldm import ROOMS, import_exports
 from ldm.callbacks.progress import clock
 from ldm.hardware import DTYPES, choose_precision, device_of
 from ldm.nets.autoencoder import downsampling
 from ldm.nets.unet import UNet
 from ldm.optim.recipes import Optimization
 from ldm.rng import SampleNoise
+from ldm.runs.recipe import merged
 from ldm.stages.load import build_stage
 from ldm.types import Cond, DenoiserDims
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "demo"
 STAGES = ("autoencoder", "clip", "diffusion")
 ENCODING, DRAWING = 250, 190
 """Encoding 20,000 images and drawing 700, in training steps of the autoencoder and of the U-Net."""
@@ -37,8 +36,9 @@ def forecast(cores: int) -> dict[str, float]:
     Args:
         cores: Cores that it may use; autoencoder and CLIP train at the same time, on half of them each.
     """
+    import_exports(ROOMS)  # a stage does so too
     start = time.process_time()  # of this process, which imported what theirs do
-    autoencoder, clip, diffusion = configs = [_config(name) for name in STAGES]
+    autoencoder, clip, diffusion = configs = [merged(f"demo/{name}") for name in STAGES]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(max(1, cores // 2))
@@ -66,11 +66,6 @@ def _device() -> torch.device:
     return device_of("auto")
 
 
-def _config(name: str) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    return config
-
-
 def _stage_step(config: dict[str, Any]) -> float:
     """Time a training step of a stage that is built on no other."""
     stage = build_stage(config["model"]).to(_device())
@@ -88,12 +83,12 @@ def _stage_step(config: dict[str, Any]) -> float:
 
 def _diffusion_step(autoencoder: dict[str, Any], clip: dict[str, Any], diffusion: dict[str, Any]) -> float:
     """Time a training step of the U-Net, and the text tower that says what it is conditioned on."""
-    net = autoencoder["model"]["init_args"]["net"]["init_args"]
-    text = clip["model"]["init_args"]["net"]["init_args"]["text_cfg"]
+    net = autoencoder["model"]["init_args"]["net"]
+    text = clip["model"]["init_args"]["net"]["text_cfg"]
     widths = DenoiserDims(sample=net["latent_channels"], tokens=text["width"])
     unet = UNet(widths, **diffusion["model"]["init_args"]["denoiser"]["init_args"]).to(_device())
     unet.to(memory_format=torch.channels_last)
-    num, side = diffusion["data"]["batch_size"], diffusion["data"]["image_size"]
+    num, side = diffusion["data"]["batch_size"], autoencoder["data"]["image_size"]
     side //= downsampling(net["block_out_channels"])
     x = torch.randn(num, net["latent_channels"], side, side, device=_device())
     t = torch.arange(num, device=_device())

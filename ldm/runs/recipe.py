@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,23 @@ def layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dic
     for base in bases:
         yield from layers(path.parent / base, (*above, path.resolve()))
     yield path, content
+
+
+def merged(name: str) -> dict[str, Any]:
+    """Read a configuration with what it builds on, without base.yaml and the defaults of classes."""
+    return reduce(_merge, (content for _, content in layers(find(name))), {})
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Lay values over others: mappings are merged, but a class takes no arguments of another one."""
+    if "class_path" in above and above["class_path"] != below.get("class_path"):
+        return above
+    nested = {
+        key: _merge(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **nested}
 
 
 class Recipe(ActionConfigFile):

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from ldm.runs.recipe import CONFIGS, find, layers
+from ldm.runs.recipe import CONFIGS, find, layers, merged
 
 
 def written(folder, **files):
@@ -60,3 +60,14 @@ def test_a_file_comes_before_a_name_of_the_package(tmp_path, monkeypatch):
 
 def test_numbers_are_read_as_in_any_configuration(tmp_path):
     assert next(layers(written(tmp_path, a="lr: 1e-3\n")))[1] == {"lr": 0.001}
+
+
+def test_merged_values_of_one_class(tmp_path):
+    low = "model: {class_path: A, init_args: {n: 1, x: 2}}\ndata: {size: 3, s: [1]}\n"
+    (tmp_path / "low.yaml").write_text(low)
+    (tmp_path / "mine.yaml").write_text("base: low.yaml\nmodel: {init_args: {n: 4}}\ndata: {s: [2]}\n")
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\nmodel: {class_path: B}\n")
+    found = merged(str(tmp_path / "mine.yaml"))
+    assert found["model"] == {"class_path": "A", "init_args": {"n": 4, "x": 2}}
+    assert found["data"] == {"size": 3, "s": [2]}
+    assert merged(str(tmp_path / "other.yaml"))["model"] == {"class_path": "B"}
