@@ -91,7 +91,7 @@ class Checkpoint:
     @property
     def progress(self) -> Progress:
         """Optimizer steps and samples that it was trained for."""
-        return progress_of(self.state)
+        return saved_progress(self.state)
 
     @property
     def upstream(self) -> dict[str, str]:
@@ -111,7 +111,7 @@ class Checkpoint:
         return net
 
 
-def progress_of(state: Mapping[str, Any]) -> Progress:
+def saved_progress(state: Mapping[str, Any]) -> Progress:
     """Return the optimizer steps and samples that the state of a checkpoint was trained for."""
     if "progress" not in state:
         raise ValueError("checkpoint has no 'progress': an ldm older than this one wrote it, train it again")

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from typing_extensions import override
 
-from ldm.io.checkpoint import progress_of
+from ldm.io.checkpoint import saved_progress
 from ldm.lightning_internals import align_loops, trainer_of
 from ldm.types import Batch, Progress
 
@@ -55,6 +55,6 @@ class Counted(L.LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.progress = progress_of(checkpoint)
+        self.progress = saved_progress(checkpoint)
         if (trainer := trainer_of(self)) is not None:
             align_loops(checkpoint, self.progress.steps, trainer)

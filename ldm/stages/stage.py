@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from ldm.distributed.group import default_group
 from ldm.hardware import computes
-from ldm.io.checkpoint import header, progress_of
+from ldm.io.checkpoint import header, saved_progress
 from ldm.io.config import Configurable, config_of
 from ldm.latents.manifest import check_source
 from ldm.losses.term import LossTerm
@@ -214,7 +214,7 @@ class Stage(Configurable, Counted, ABC):
         """Take weights and progress from a checkpoint that is not to be continued."""
         self.check_upstream(checkpoint)
         self.load_state_dict(checkpoint["state_dict"], strict=True)
-        self.progress, self.image_size = progress_of(checkpoint), checkpoint["image_size"]
+        self.progress, self.image_size = saved_progress(checkpoint), checkpoint["image_size"]
 
     @override
     def configure_model(self) -> None:
