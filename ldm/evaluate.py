@@ -96,7 +96,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     check(options)
     objects = command.instantiate(options)
     with processes(options.device) as (group, where):
-        share = RankSubset(group.rank, group.world, options.batch_size, where, options.num_workers)
+        subset = RankSubset(group.rank, group.world, options.batch_size, where, options.num_workers)
         if group.rank == 0 and (warning := warn_of_emulation("--precision", options.precision, where)):
             print(warning, file=sys.stderr, flush=True)
         with upstream_options(options.upstream):
@@ -110,9 +110,9 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         failures: list[str] = []
         try:
             ways = Ways(listed(objects.sampler), options.steps, objects.guidance)
-            for candidate in build_sources(options, stages, samples, ways, metrics):
-                measurement = Measurement(candidate.metrics, group, where)
-                results.append(measure(candidate, measurement, share, real, options))
+            for source in build_sources(options, stages, samples, ways, metrics):
+                measurement = Measurement(source.metrics, group, where)
+                results.append(measure(source, measurement, subset, real, options))
                 failures += measurement.failures
                 if group.rank == 0:
                     write_json(Path(options.out) / "evaluation.json", results)
@@ -151,14 +151,14 @@ def listed(found: Sampler | list[Sampler] | None) -> list[Sampler]:
 
 
 def measure(
-    candidate: ImageSource, run: Measurement, share: RankSubset, real: ReferenceImages, options: Namespace
+    source: ImageSource, run: Measurement, subset: RankSubset, real: ReferenceImages, options: Namespace
 ) -> Result:
     """Measure one candidate; its images are written if they are asked for.
 
     Raises:
         ValueError: If its images cannot be compared with the real ones.
     """
-    size = candidate.size
+    size = source.size
     if real.size not in (None, size):
         raise ValueError(
             f"{candidate.name}: its images have side {size}, the real ones {real.size}: "
@@ -168,10 +168,10 @@ def measure(
     run.begin(ReferenceInfo(real.identity, cache, size, real.fingerprint))
     if run.needs_real and real.samples is None:
         raise ValueError(f"--reference: '{real.statistics}' has no images 'arr_0', which --metrics need")
-    for batch in share.batches(real.samples) if run.needs_real and real.samples is not None else ():
+    for batch in subset.batches(real.samples) if run.needs_real and real.samples is not None else ():
         run.update_real(batch)
     kept = []
-    for batch, images in candidate.images(share) if run.is_alive else ():
+    for batch, images in source.images(subset) if run.is_alive else ():
         run.update(images, batch)
         if options.save_images:
             kept.append((batch["index"], to_bytes(images).cpu()))
@@ -179,7 +179,7 @@ def measure(
     if options.save_images:
         _save(Path(options.out) / f"{slug(candidate.name)}.npz", kept, run)
     run.end()
-    return Result(candidate.name, candidate.series, {**candidate.metadata(), "size": size}, values)
+    return Result(source.name, source.series, {**source.metadata(), "size": size}, values)
 
 
 def finish(out: Path, results: list[Result]) -> None:
@@ -190,12 +190,12 @@ def finish(out: Path, results: list[Result]) -> None:
 
 
 def _save(path: Path, kept: list[tuple[torch.Tensor, torch.Tensor]], run: Measurement) -> None:
-    places = run.group.gather(torch.cat([place for place, _ in kept]) if kept else torch.empty(0).long())
+    indices = run.group.gather(torch.cat([index for index, _ in kept]) if kept else torch.empty(0).long())
     size = kept[0][1].shape[-1] if kept else 0
     rows = torch.cat([images.flatten(1) for _, images in kept]) if kept else torch.empty(0).byte()
     rows = run.group.gather(rows)
     if run.group.rank == 0:
-        arrays = rows[places.argsort()].view(len(places), 3, -1, size).permute(0, 2, 3, 1).contiguous()
+        arrays = rows[indices.argsort()].view(len(indices), 3, -1, size).permute(0, 2, 3, 1).contiguous()
         write_npz(path, arrays, run, size)
 
 

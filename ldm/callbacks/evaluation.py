@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ldm.callbacks.ema import EMA
-from ldm.callbacks.validation_subset import first, share
+from ldm.callbacks.validation_subset import local_count, take_first
 from ldm.distributed.group import default_group
 from ldm.evaluation.isolation import replaced, without_trace
 from ldm.evaluation.record import append_lines, drawn_by
@@ -162,10 +162,10 @@ class Evaluation(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Generate and measure the samples of this batch that are among the first ``num_samples``."""
-        missing = share(trainer, self.num_samples) - self._taken
+        missing = local_count(trainer, self.num_samples) - self._taken
         if self._measurement is None or missing <= 0:
             return
-        batch = first(batch, missing)
+        batch = take_first(batch, missing)
         mine = torch.arange(self._taken, self._taken + len(batch["key"]))
         batch["index"] = trainer.global_rank + mine * trainer.world_size
         self._taken += len(mine)

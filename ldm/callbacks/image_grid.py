@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from ldm.callbacks.validation_subset import first, share
+from ldm.callbacks.validation_subset import local_count, take_first
 from ldm.evaluation.isolation import without_trace
 from ldm.io.images import grid, write_png
 from ldm.loggers.media import log_images, samples_seen
@@ -76,10 +76,10 @@ class ImageGrid(L.Callback, ABC):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the samples of this batch that are among the first ``num``."""
-        missing = share(trainer, self.num) - len(self._drawn)
+        missing = local_count(trainer, self.num) - len(self._drawn)
         if trainer.sanity_checking or missing <= 0 or self._failed or not self.fits(pl_module):
             return
-        batch = first(batch, missing)
+        batch = take_first(batch, missing)
         with without_trace(pl_module):
             try:
                 images = self.draw(pl_module, batch).cpu()

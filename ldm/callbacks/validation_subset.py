@@ -7,7 +7,7 @@ import lightning as L
 from ldm.types import Batch
 
 
-def share(trainer: L.Trainer, num_samples: int) -> int:
+def local_count(trainer: L.Trainer, num_samples: int) -> int:
     """Return how many of the first ``num_samples`` samples are this process's.
 
     Process r of w validates samples r, r + w, r + 2 w, ...
@@ -15,6 +15,6 @@ def share(trainer: L.Trainer, num_samples: int) -> int:
     return len(range(trainer.global_rank, num_samples, trainer.world_size))
 
 
-def first(batch: Batch, count: int) -> Batch:
+def take_first(batch: Batch, count: int) -> Batch:
     """Take the first ``count`` samples of a batch."""
     return {name: field[:count] for name, field in batch.items()}  # type: ignore[return-value, index]

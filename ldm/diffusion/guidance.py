@@ -138,7 +138,7 @@ class Interval(Guidance):
         """Choose by timestep; samples of one call may be inside and outside."""
         cond, guided = model.cond(batch), self.guidance(model, batch)
 
-        def chosen(x_t: Tensor, t: Tensor) -> Tensor:
+        def within(x_t: Tensor, t: Tensor) -> Tensor:
             inside = (t >= self.low) & (t <= self.high)
             if not inside.any():
                 return cond(x_t, t)
@@ -146,7 +146,7 @@ class Interval(Guidance):
                 return guided(x_t, t)
             return torch.where(inside.view(-1, 1, 1, 1), guided(x_t, t), cond(x_t, t))
 
-        return chosen
+        return within
 
 
 def extrapolated(base: Denoise, through: Denoise, scale: float) -> Denoise:

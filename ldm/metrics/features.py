@@ -1,4 +1,4 @@
-"""What networks see in a set of images: sums, and rows in the order of the images' places."""
+"""What networks see in a set of images: sums, and rows in the order of the images' indices."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class FeatureSet:
     Args:
         needs: What to keep.
         num_parts: Image i belongs to part i modulo ``num_parts``; moments are kept for each part.
-        max_rows: Rows are kept of the first so many places only: the bound of memory.
+        max_rows: Rows are kept of the first so many images only: the bound of memory.
     """
 
     def __init__(self, needs: Needs, num_parts: int = 1, max_rows: int = 50_000) -> None:
@@ -95,25 +95,25 @@ class FeatureSet:
         self.moments = {view: [GaussianMoments() for _ in range(num_parts)] for view in sorted(needs.moments)}
         self.gaussians: dict[str, Gaussian] = {}
         self._rows: dict[str, list[Tensor]] = {view: [] for view in sorted(needs.rows)}
-        self._places: list[Tensor] = []
+        self._indices: list[Tensor] = []
 
-    def add(self, features: dict[str, Tensor], places: Tensor) -> None:
+    def add(self, features: dict[str, Tensor], indices: Tensor) -> None:
         """Add images.
 
         Args:
             features: (B, F) for each view.
-            places: (B,) int64, places of the images in the set.
+            places: (B,) int64, indices of the images in the set.
         """
-        places = places.cpu()
-        self.count += len(places)
+        indices = indices.cpu()
+        self.count += len(indices)
         for view, parts in self.moments.items():
             values = features[view].detach().cpu().double()
             for number, part in enumerate(parts):
-                mine = places % len(parts) == number
+                mine = indices % len(parts) == number
                 if mine.any():
                     part.update(values[mine])
-        kept = places < self.max_rows
-        self._places.append(places[kept])
+        kept = indices < self.max_rows
+        self._indices.append(indices[kept])
         for view, rows in self._rows.items():
             rows.append(_storable(features[view])[kept])
 
@@ -124,9 +124,9 @@ class FeatureSet:
             for part in parts:
                 part.sync(group)
         if self._rows:
-            places = group.gather(_joined(self._places, torch.int64))
-            order = places.argsort()
-            self._places = [places[order]]
+            indices = group.gather(_joined(self._indices, torch.int64))
+            order = indices.argsort()
+            self._indices = [indices[order]]
             for view, rows in self._rows.items():
                 self._rows[view] = [group.gather(_joined(rows, torch.float32))[order]]
 
@@ -146,13 +146,13 @@ class FeatureSet:
         return [part.gaussian for part in parts] if all(part.count > 1 for part in parts) else []
 
     def rows(self, view: str) -> Tensor:
-        """Return a view's rows (N, F) in the order of their places, in float64 or int64; after ``sync``."""
+        """Return a view's rows (N, F) in the order of their indices, in float64 or int64; after ``sync``."""
         rows = _joined(self._rows[view], torch.float32).to(self.device)
         return rows.double() if rows.is_floating_point() else rows
 
     def state(self) -> dict[str, Tensor]:
         """Return all of it as tensors, for a file."""
-        state = {"count": torch.tensor(self.count), "places": _joined(self._places, torch.int64)}
+        state = {"count": torch.tensor(self.count), "indices": _joined(self._indices, torch.int64)}
         for view, parts in self.moments.items():
             for i, part in enumerate(parts):
                 state |= {f"{view}.{i}.count": torch.tensor(part.count)}
@@ -161,7 +161,7 @@ class FeatureSet:
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take what ``state`` returned of a set with the same needs."""
-        self.count, self._places = int(state["count"]), [state["places"]]
+        self.count, self._indices = int(state["count"]), [state["indices"]]
         for view, parts in self.moments.items():
             for i, part in enumerate(parts):
                 part.count = int(state[f"{view}.{i}.count"])

@@ -64,14 +64,14 @@ class GaussianMoments:
 
     def merge(self, other: GaussianMoments) -> GaussianMoments:
         """Return the moments of both sets together."""
-        both = GaussianMoments()
-        both._make_room(max(len(self.sum), len(other.sum)))
+        merged = GaussianMoments()
+        merged._make_room(max(len(self.sum), len(other.sum)))
         for one in (self, other):
             if one.count:
-                both.count += one.count
-                both.sum += one.sum
-                both.outer += one.outer
-        return both
+                merged.count += one.count
+                merged.sum += one.sum
+                merged.outer += one.outer
+        return merged
 
     def sync(self, group: Group) -> None:
         """Add up over processes; one that saw no image learns the width from the others."""
