@@ -36,7 +36,7 @@ from ldm.loggers.directions import directions
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.folder import RunFolder, WandB, start_wandb
 from ldm.runs.precision import Precision, Trainer, check_precision
-from ldm.runs.recipe import CONFIGS, Recipe
+from ldm.runs.recipe import CONFIGS, Recipe, names_class
 from ldm.stages.stage import Stage, global_batch_size
 
 HELP = """Train a stage: autoencoder, CLIP or diffusion.
@@ -57,7 +57,7 @@ class FitCLI(LightningCLI):
     """Parses a configuration and builds stage, data and trainer from it."""
 
     model: Stage
-    datamodule: Shards
+    datamodule: L.LightningDataModule
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make the parser, whose --config takes configurations that build on others."""
@@ -177,9 +177,10 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
     _quieten()
     import_exports(ROOMS)
     register()
+    is_other = names_class("data", sys.argv[1:] if arguments is None else arguments)
     return FitCLI(
         Stage,
-        Shards,
+        L.LightningDataModule if is_other else Shards,
         trainer_class=Trainer,
         save_config_callback=Record,
         save_config_kwargs={"save_to_log_dir": False},
@@ -192,6 +193,7 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
             "allow_abbrev": False,  # or a misspelt option passes for another
         },
         subclass_mode_model=True,
+        subclass_mode_data=is_other,
         run=False,
         args=None if arguments is None else list(arguments),
         auto_configure_optimizers=False,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,27 @@ class Recipe(ActionConfigFile):
                 self.apply_config(parser, cfg, self.dest, yaml.safe_dump(content, sort_keys=False))
             except TypeError as error:
                 raise TypeError(f"{path}: {error}") from error
+
+
+def names_class(key: str, arguments: Sequence[str]) -> bool:
+    """Tell whether a command line, or a configuration that it names, has a class path under ``key``.
+
+    Args:
+        key: Of a configuration, e.g. "data".
+        arguments: The command line. What cannot be read is left to the parser proper.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    options = {"path": [f"--{key}.class_path"], "value": [f"--{key}"], "config": ["-c", "--config"]}
+    for dest, names in options.items():
+        parser.add_argument(*names, dest=dest, nargs="?", action="append", default=[])
+    found = parser.parse_known_args(arguments)[0]
+    if any(found.path):
+        return True
+    try:
+        given = [Path(v).read_text() if Path(v).is_file() else v for v in filter(None, found.value)]
+        values = [_load(text) for text in given]
+        for name in filter(None, found.config):
+            values += [content.get(key) for _, content in layers(find(name))]
+    except (ValueError, OSError, yaml.YAMLError):
+        return False
+    return any(isinstance(v, str) or (isinstance(v, dict) and "class_path" in v) for v in values)
