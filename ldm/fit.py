@@ -6,275 +6,41 @@ e.g. ``--model.optimizer.lr 1e-3 --data.batch_size 64``; what all runs share is 
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
 
-import lightning as L
-import yaml
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from jsonargparse import ArgumentParser
 
-from ldm import ROOMS, import_exports
-from ldm.callbacks.ema import EMA
-from ldm.callbacks.lineage import Lineage
-from ldm.callbacks.sample_grid import SampleGrid
-from ldm.callbacks.watchdog import Watchdog
-from ldm.checkpointing.callback import Checkpoints
-from ldm.checkpointing.preemption import EXIT_CODE, Notice, Preempted, Preemption, requeue
-from ldm.cli import Help, run_command
-from ldm.data.module import Shards
-from ldm.distributed.ddp import check_strategy, register
-from ldm.distributed.launch import launched
-from ldm.io.checkpoint import Checkpoint
-from ldm.io.upstream import OPTION, rebuilding, upstream_options
-from ldm.loggers.directions import directions
-from ldm.loggers.wandb import WandbSamplesLogger
-from ldm.runs.folder import RunFolder, WandB, start_wandb
-from ldm.runs.precision import Precision, Trainer, check_precision
-from ldm.runs.recipe import CONFIGS, Recipe, names_class
-from ldm.stages.stage import Stage, global_batch_size
+from ldm.cli import command_parser
+from ldm.runs.options import CONFIG, FIELDS, HELP, OPTIONS, WandB
 
-HELP = """Train a stage: autoencoder, CLIP or diffusion.
+MORE = """Fields of the configuration, each of which is an option too:
+{fields}
 
-  python -m ldm.fit --config configs/demo/autoencoder.yaml [--any.field value ...]
-
-The same command resumes an interrupted run; a finished run says so. Everything that a run leaves is in the
-folder that --run names. SIGTERM and SIGUSR1 stop it between two steps, saved, with exit code 75; under SLURM
-SIGUSR1 also queues the job again. --print_config shows the resolved configuration, --model.help CLASS and
---data.reader.help CLASS what a class takes, e.g. --model.help ldm.stages.diffusion.Diffusion."""
+--help-all lists them all, --model.help CLASS and --data.reader.help CLASS what a class takes, e.g.
+--model.help Diffusion. --print_config shows the values that a command line comes to."""
 
 
-class Finished(Exception):
-    """There is nothing left to train."""
-
-
-class FitCLI(LightningCLI):
-    """Parses a configuration and builds stage, data and trainer from it."""
-
-    model: Stage
-    datamodule: L.LightningDataModule
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Make the parser, whose --config takes configurations that build on others."""
-        parser = self.parser_class(**kwargs)
-        parser.add_argument(
-            "-c", "--config", action=Recipe, help="Configuration: a YAML file, or a name such as demo/clip."
-        )
-        return parser
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what belongs to the run rather than to stage, data or trainer."""
-        parser.add_argument("--run", type=str, required=True, help="Folder of the run, e.g. runs/demo/clip.")
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default="last",
-            help="Checkpoint to resume from: last (the run's own, if it has one), a path, or null (none).",
-        )
-        parser.add_argument(
-            "--weights",
-            type=str | None,
-            help="Checkpoint or run folder of this stage: a fresh run starts with its weights.",
-        )
-        parser.add_argument("--upstream", **OPTION)
-        parser.add_argument("--wandb", type=WandB, default=WandB(), help="Weights & Biases.")
-        parser.add_lightning_class_args(Checkpoints, "checkpoints")
-        parser.add_lightning_class_args(Preemption, "preemption")
-        parser.add_lightning_class_args(Watchdog, "watchdog")
-        parser.add_lightning_class_args(EMA, "ema")
-        parser.add_lightning_class_args(SampleGrid, "sample_grid")
-        parser.link_arguments("run", "trainer.default_root_dir")
-
-    def before_instantiate_classes(self) -> None:
-        """Find out where to start before anything expensive is built."""
-        self.run_folder = RunFolder(self.config.run)
-        self.start = self.run_folder.start_from(self.config.ckpt_path)
-        self.checkpoint = None if self.start is None else Checkpoint.open(self.start)
-        if self.checkpoint is not None:
-            self._stop_if_finished(self.checkpoint)
-        self._follow_launcher()
-        wanted = self.config.trainer
-        self.precision = Precision.choose(wanted.precision, str(wanted.accelerator))
-        wanted.precision = self.precision.name  # the record of the run says what auto was
-
-    def instantiate_classes(self) -> None:
-        """Build everything; a resumed run finds what it was built on by its hash."""
-        resumed = nullcontext() if self.checkpoint is None else rebuilding(self.checkpoint)
-        with upstream_options(self.config.upstream), resumed:
-            super().instantiate_classes()
-        self.checkpoint = None  # keeps a file on the disk that training will replace
-
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Build the trainer with the run's own loggers, unless the configuration names others."""
-        self.config_text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=False)
-        self.model.config = yaml.safe_load(self.config_text)["model"]
-        logger = self.config_init.trainer.logger
-        if logger is None or logger is True:
-            wandb, name = self.config_init.wandb, self.model.name
-            logger = self.run_folder.loggers(wandb, name, lambda: directions(self.trainer))
-        if self.start is None and self.config.weights is not None:
-            self.model.init_from(Checkpoint.open(self.config.weights, self.model.name).state)
-        try:
-            trainer = super().instantiate_trainer(logger=logger, **kwargs)
-        except RuntimeError as error:
-            if "more than one stateful callback" not in str(error):
-                raise
-            raise ValueError(
-                "trainer.callbacks: got two of the same kind and name: give each Evaluation a name of its own"
-            ) from error
-        if self.config_init.wandb.artifacts:
-            weights = self.config.weights if self.start is None else None
-            trainer.callbacks.append(Lineage(self.run_folder, weights))  # type: ignore[attr-defined]
-        return trainer
-
-    def _follow_launcher(self) -> None:
-        """Train on the processes that torchrun started: with fewer, each would train a model of its own."""
-        nodes, here = launched() or (None, None)
-        for name, default, count in (("num_nodes", 1, nodes), ("devices", "auto", here)):
-            got = self.config.trainer[name]
-            if count is not None and str(got) not in (str(default), str(count)):
-                raise ValueError(f"trainer.{name}: got {got}, but torchrun started {count}: leave it out")
-            self.config.trainer[name] = count or got
-
-    def _stop_if_finished(self, start: Checkpoint) -> None:
-        done, end = start.progress.steps, self.config.trainer.max_steps
-        if 0 < end <= done:
-            raise Finished(
-                f"{self.config.run}: finished, {done} of {end} steps are done; the weights are in "
-                f"{start.file} (raise --trainer.max_steps to train further)"
-            )
-
-
-class Record(SaveConfigCallback):
-    """Writes what the run was started with, once its data are known to be there."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write nothing of a run whose processes compute in different precisions."""
-        check_precision(trainer, self.config.trainer.precision)
-        super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write them into the run folder, and give them to W&B; called on the first process only."""
-        text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=False)
-        run = RunFolder(trainer.default_root_dir)
-        run.record(text)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbSamplesLogger):
-                logger.keep_files(run.records)
-
-
-def build(arguments: Sequence[str] | None = None) -> FitCLI:
-    """Parse a command line, and build stage, data and trainer from it.
-
-    Args:
-        arguments: The command line; None takes that of the process.
-    """
-    _quieten()
-    import_exports(ROOMS)
-    register()
-    is_other = names_class("data", sys.argv[1:] if arguments is None else arguments)
-    return FitCLI(
-        Stage,
-        L.LightningDataModule if is_other else Shards,
-        trainer_class=Trainer,
-        save_config_callback=Record,
-        save_config_kwargs={"save_to_log_dir": False},
-        seed_everything_default=0,
-        parser_kwargs={
-            "default_config_files": [str(CONFIGS / "base.yaml")],
-            "description": HELP,
-            "formatter_class": Help,
-            "exit_on_error": False,
-            "allow_abbrev": False,  # or a misspelt option passes for another
-        },
-        subclass_mode_model=True,
-        subclass_mode_data=is_other,
-        run=False,
-        args=None if arguments is None else list(arguments),
-        auto_configure_optimizers=False,
-    )
-
-
-def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) -> None:
-    """Train as a command line says, see ``build``.
-
-    Args:
-        arguments: The command line; None takes that of the process.
-        notice: Where signals are remembered that came before training; None has not listened so far.
-
-    Raises:
-        Preempted: If a signal stopped the run.
-    """
-    cli = build(arguments)
-    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Preemption):
-            callback.notice = notice or callback.notice
-    check_strategy(cli.trainer)
-    is_first = cli.trainer.is_global_zero
-    for logger in cli.trainer.loggers:
-        if isinstance(logger, WandbLogger) and is_first:
-            start_wandb(logger, yaml.safe_load(cli.config_text))
-    if is_first:
-        print(_beginning(cli), flush=True)
-        if (warning := cli.precision.warning()) is not None:
-            print(warning, file=sys.stderr, flush=True)
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
-    if is_first:
-        done = cli.model.progress
-        print(f"{cli.config.run}: done, {done.steps} steps, {done.samples} samples")
-
-
-def _beginning(cli: FitCLI) -> str:
-    """Say what is about to happen, in one line."""
-    size = sum(p.numel() for p in cli.model.parameters() if p.requires_grad)
-    start = f"resumes {cli.start}" if cli.start else f"starts with {cli.config.weights or 'random weights'}"
-    samples = global_batch_size(cli.trainer, cli.datamodule)
-    lr = cli.model.optimizer.lr * cli.model.optimizer.scaling.factor(samples)
-    return (
-        f"{cli.config.run}: {start}; {cli.model.name}, {size:,} parameters to train, "
-        f"{samples} samples per step, learning rate {lr:.3g}, {cli.precision}"
-    )
-
-
-def _quieten() -> None:
-    """Drop what Lightning tells its own users: tips, hardware, and doubts about our choices."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    doubts = (
-        ".*args parameter is intended.*",
-        ".*does not have many workers.*",
-        ".*LeafSpec.*",
-        ".*`srun`.*",
-    )
-    for message in doubts:
-        warnings.filterwarnings("ignore", message)
+def help_parser() -> ArgumentParser:
+    """Make the parser whose help is shown; that which parses takes seconds to import."""
+    parser = command_parser("ldm.fit", HELP)
+    parser.add_argument("-c", "--config", type=str, help=CONFIG)
+    for name, option in OPTIONS.items():
+        parser.add_argument(f"--{name}", **option)
+    parser.add_class_arguments(WandB, "wandb")
+    parser.epilog = MORE.format(fields="\n".join(f"  --{name:<16} {text}" for name, text in FIELDS.items()))
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 done, 2 bad input, 75 stopped by a signal."""
-    notice = Notice()
-    try:
-        with notice.listening():
-            return run_command(lambda: fit(arguments, notice))
-    except Finished as reason:
-        print(reason)
-        return 0
-    except Preempted as reason:
-        return _stop(reason)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if not given or {"-h", "--help"} & set(given):
+        help_parser().print_help()
+        return 0 if given else 2
+    from ldm import training
 
-
-def _stop(reason: Preempted) -> int:
-    """Say so and queue again, on the first process; the others are done, and no error to their launcher."""
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return 0
-    print(reason, flush=True)
-    requeue(reason.by)
-    return EXIT_CODE
+    return training.main(["--help"] if given == ["--help-all"] else arguments)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,27 +18,7 @@ from ldm.loggers.directions import Directions, no_directions
 from ldm.loggers.metrics_csv import MetricsCSV
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.environment import environment, uncommitted
-
-
-@dataclass
-class WandB:
-    """What Weights & Biases gets.
-
-    Args:
-        mode: "offline" writes into the run folder only, "wandb sync" sends it later; "online" sends it
-            while the run goes on, and needs "wandb login" or WANDB_API_KEY; "disabled" writes nothing.
-        project: Project that the run belongs to.
-        entity: User or team that the project belongs to; None means that of the login.
-        tags: Tags of the run.
-        artifacts: Whether checkpoints and shards of latents become artifacts of W&B, with lineage to what
-            they were built on. Checkpoints are copied, shards are named.
-    """
-
-    mode: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "ldm"
-    entity: str | None = None
-    tags: list[str] = field(default_factory=list)
-    artifacts: bool = False
+from ldm.runs.options import WandB
 
 
 class RunFolder:

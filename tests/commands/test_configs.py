@@ -4,7 +4,7 @@ import pytest
 import yaml
 from tiny_runs import ROOT
 
-from ldm import fit
+from ldm import fit, training
 
 
 def name(path):
@@ -28,7 +28,7 @@ def test_a_configuration_instantiates(tmp_path, path, chain):
         # its upstream runs take days: tiny ones stand in, and its own widths follow theirs
         quick.append(f"--model.latents.checkpoint={chain.runs / 'autoencoder'}")
         quick.append(f"--model.conditioner.checkpoint={chain.runs / 'clip'}")
-    cli = fit.build(["--config", str(path), *quick])
+    cli = training.build(["--config", str(path), *quick])
     assert cli.model.config["class_path"] == f"ldm.stages.{type(cli.model).__name__}"
     assert "class_path" in config["model"] or "base" in config
     assert cli.config.trainer.max_steps % cli.config.trainer.val_check_interval == 0

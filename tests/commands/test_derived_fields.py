@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_runs import ROOT
 
-from ldm import fit
+from ldm import training
 from ldm.runs.recipe import layers
 
 READ = {
@@ -32,7 +32,7 @@ def built(path, tmp_path, chain, *more):
     if path.parent.name == "diffusion":  # its upstream runs take days
         options.append(f"--model.latents.checkpoint={chain.runs / 'autoencoder'}")
         options.append(f"--model.conditioner.checkpoint={chain.runs / 'clip'}")
-    return fit.build(["--config", str(path), *options, *more])
+    return training.build(["--config", str(path), *options, *more])
 
 
 @pytest.mark.parametrize(

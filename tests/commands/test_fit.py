@@ -11,7 +11,7 @@ import torch
 import yaml
 from tiny_runs import ROOT
 
-from ldm import fit
+from ldm import fit, training
 from ldm.io.checkpoint import Checkpoint
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.clip import CLIP
@@ -49,7 +49,7 @@ def test_a_checkpoint_alone_rebuilds_the_stage_with_averaged_weights(chain, name
 
 
 def test_the_configuration_of_a_run_is_a_configuration(chain, tmp_path):
-    cli = fit.build(["--config", str(chain.runs / "diffusion" / "config.yaml"), f"--run={tmp_path}"])
+    cli = training.build(["--config", str(chain.runs / "diffusion" / "config.yaml"), f"--run={tmp_path}"])
     assert cli.model.config == Checkpoint.open(chain.runs / "diffusion").state["config"]
 
 

@@ -12,7 +12,7 @@ from interruptions import signalled
 from tiny_runs import ROOT, SUPPORT, Chain
 from wandb_records import Records
 
-from ldm import fit
+from ldm import fit, training
 from ldm.callbacks import lineage
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.weights import sha256
@@ -180,7 +180,7 @@ def test_weights_to_start_with_are_named(chain, fresh, monkeypatch):
 
 def test_nothing_is_published_unless_asked_for(chain, fresh):
     def recorded(*more):
-        callbacks = fit.build(fresh.arguments("autoencoder", *more)).trainer.callbacks
+        callbacks = training.build(fresh.arguments("autoencoder", *more)).trainer.callbacks
         return [callback for callback in callbacks if isinstance(callback, lineage.Lineage)]
 
     assert not recorded("--wandb.mode=offline")

@@ -12,7 +12,7 @@ from one_after_another import fit_all
 from tiny_runs import ROOT, Chain
 from watched import NoHalf
 
-from ldm import encode, fit, sample
+from ldm import encode, fit, sample, training
 from ldm.hardware import choose_precision
 
 HIDDEN = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
@@ -73,7 +73,7 @@ def test_commands_compute_no_product_in_half_precision(chain, tmp_path):
 def test_a_run_in_bfloat16_does_and_its_muon_too(fresh):
     with pytest.raises(AssertionError, match=r"in torch\.bfloat16"), NoHalf():
         fit.main(fresh.arguments("autoencoder", *FEW, "--trainer.precision=bf16-mixed"))
-    stage = fit.build(fresh.arguments("autoencoder", "--trainer.precision=bf16-mixed"))
+    stage = training.build(fresh.arguments("autoencoder", "--trainer.precision=bf16-mixed"))
     stage.trainer.strategy.connect(stage.model)
     stage.model.trainer = stage.trainer
     assert stage.model.configure_optimizers()["optimizer"].dtype == torch.bfloat16

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from tiny_runs import ROOT
 
-from ldm import fit
+from ldm import fit, training
 
 
 def written(folder, **files):
@@ -27,7 +27,7 @@ def test_callbacks_are_added_and_single_fields_changed(chain, fresh, tmp_path):
     }
     path = written(tmp_path, a=above, b=below, c={"trainer": {"callbacks+": ["ActivationCheckpointing"]}})
     arguments = fresh.arguments("autoencoder")
-    cli = fit.build(["--config", str(path), *arguments[2:]])
+    cli = training.build(["--config", str(path), *arguments[2:]])
     assert cli.config.model.init_args.kl_weight == 0.25 and cli.model.net.latent_channels == 4
     assert cli.config.trainer.log_every_n_steps == 1  # the command line comes last
     found = [callback.class_path.rpartition(".")[2] for callback in cli.config.trainer.callbacks]
@@ -37,9 +37,9 @@ def test_callbacks_are_added_and_single_fields_changed(chain, fresh, tmp_path):
 def test_what_print_config_says_runs_as_it_is(chain, fresh, tmp_path, capsys):
     arguments = fresh.arguments("autoencoder")
     with pytest.raises(SystemExit):
-        fit.build([*arguments, "--print_config"])
+        training.build([*arguments, "--print_config"])
     (tmp_path / "mine.yaml").write_text(text := capsys.readouterr().out)
     with pytest.raises(SystemExit):
-        fit.build(["--config", str(tmp_path / "mine.yaml"), "--print_config"])
+        training.build(["--config", str(tmp_path / "mine.yaml"), "--print_config"])
     assert capsys.readouterr().out == text
     assert fit.main(["--config", str(tmp_path / "mine.yaml"), "--trainer.max_steps=4"]) == 0

@@ -9,7 +9,7 @@ import torch
 from comparing import assert_same_run, metrics, state
 from tiny_runs import ROOT, SUPPORT, Chain
 
-from ldm import fit
+from ldm import fit, training
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_steps_are_numbered_on_though_validations_come_at_others(chain, fresh, b
 def test_a_validation_between_the_batches_of_a_step_is_refused(fresh):
     apart = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=5"]
     with pytest.raises(ValueError, match=r"val_check_interval: got 5 .* a multiple of the 2 of a step"):
-        fit.fit(fresh.arguments("autoencoder", *apart))
+        training.fit(fresh.arguments("autoencoder", *apart))
 
 
 def test_a_damaged_last_checkpoint_costs_the_steps_since_the_one_before(chain, fresh, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from comparing import assert_equal
 
-from ldm import fit
+from ldm import training
 from ldm.callbacks.evaluation import Evaluation
 
 RESIDUAL = "{image_size: 32, layers: [1, 1, 1, 1], width: 8, head_width: 8}"
@@ -31,7 +31,7 @@ def reconstructions(chain):
 
 def trained(arguments, measured):
     """Train in this process; return what training left, and what was logged."""
-    cli = fit.build(arguments)
+    cli = training.build(arguments)
     evaluations = [c for c in cli.trainer.callbacks if isinstance(c, Evaluation)]
     assert evaluations
     if not measured:
