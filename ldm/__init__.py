@@ -31,6 +31,13 @@ def exports(package: str, **modules: str) -> tuple[Callable[[str], Any], list[st
     return get, sorted(homes)
 
 
+def class_path(cls: type) -> str:
+    """Return the import path that checkpoints name a class by: its package, where that re-exports it."""
+    package = cls.__module__.rpartition(".")[0]
+    exported = package and getattr(import_module(package), cls.__qualname__, None) is cls
+    return f"{package if exported else cls.__module__}.{cls.__qualname__}"
+
+
 def import_exports(packages: Iterable[str]) -> None:
     """Import all classes that packages re-export, so that a configuration can name them without a package."""
     for package in packages:

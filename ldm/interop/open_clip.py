@@ -46,7 +46,7 @@ def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path
         ValueError: If the model is no plain CLIP with CLIP's own tokens, the weights are of another model, or
             ``out`` has a checkpoint already.
     """
-    net = {"class_path": "ldm.nets.clip.CLIPModel", "init_args": clip_arguments(model)}
+    net = {"class_path": "ldm.nets.CLIPModel", "init_args": clip_arguments(model)}
     with torch.device("meta"):
         empty, _ = instantiate(net, CLIPModel)
     shapes = {name: value.shape for name, value in empty.state_dict().items()}
@@ -54,7 +54,7 @@ def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path
     if (scale := found.get("model.logit_scale")) is not None:
         found["model.logit_scale"] = scale.reshape(())  # some versions keep it as a vector of one
     check(found, shapes, str(weights))
-    config = {"class_path": "ldm.stages.clip.CLIP", "init_args": {"net": net}}
+    config = {"class_path": "ldm.stages.CLIP", "init_args": {"net": net}}
     source = {"program": "open_clip", "file": Path(weights).name, "sha256": sha256(weights)}
     named = {f"net.{name}": value for name, value in found.items()}
     return write_checkpoint(out, "clip", config, named, source, empty.image_size)

@@ -91,7 +91,7 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
         conditioner=_conditioner(model, str(out / "text")),
         denoiser=named(UNet, **model.unet.arguments),
         objective={
-            "class_path": "ldm.diffusion.objective.Objective",
+            "class_path": "ldm.diffusion.Objective",
             "init_args": {"schedule": model.process.schedule, "prediction": model.process.prediction},
         },
         sampler=model.process.sampler,
@@ -113,7 +113,7 @@ def _write_autoencoder(model: TextToImage, out: Path, source: Mapping[str, Any])
 
 
 def _write_text(model: TextToImage, out: Path, source: Mapping[str, Any]) -> Path:
-    config = {"class_path": "ldm.nets.text.TextTower", "init_args": model.text.arguments}
+    config = {"class_path": "ldm.nets.TextTower", "init_args": model.text.arguments}
     return write_checkpoint(out, "text_tower", config, model.text.float().weights, source)
 
 

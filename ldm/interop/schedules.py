@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm import class_path
 from ldm.diffusion import prediction, schedule
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.plms import PLMS
@@ -51,12 +52,7 @@ EXACT = 1e-6
 
 def named(kind: type, **arguments: Any) -> dict[str, Any]:
     """Name an object as configurations do."""
-    return {"class_path": path_of(kind), "init_args": arguments}
-
-
-def path_of(kind: type) -> str:
-    """Return the import path of a class."""
-    return f"{kind.__module__}.{kind.__qualname__}"
+    return {"class_path": class_path(kind), "init_args": arguments}
 
 
 def sampler(found: Sampler) -> dict[str, Any]:
@@ -97,8 +93,8 @@ def scheduler_config(process: Process) -> dict[str, Any]:
         process: With a schedule that ``recognised`` named, and a sampler that ``sampler`` did.
     """
     spacing = process.sampler["init_args"]["spacing"]
-    spacings = {path_of(kind): name for name, kind in SPACINGS.items()}
-    kinds = {path_of(kind): name for name, kind in PREDICTIONS.items()}
+    spacings = {class_path(kind): name for name, kind in SPACINGS.items()}
+    kinds = {class_path(kind): name for name, kind in PREDICTIONS.items()}
     return {
         "_class_name": "DDIMScheduler",
         **_betas(process.schedule),
@@ -189,9 +185,9 @@ def _schedule(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _betas(config: Mapping[str, Any]) -> dict[str, Any]:
     """Describe a schedule as a scheduler_config.json."""
     arguments = dict(config["init_args"])
-    if config["class_path"] == path_of(schedule.ZeroTerminalSNR):
+    if config["class_path"] == class_path(schedule.ZeroTerminalSNR):
         return {**_betas(arguments["schedule"]), "rescale_betas_zero_snr": True}
     for name, kind in SCHEDULES.items():
-        if path_of(kind) == config["class_path"]:
+        if class_path(kind) == config["class_path"]:
             return {"num_train_timesteps": arguments.pop("num_steps"), "beta_schedule": name, **arguments}
     return {"num_train_timesteps": len(arguments["values"]), "trained_betas": arguments["values"]}

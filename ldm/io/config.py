@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from typing_extensions import override
 
+from ldm import class_path
+
 
 class Configurable:
     """Keeps its constructor arguments for ``config_of``; subclasses need no code for it."""
@@ -59,4 +61,4 @@ def _class_config(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any], n
     init: Callable[..., None] = cls.__init__  # type: ignore[misc]
     _, *given = inspect.signature(init).bind_partial(None, *args, **kwargs).arguments.items()
     init_args = {key: config_of(value, f"{name}.{key}") for key, value in given}
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+    return {"class_path": class_path(cls), "init_args": init_args}

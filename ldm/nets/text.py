@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ldm import class_path
 from ldm.nets.attention import attend
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ class TextTower(nn.Module):
         """Class and arguments that build a tower like this one, as checkpoints carry them."""
         names = ("width", "layers", "heads", "context_length", "mlp_ratio", "quick_gelu", "pad_id")
         return {
-            "class_path": f"{TextTower.__module__}.{TextTower.__qualname__}",
+            "class_path": class_path(TextTower),
             "init_args": {name: getattr(self, name) for name in names},
         }
 

@@ -73,7 +73,7 @@ def test_their_schedules_have_the_same_tables_here(name, rescale):
 )
 def test_predictions_go_both_ways(name, kind):
     found = process({"prediction_type": name}, "x")
-    assert found.prediction["class_path"] == f"ldm.diffusion.prediction.{kind}"
+    assert found.prediction["class_path"] == f"ldm.diffusion.{kind}"
     assert scheduler_config(found)["prediction_type"] == name
 
 
@@ -108,5 +108,5 @@ def test_timesteps_that_a_ddim_of_theirs_cannot_visit_become_trailing():
 
 def test_published_schedulers_are_drawn_with_as_they_were():
     found = process({"_class_name": "PNDMScheduler", "steps_offset": 1}, "x").sampler
-    assert found["class_path"] == "ldm.diffusion.samplers.plms.PLMS"
+    assert found["class_path"] == "ldm.diffusion.samplers.PLMS"
     assert found["init_args"]["spacing"] == named(Leading, offset=1)

@@ -35,7 +35,7 @@ def random_tower(**arguments):
 
 def save_tower(tower, path):
     state = {"stage": "text_tower", "config": tower.config, "state_dict": tower.state_dict()}
-    torch.save({**header(), **state}, path)
+    torch.save({**header(), **state, "progress": {"steps": 0, "samples": 0}}, path)
     return str(path)
 
 

@@ -37,8 +37,8 @@ def test_a_stage_is_rebuilt_from_its_own_arguments():
 
 def test_positions_names_and_defaults():
     recipe = AdamW(1e-3, scaling=SquareRootScaling(8))
-    scaling = {"class_path": "ldm.optim.recipes.SquareRootScaling", "init_args": {"batch": 8}}
-    expected = {"class_path": "ldm.optim.recipes.AdamW", "init_args": {"lr": 1e-3, "scaling": scaling}}
+    scaling = {"class_path": "ldm.optim.SquareRootScaling", "init_args": {"batch": 8}}
+    expected = {"class_path": "ldm.optim.AdamW", "init_args": {"lr": 1e-3, "scaling": scaling}}
     assert config_of(recipe) == expected
     assert config_of(copy.deepcopy(recipe)) == expected
 

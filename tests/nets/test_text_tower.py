@@ -94,7 +94,7 @@ def test_a_tower_rebuilds_from_its_config():
     again = TextTower(**tower.config["init_args"])
     again.load_state_dict(tower.state_dict())
     assert torch.equal(again.encode(CAPTIONS), tower.encode(CAPTIONS))
-    assert tower.config["class_path"] == "ldm.nets.text.TextTower"
+    assert tower.config["class_path"] == "ldm.nets.TextTower"
 
 
 def test_taking_the_tower_leaves_the_random_numbers_alone():
