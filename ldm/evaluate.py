@@ -161,7 +161,7 @@ def measure(
     size = source.size
     if real.size not in (None, size):
         raise ValueError(
-            f"{candidate.name}: its images have side {size}, the real ones {real.size}: "
+            f"{source.name}: its images have side {size}, the real ones {real.size}: "
             "bring both to one size, for resizing changes every number"
         )
     cache = Path(options.cache) if options.cache else None
@@ -177,7 +177,7 @@ def measure(
             kept.append((batch["index"], to_bytes(images).cpu()))
     values = run.compute()
     if options.save_images:
-        _save(Path(options.out) / f"{slug(candidate.name)}.npz", kept, run)
+        _save(Path(options.out) / f"{slug(source.name)}.npz", kept, run)
     run.end()
     return Result(source.name, source.series, {**source.metadata(), "size": size}, values)
 

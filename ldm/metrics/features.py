@@ -102,7 +102,7 @@ class FeatureSet:
 
         Args:
             features: (B, F) for each view.
-            places: (B,) int64, indices of the images in the set.
+            indices: (B,) int64, indices of the images in the set.
         """
         indices = indices.cpu()
         self.count += len(indices)
