@@ -53,7 +53,8 @@ def align_loops(checkpoint: dict[str, Any], steps: int, trainer: L.Trainer) -> N
     for counts in (batches["total"], batches["current"]):
         counts.update(ready=count, started=count, processed=count, completed=count)
     every = trainer.val_check_interval  # a fraction of an epoch is not known yet: one of a stream has no end
-    is_due = isinstance(every, int) and trainer.check_val_every_n_epoch is None and count % every == 0
+    by_batches = isinstance(every, int) and trainer.check_val_every_n_epoch is None
+    is_due = trainer.enable_validation and by_batches and count % every == 0
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1 if is_due else steps
 
 

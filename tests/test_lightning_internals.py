@@ -92,8 +92,10 @@ def test_align_loops_knows_the_counts_of_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("interval", [4, 8])  # a validation at the step that is resumed from, or none
-def test_align_loops_resumes_at_the_step_after(tmp_path, interval, accumulate):
+@pytest.mark.parametrize(
+    ("interval", "batches"), [(4, None), (8, None), (4, 0)]
+)  # a validation at the step that is resumed from, or none, or none at all
+def test_align_loops_resumes_at_the_step_after(tmp_path, interval, batches, accumulate):
     loops(tmp_path, 4)
 
     class Look(L.Callback):
@@ -114,11 +116,12 @@ def test_align_loops_resumes_at_the_step_after(tmp_path, interval, accumulate):
         max_steps=8,
         accumulate_grad_batches=accumulate,
         val_check_interval=interval * accumulate,
+        limit_val_batches=batches,
     )
     run.fit(TinyStage(), loader(256), loader(8), ckpt_path=tmp_path / "x.ckpt")
     first, last = 4 * accumulate, 8 * accumulate
     assert look.seen == [(i, *[i // accumulate] * 3) for i in range(first, last)]
-    assert look.validated == [8]
+    assert look.validated == ([8] if batches is None else [])
 
 
 def test_align_loops_leaves_the_end_of_an_epoch_to_lightning(tmp_path):
