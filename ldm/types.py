@@ -181,7 +181,7 @@ class Progress:
     """Optimizer steps and training samples, over all processes: the only count of them.
 
     Learning rate aside, whatever depends on how far training is reads it: ``progress_of`` a stage that
-    trains, ``ldm.io.checkpoint.progress`` of a checkpoint.
+    trains, ``ldm.io.checkpoint.saved_progress`` of a checkpoint.
     """
 
     steps: int = 0
