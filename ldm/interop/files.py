@@ -13,6 +13,7 @@ from typing import Any
 from ldm import __version__
 from ldm.io.atomic import unfinished, write_text
 from ldm.io.checkpoint import Checkpoint
+from ldm.io.weights import recognise
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' does not exist")
+    recognise(path, f"'{path}'")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,21 +133,9 @@ def _known(name: str) -> str:
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     """Read a model's state dict, without what parallel or compiled training puts before the names."""
-    if path.is_file() and _is_program(path):
-        raise ValueError(
-            f"weights '{path}' are a TorchScript archive, a program, as OpenAI publishes them; expected a "
-            "state dict: torch.save(torch.jit.load(...).state_dict(), ...) makes one of it"
-        )
     named = {name.removeprefix(TEXT): value for name, value in bare(read_weights(path)).items()}
     return {
         name: value.float() if value.is_floating_point() else value
         for name, value in named.items()
         if name not in NO_WEIGHTS
     }
-
-
-def _is_program(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())

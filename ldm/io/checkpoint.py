@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from ldm import __version__
+from ldm.io.weights import recognise
 from ldm.types import Progress
 
 M = TypeVar("M", bound=nn.Module)
@@ -182,6 +183,7 @@ def _verify(stream: BinaryIO, path: str | os.PathLike[str]) -> Identity:
     stat = os.fstat(stream.fileno())
     identity = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if identity not in _verified:
+        recognise(path, f"checkpoint '{path}'")
         try:
             with zipfile.ZipFile(stream) as entries:
                 altered = entries.testzip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,34 @@ from ldm.io.atomic import replacing, sync
 
 SHOWN = 3
 """Names of each kind that a message lists."""
+LFS_POINTER = b"version https://git-lfs"
+"""How the text begins that Git keeps in the place of a large file."""
+WEB_PAGE = (b"<!doctype html", b"<html", b"<?xml", b"<!--")
+"""How pages begin that servers send in the place of a file."""
+
+
+def recognise(path: str | os.PathLike[str], name: str) -> str:
+    """Tell the format of a file by its first bytes: "safetensors", "zip" (torch.save), "pickle" or "other".
+
+    Args:
+        path: The file.
+        name: What messages call it, e.g. "weights 'x.ckpt'".
+
+    Raises:
+        ValueError: If it is no file of its kind but stands for one: a Git LFS pointer, a web page, nothing.
+    """
+    with Path(path).open("rb") as file:
+        first = file.read(512)
+    text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if not first:
+        raise ValueError(f"{name} cannot be read: the file is empty")
+    if text.startswith(LFS_POINTER):
+        raise ValueError(f"{name}: a Git LFS pointer, not the file itself: run 'git lfs pull' where it lies")
+    if text.startswith(WEB_PAGE):
+        raise ValueError(f"{name}: a web page, not the file itself: download the raw file")
+    if first[8:9] == b"{":
+        return "safetensors"
+    return "zip" if first.startswith(b"PK\x03\x04") else "pickle" if first.startswith(b"\x80") else "other"
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -27,22 +56,29 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     nothing is imported, nothing of the file is called.
 
     Args:
-        path: File ending in .safetensors, or else a pickle. Its ``state_dict`` where it has one.
+        path: The file, recognised by its contents. Tensors are taken from its ``state_dict`` or the only dict
+            in it that has some; numbers and strings beside them are left out.
 
     Returns:
         Tensors on the CPU in the file's dtype, mapped into memory rather than read where that can be.
 
     Raises:
         FileNotFoundError: If there is no file.
-        ValueError: If it is damaged, holds no mapping of tensors, or is a program (TorchScript).
+        ValueError: If it is damaged, holds no mapping of tensors, or is something else (TorchScript, ...).
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"weights '{path}' do not exist, expected a local file; nothing is downloaded"
         )
+    kind = recognise(path, f"weights '{path}'")
+    if kind == "zip" and _is_program(path):
+        raise ValueError(
+            f"weights '{path}' are a TorchScript archive, a program, as OpenAI publishes them; expected a "
+            "state dict: torch.save(torch.jit.load(...).state_dict(), ...) makes one of it"
+        )
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+        found = load_file(path) if kind == "safetensors" else _unpickle(path)
     except UnpicklingError as error:  # torch would have one switch its safety off
         raise ValueError(f"weights '{path}' cannot be read: damaged, or no file of weights") from error
     except Exception as error:
@@ -68,7 +104,7 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Read the strings that a safetensors file carries; other files have none."""
-    if Path(path).suffix != ".safetensors":
+    if recognise(path, f"weights '{path}'") != "safetensors":
         return {}
     with safe_open(path, "pt") as file:
         return file.metadata() or {}
@@ -121,6 +157,10 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+PLAIN = (int, float, str, bytes, list, tuple, dict, type(None))
+"""What may lie beside tensors: a step, a name, settings."""
+
+
 class Inert:
     """Stands in for a foreign class or function of a pickle: takes whatever it is given and does nothing."""
 
@@ -144,22 +184,37 @@ class InertDict:
 
 
 def _unpickle(path: Path) -> Any:
-    if not zipfile.is_zipfile(path):  # written before torch 1.6: tensors and primitives only
-        return torch.load(path, map_location="cpu", weights_only=True)
-    foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    inert = [(InertDict if name.lower().endswith("dict") else Inert, name) for name in foreign]
-    with torch.serialization.safe_globals(inert):  # type: ignore[arg-type]
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    with path.open("rb") as stream:  # by the descriptor: torch would take a name for what is in the file
+        if not zipfile.is_zipfile(path):  # written before torch 1.6: tensors and primitives only
+            return torch.load(stream, map_location="cpu", weights_only=True)
+        file = f"/dev/fd/{stream.fileno()}"
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        inert = [(InertDict if name.lower().endswith("dict") else Inert, name) for name in foreign]
+        with torch.serialization.safe_globals(inert):  # type: ignore[arg-type]
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _is_program(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
 
 
 def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict):
         raise ValueError(f"weights '{path}' hold a {type(found).__name__}, expected tensors by name")
-    for name, value in found.items():
+    found = found.get("state_dict", found)
+    dicts = [found, *(value for value in found.values() if isinstance(value, dict))]
+    holding = [each for each in dicts if any(isinstance(value, Tensor) for value in each.values())]
+    if not holding or (len(holding) > 1 and holding[0] is not found):
+        keys = ", ".join(f"'{key}'" for key in list(found)[:SHOWN]) or "nothing"
+        raise ValueError(f"weights '{path}' hold {keys}, expected tensors by name, or one dict of them")
+    named = {name: value for name, value in holding[0].items() if not isinstance(value, PLAIN)}
+    for name, value in named.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"weights '{path}': '{name}' is a {type(value).__name__}, expected a tensor")
-    return dict(found)
+    return named
 
 
 def _bare(name: str) -> str:

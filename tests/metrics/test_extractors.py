@@ -95,7 +95,7 @@ def test_wrong_names_and_files_are_one_clear_line(clip, tmp_path):
     ):
         OpenCLIP(str(folder), str(tmp_path / "other.pt"))
     (tmp_path / "page.pt").write_text("<html>not found</html>")
-    with pytest.raises(ValueError, match=r"page.pt' cannot be read: damaged, or no file of weights"):
+    with pytest.raises(ValueError, match=r"page.pt': a web page, not the file itself"):
         OpenCLIP(str(folder), str(tmp_path / "page.pt"))
 
 
