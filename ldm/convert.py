@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from ldm.cli import command_parser, run_command
 from ldm.interop.compvis import ImportOptions, export_file, import_file
-from ldm.interop.diffusers import export_pipeline, import_pipeline
+from ldm.interop.diffusers import export_pipeline, import_folder
 from ldm.interop.open_clip import export_clip, import_clip
 from ldm.interop.transformers import export_text, import_text
 from ldm.io.upstream import OPTION, upstream_options
@@ -24,15 +24,16 @@ Each command has its own --help. Nothing is downloaded; pickles are read without
 def from_diffusers(folder: str, out: str, variant: str | None = None) -> None:
     """Turn a Stable Diffusion of diffusers into run folders of ours: autoencoder, text and diffusion.
 
+    Of the folder of an AutoencoderKL alone OUT becomes the run folder. Of a pipeline
     ``python -m ldm.sample --checkpoint OUT/diffusion`` draws with it; OUT/model.yaml is what a configuration
     needs to train it further, with ``--weights OUT/diffusion``.
 
     Args:
-        folder: Folder of the pipeline, with model_index.json.
-        out: Folder for the run folders.
+        folder: Folder of the pipeline, with model_index.json; or of an autoencoder, with config.json.
+        out: Folder for the run folders, or the autoencoder's run folder.
         variant: Which weights, e.g. fp16; default: those without a name, or else fp16.
     """
-    print(f"wrote {import_pipeline(folder, out, variant)}")
+    print(f"wrote {import_folder(folder, out, variant)}")
 
 
 def to_diffusers(run: str, out: str) -> None:
@@ -52,22 +53,26 @@ def from_compvis(
     prediction: Literal["epsilon", "velocity", "sample"] | None = None,
     num_heads: int | None = None,
     image_size: int | None = None,
+    scaling_factor: float | None = None,
 ) -> None:
-    """Turn a single file of Stable Diffusion 1.x or 2.x into run folders of ours.
+    """Turn a single file of Stable Diffusion 1.x or 2.x, or of its autoencoder, into run folders of ours.
 
-    As from-diffusers. What the weights do not determine is as in Stable Diffusion unless given here.
+    As from-diffusers. What the file does not say is as in Stable Diffusion unless given here.
 
     Args:
         file: Weights with the names that CompVis gave them, .ckpt or .safetensors.
         out: Folder for the run folders.
         weights: Averaged ones, or those that were trained; default: averaged ones where there are.
-        prediction: What the U-Net predicts; default: epsilon. 2.x at 768 pixels predicts velocity.
+        prediction: What the U-Net predicts; default: as the file
+            says, else epsilon. 2.x at 768 pixels predicts velocity.
         num_heads: Heads of the U-Net at every level; default: 8 in 1.x, 64 channels each in 2.x.
         image_size: Side of the images that it was trained on; default: 512.
+        scaling_factor: What multiplies the latents of the autoencoder; default: 0.18215.
     """
-    run, guessed = import_file(file, out, ImportOptions(weights, prediction, num_heads, image_size))
-    for guess in guessed:
-        print(f"note: {guess}")
+    options = ImportOptions(weights, prediction, num_heads, image_size, scaling_factor)
+    run, notes = import_file(file, out, options)
+    for note in notes:
+        print(f"note: {note}")
     print(f"wrote {run}")
 
 

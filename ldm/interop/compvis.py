@@ -12,34 +12,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.schedule import ScaledLinear
-from ldm.interop.compvis_keys import Pairs, autoencoder_modules, averaged, below, names, unet_modules
+from ldm.interop import compvis_facts
+from ldm.interop.compvis_keys import Pairs, autoencoder_modules, below, dotted, names, unet_modules
 from ldm.interop.compvis_shapes import autoencoder_arguments, unet_arguments, unet_widths
 from ldm.interop.compvis_text import OPEN_CLIP, read_text, write_text_tower
 from ldm.interop.files import record
-from ldm.interop.latents import fold, of_factor, originals, scaling_factor, unfold
+from ldm.interop.latents import complete, fold, of_factor, originals, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
-from ldm.interop.runs import read_run, write_run
-from ldm.interop.schedules import betas, build, process, scheduler_config
+from ldm.interop.runs import read_run, write_autoencoder, write_run
+from ldm.interop.schedules import betas, build, check_process, process, scheduler_config
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.weights import check, read_metadata, read_weights, sha256, write_weights
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
 
-UNET, AUTOENCODER, UNFOLDED = "model.diffusion_model.", "first_stage_model.", "ldm_latents."
-"""How the names of weights begin; the last is ours, see ``latents.originals``."""
-SAMPLER = {"_class_name": "PNDMScheduler", "timestep_spacing": "leading", "steps_offset": 1}
-"""Sampler of CompVis's script, as a scheduler_config.json."""
+UNET, AVERAGED, AUTOENCODER = "model.diffusion_model.", "model_ema.diffusion_model", "first_stage_model."
+"""How the names of weights begin."""
+UNFOLDED = "ldm_latents."
+"""The same of ours, see ``latents.originals``."""
+TAKEN = (UNET, "model_ema.", AUTOENCODER, UNFOLDED, "cond_stage_model.")
+"""How the names of all weights begin that are read or known to be of no use."""
+SCALE = 0.18215
+"""Scaling factor of Stable Diffusion's latents."""
+SCALE_GUESSED = (
+    f"the file has no scale of its latents: assumed to be Stable Diffusion's, {SCALE}; for another one say "
+    "--scaling-factor"
+)
+PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+"""The same of an autoencoder in a file of its own."""
 METADATA = "ldm"
 """Key of our files' metadata: arguments that weights do not determine."""
-VELOCITY = (
-    "the file does not show what the U-Net predicts: assumed to be the noise, as in Stable Diffusion 1.x and "
-    "2.x-base; for 2.x at 768 pixels say --prediction velocity"
-)
-BETAS = "the file has no betas: assumed to be Stable Diffusion's"
-PREDICTIONS = {"epsilon": "epsilon", "velocity": "v_prediction", "sample": "sample"}
-"""Names of predictions, ours first."""
-
 Weights = Mapping[str, Tensor]
 
 
@@ -53,42 +55,54 @@ class ImportOptions:
         num_heads: Heads of the U-Net at every level; usual are 8 with convolutional projections (1.x), and
             heads of 64 channels with linear ones (2.x).
         image_size: Side of the images that it was trained on; usual is 512.
+        scaling_factor: What multiplies the autoencoder's latents; usual is Stable Diffusion's.
     """
 
     weights: Literal["ema", "raw"] | None = None
     prediction: Literal["epsilon", "velocity", "sample"] | None = None
     num_heads: int | None = None
     image_size: int | None = None
+    scaling_factor: float | None = None
 
 
 def import_file(file: str | Path, out: str | Path, options: ImportOptions) -> tuple[Path, list[str]]:
-    """Turn a single file of Stable Diffusion 1.x or 2.x into run folders of ours.
+    """Turn a file of Stable Diffusion 1.x or 2.x, or of its autoencoder alone, into run folders of ours.
 
     Args:
         file: Weights with the names that CompVis gave them, .ckpt or .safetensors.
-        out: Folder for the run folders autoencoder, text and diffusion.
+        out: Folder for the run folders autoencoder, text and diffusion; or the run folder of the autoencoder.
         options: Facts that the weights do not determine.
 
     Returns:
-        The run folder of the diffusion stage, and what had to be guessed.
+        The run folder of the diffusion stage, or the autoencoder's; and what was guessed or left out.
 
     Raises:
         FileNotFoundError: If there is no file.
-        ValueError: If it is damaged, lacks a part, or is of a kind that cannot be expressed here.
+        ValueError: If it is damaged, lacks a part, is of a kind that cannot be expressed here, or says other
+            things than the options.
     """
-    file = Path(file)
-    weights = read_weights(file)
-    metadata = json.loads(read_metadata(file).get(METADATA, "{}"))
-    unet, kind = _read_unet(weights, metadata.get("unet"), options, str(file))
-    autoencoder, latents = _read_autoencoder(weights, metadata.get("autoencoder"), str(file))
-    text = read_text(weights, str(file))
-    scheduler, guessed = _scheduler(weights, metadata, options)
-    size = options.image_size or metadata.get("image_size") or 512
+    file, name = Path(file), str(file)
+    weights, header = read_weights(file), read_metadata(file)
+    source = {"program": "CompVis", "name": file.name, "sha256": sha256(file)}
+    if not any(key.startswith((UNET, AVERAGED, "cond_stage_model.")) for key in weights):
+        return _import_autoencoder(weights, out, options, name, source)
+    metadata = json.loads(header.get(METADATA, "{}"))
+    unet, kind = _read_unet(weights, metadata.get("unet"), options, name)
+    theirs = _under(weights, AUTOENCODER, f"{name}: the file has no autoencoder")
+    autoencoder, latents, guessed = _read_autoencoder(
+        weights, theirs, metadata.get("autoencoder"), options, f"{name} ({AUTOENCODER}*)"
+    )
+    text = read_text(weights, name)
+    is_open_clip = any(key.startswith(OPEN_CLIP) for key in weights)
+    config, more = compvis_facts.scheduler(
+        weights, header, metadata.get("scheduler"), options.prediction, is_open_clip, name
+    )
+    size = options.image_size or metadata.get("image_size") or compvis_facts.image_size(header) or 512
     text = Network(metadata.get("text", text.arguments), text.weights)
-    model = TextToImage(unet, autoencoder, text, latents, process(scheduler, str(file)), size)
-    model.check(dict.fromkeys(("unet", "autoencoder", "text"), str(file)))
-    source = {"program": "CompVis", "name": file.name, "sha256": sha256(file), "weights": kind}
-    return write_run(model, out, source), guessed
+    model = TextToImage(unet, autoencoder, text, latents, check_process(process(config, name), name), size)
+    model.check(dict.fromkeys(("unet", "autoencoder", "text"), name))
+    notes = guessed + more + compvis_facts.left_out(weights, TAKEN)
+    return write_run(model, out, {**source, "weights": kind}), notes
 
 
 def export_file(run: str | Path, file: str | Path) -> Path:
@@ -119,20 +133,42 @@ def export_file(run: str | Path, file: str | Path) -> Path:
     return file
 
 
+def _import_autoencoder(
+    weights: Weights, out: str | Path, options: ImportOptions, name: str, source: Mapping[str, Any]
+) -> tuple[Path, list[str]]:
+    """Import a file of an autoencoder alone; what trained it (loss.*) is left out."""
+    theirs = below(weights, AUTOENCODER) or {k: v for k, v in weights.items() if k.startswith(PARTS)}
+    if "encoder.conv_in.weight" not in theirs:
+        compvis_facts.refuse_others(weights, name)
+        raise ValueError(f"{name}: the file has no U-Net, expected {UNET}*, nor an autoencoder, encoder.*")
+    autoencoder, latents, guessed = _read_autoencoder(weights, theirs, None, options, name)
+    if guessed and len(latents.mean) != 4:
+        raise ValueError(
+            f"{name}: the file has no scale of its {len(latents.mean)} latent channels: say --scaling-factor"
+        )
+    return write_autoencoder(autoencoder, latents, out, source), guessed
+
+
 def _read_unet(
     weights: Weights, metadata: dict[str, Any] | None, options: ImportOptions, name: str
 ) -> tuple[Network, str]:
     """Read the U-Net; also return which of its weights."""
-    raw = _under(weights, UNET, f"{name}: the file has no U-Net")
-    ema = {key: weights[averaged(key)] for key in raw if averaged(key) in weights}
-    if options.weights == "ema" and not ema:
-        raise ValueError(f"{name}: the file has no averaged weights (model_ema.*), expected --weights raw")
-    kind = options.weights or ("ema" if ema else "raw")
-    theirs = ema if kind == "ema" else raw
-    arguments = metadata or unet_arguments(raw, name)
+    found = {
+        "raw": below(weights, UNET),
+        "ema": {dotted(key): value for key, value in below(weights, AVERAGED).items()},
+    }
+    kinds = [kind for kind in ("ema", "raw") if found[kind]]
+    if not kinds:
+        compvis_facts.refuse_others(weights, name)
+        raise ValueError(f"{name}: the file has no U-Net, expected {UNET}*")
+    if (kind := options.weights or kinds[0]) not in kinds:
+        lacking = {"ema": f"averaged weights ({AVERAGED}*)", "raw": f"weights but averaged ones ({UNET}*)"}
+        raise ValueError(f"{name}: the file has no {lacking[kind]}, expected --weights {kinds[0]}")
+    theirs = found[kind]
+    arguments = metadata or unet_arguments(theirs, name)
     if options.num_heads is not None:
         arguments = {**arguments, "num_heads": options.num_heads}
-    widths = unet_widths(raw, name)
+    widths = unet_widths(theirs, name)
 
     def unet() -> nn.Module:
         return UNet(widths, **arguments)
@@ -141,22 +177,28 @@ def _read_unet(
 
 
 def _read_autoencoder(
-    weights: Weights, metadata: dict[str, Any] | None, name: str
-) -> tuple[Network, Latents]:
-    found = _under(weights, AUTOENCODER, f"{name}: the file has no autoencoder")
+    weights: Weights, found: Weights, metadata: dict[str, Any] | None, options: ImportOptions, where: str
+) -> tuple[Network, Latents, list[str]]:
+    """Read the autoencoder; also note a guess of its scale."""
     # 1x1 convolutions there, matrices here
     theirs = {key: w.flatten(1) if ".attn_1." in key and w.ndim == 4 else w for key, w in found.items()}
-    where = f"{name} ({AUTOENCODER}*)"
     arguments = metadata or autoencoder_arguments(theirs, where)
+    theirs = complete(theirs, arguments["latent_channels"])
 
     def autoencoder() -> nn.Module:
         return KLAutoencoder(**arguments)
 
     network = _network(theirs, autoencoder, arguments, autoencoder_modules(arguments), where)
-    factor = _shortest(weights["scale_factor"]) if "scale_factor" in weights else 0.18215
+    stated = _shortest(weights["scale_factor"]) if "scale_factor" in weights else None
+    if stated is not None and options.scaling_factor not in (None, stated):
+        raise ValueError(
+            f"--scaling-factor: got {options.scaling_factor}, but {where} has {stated}: leave the option out"
+        )
+    factor = options.scaling_factor or stated or SCALE
     if unfolded := unfold(network.weights, below(weights, UNFOLDED)) if factor == 1.0 else None:
-        return Network(arguments, unfolded[0]), unfolded[1]
-    return network, of_factor(factor, arguments["latent_channels"])
+        return Network(arguments, unfolded[0]), unfolded[1], []
+    notes = [SCALE_GUESSED] if options.scaling_factor is None and stated is None else []
+    return network, of_factor(factor, arguments["latent_channels"]), notes
 
 
 def _write_autoencoder(model: TextToImage) -> dict[str, Tensor]:
@@ -171,22 +213,6 @@ def _write_autoencoder(model: TextToImage) -> dict[str, Tensor]:
         **{f"{UNFOLDED}{key}": w for key, w in original.items()},
         "scale_factor": torch.tensor(factor),
     }
-
-
-def _scheduler(
-    weights: Weights, metadata: Mapping[str, Any], options: ImportOptions
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the equivalent scheduler_config.json, and which values are guesses."""
-    guessed = []
-    if not (config := metadata.get("scheduler")):
-        beta = weights["betas"].double() if "betas" in weights else betas(ScaledLinear())
-        guessed += [] if "betas" in weights else [BETAS]
-        if options.prediction is None and any(key.startswith(OPEN_CLIP) for key in weights):
-            guessed.append(VELOCITY)
-        config = {**SAMPLER, "trained_betas": beta.tolist()}
-    if options.prediction is not None:
-        config = {**config, "prediction_type": PREDICTIONS[options.prediction]}
-    return config, guessed
 
 
 def _tables(model: TextToImage) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ the same everywhere, so pairs of module names are enough; parameters keep their 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,12 @@ UNET_RESNET = {
 }
 VAE_RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"conv_shortcut": "nin_shortcut"}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+PART = (
+    r"(?<=put_blocks)\d+(?=\d)|\d|(?:in|out)put_blocks|middle_block|time_embed|(?:in|emb|out)_layers|"
+    r"skip_connection|transformer_blocks|attn\d|norm\d?|to_(?:[qkv]|out)|proj_in|proj_out|proj|ff|net|op|conv|"
+    r"out|weight|bias"
+)
+"""A part of the name of a U-Net's weight; of blocks that are numbered through the last digit is a part."""
 TEXT_LAYER = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -110,9 +117,10 @@ def below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
-def averaged(name: str) -> str:
-    """Return the name that the average of a U-Net's parameter has in a file, by its name without a prefix."""
-    return "model_ema.diffusion_model" + name.replace(".", "")
+def dotted(name: str) -> str:
+    """Put the dots back into the name of a U-Net's weight: averages (model_ema.*) are named without them."""
+    parts = re.findall(PART, name)
+    return ".".join(parts) if "".join(parts) == name else name
 
 
 def _inside(ours: str, theirs: str, parts: Mapping[str, str]) -> Pairs:

@@ -85,7 +85,7 @@ def autoencoder_arguments(weights: Weights, name: str) -> dict[str, Any]:
     """
     levels = 1 + max(_numbers(weights, r"encoder\.down\.(\d+)\."), default=0)
     return {
-        "latent_channels": _rows(weights, "post_quant_conv.weight", name),
+        "latent_channels": _rows(weights, "encoder.conv_out.weight", name) // 2,
         "block_out_channels": [
             _rows(weights, f"encoder.down.{i}.block.0.conv1.weight", name) for i in range(levels)
         ],

@@ -8,17 +8,23 @@ from typing import Any
 from torch import Tensor
 
 from ldm.interop import tokenizer
-from ldm.interop.diffusers_configs import unet_arguments, unet_config, vae_arguments, vae_config
+from ldm.interop.diffusers_configs import (
+    check_unshifted,
+    unet_arguments,
+    unet_config,
+    vae_arguments,
+    vae_config,
+)
 from ldm.interop.files import new_folder, read_json, record, write_json
 from ldm.interop.folders import Part, read_part
-from ldm.interop.latents import fold, of_factor, originals, scaling_factor, unfold
+from ldm.interop.latents import complete, fold, originals, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
-from ldm.interop.runs import read_run, write_run
-from ldm.interop.schedules import process, scheduler_config
+from ldm.interop.runs import read_run, write_autoencoder, write_run
+from ldm.interop.schedules import check_process, process, scheduler_config
 from ldm.interop.transformers import empty_tower, tower_weights, write_text_encoder
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.weights import read_weights, sha256, write_weights
-from ldm.nets.autoencoder import downsampling
+from ldm.nets.autoencoder import KLAutoencoder, downsampling
 from ldm.nets.text import TextTower
 
 PIPELINES = {False: "StableDiffusionPipeline", True: "StableDiffusionInpaintPipeline"}
@@ -31,14 +37,18 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 """Names in an autoencoder's attention in old folders."""
 
 
-def import_pipeline(folder: str | Path, out: str | Path, variant: str | None = None) -> Path:
-    """Turn a folder of a Stable Diffusion pipeline into run folders of ours.
+def import_folder(folder: str | Path, out: str | Path, variant: str | None = None) -> Path:
+    """Turn a folder of a Stable Diffusion pipeline, or of an ``AutoencoderKL``, into run folders of ours.
 
     Args:
-        folder: With model_index.json, unet, vae, text_encoder, tokenizer and scheduler.
-        out: Folder for the run folders autoencoder, text and diffusion.
+        folder: With model_index.json, unet, vae, text_encoder, tokenizer and scheduler; or with the
+            config.json and the weights of an autoencoder.
+        out: Folder for the run folders autoencoder, text and diffusion; or the run folder of the autoencoder.
         variant: Which weights, e.g. "fp16" of diffusion_pytorch_model.fp16.safetensors; None takes those
             without a name, or else fp16.
+
+    Returns:
+        The run folder of the diffusion stage, or the autoencoder's.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -47,17 +57,27 @@ def import_pipeline(folder: str | Path, out: str | Path, variant: str | None = N
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"'{folder}' is no folder, expected a pipeline of diffusers")
+    source: dict[str, Any] = {"program": "diffusers", "name": folder.resolve().name}
+    if not (folder / "model_index.json").is_file() and (folder / "config.json").is_file():
+        vae = read_part(folder, (WEIGHTS,), variant)
+        network, latents = _read_vae(vae)
+        hashes = {file.name: sha256(file) for file in vae.files}
+        return write_autoencoder(
+            network.check(KLAutoencoder, _name(vae)), latents, out, {**source, "sha256": hashes}
+        )
     kind = read_json(folder / "model_index.json").get("_class_name")
     if kind not in PIPELINES.values():
         expected = " or ".join(PIPELINES.values())
-        raise ValueError(f"{folder / 'model_index.json'}: _class_name is {kind}, expected {expected}")
+        hint = f"; its autoencoder alone is in {folder / 'vae'}" if (folder / "vae").is_dir() else ""
+        raise ValueError(f"{folder / 'model_index.json'}: _class_name is {kind}, expected {expected}{hint}")
     parts = {
         "unet": read_part(folder / "unet", (WEIGHTS,), variant),
         "vae": read_part(folder / "vae", (WEIGHTS,), variant),
         "text_encoder": read_part(folder / "text_encoder", ("model", "pytorch_model"), variant),
     }
-    hashes = {f"{name}/{file.name}": sha256(file) for name, part in parts.items() for file in part.files}
-    source = {"program": "diffusers", "name": folder.resolve().name, "sha256": hashes}
+    check_unshifted(parts["vae"].config, parts["vae"].config_name)
+    files = {f"{name}/{file.name}": file for name, part in parts.items() for file in part.files}
+    source["sha256"] = {name: sha256(file) for name, file in files.items()}
     return write_run(_model(folder, parts), out, source)
 
 
@@ -93,7 +113,7 @@ def _model(folder: Path, parts: dict[str, Part]) -> TextToImage:
         autoencoder,
         Network(tower.config["init_args"], tower_weights(text.weights)),
         latents,
-        process(read_json(scheduler), str(scheduler)),
+        check_process(process(read_json(scheduler), str(scheduler)), str(scheduler)),
         size * factor if isinstance(size, int) else None,
     )
     return model.check(dict(zip(("unet", "autoencoder", "text"), map(_name, (unet, vae, text)), strict=True)))
@@ -105,10 +125,12 @@ def _name(part: Part) -> str:
 
 def _read_vae(vae: Part) -> tuple[Network, Latents]:
     """Read the autoencoder; the statistics of an export of ours come back as they were."""
-    arguments, factor = vae_arguments(vae.config, vae.config_name)
+    arguments, latents = vae_arguments(vae.config, vae.config_name)
     weights = {_renamed(name): _squeezed(name, tensor) for name, tensor in vae.weights.items()}
-    network, latents = Network(arguments, weights).float(), of_factor(factor, arguments["latent_channels"])
-    if factor == 1.0 and (original := vae.folder / UNFOLDED).is_file():
+    if not vae.config.get("use_quant_conv", True):
+        weights = complete(weights, arguments["latent_channels"])
+    network = Network(arguments, weights).float()
+    if (original := vae.folder / UNFOLDED).is_file() and vae.config.get("scaling_factor") == 1.0:
         unfolded = unfold(network.weights, read_weights(original))
         return (Network(arguments, unfolded[0]), unfolded[1]) if unfolded else (network, latents)
     return network, latents

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import torch
+
+from ldm.interop.latents import of_factor, of_statistics
+from ldm.interop.model import Latents
 
 UNET_FIXED: dict[str, Any] = {
     "center_input_sample": False,
@@ -61,11 +67,6 @@ UNET_FREE: dict[str, Any] = {
 """Settings that may have any value, with diffusers' defaults: arguments, and what changes no image."""
 VAE_FIXED: dict[str, Any] = {
     "act_fn": "silu",
-    "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
-    "use_quant_conv": True,
-    "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
 """The same of an ``AutoencoderKL``."""
@@ -80,6 +81,11 @@ VAE_FREE: dict[str, Any] = {
     "norm_num_groups": 32,
     "sample_size": 32,
     "scaling_factor": 0.18215,
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
     "force_upcast": True,
 }
 ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
@@ -143,11 +149,12 @@ def unet_config(arguments: Mapping[str, Any], channels: int, inputs: int, tokens
     }
 
 
-def vae_arguments(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], float]:
+def vae_arguments(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any], Latents]:
     """Read an autoencoder's config.json.
 
     Returns:
-        Arguments of ``KLAutoencoder``, and the factor that scales its latents.
+        Arguments of ``KLAutoencoder``, and how latents are normalised: by a factor, and by a shift for all
+        channels or mean and deviation of each.
 
     Raises:
         ValueError: If our autoencoder cannot be that; the message names field and value.
@@ -156,7 +163,9 @@ def vae_arguments(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any],
     levels = len(config["block_out_channels"])
     _expect(name, "down_block_types", list(config["down_block_types"]), ["DownEncoderBlock2D"] * levels)
     _expect(name, "up_block_types", list(config["up_block_types"]), ["UpDecoderBlock2D"] * levels)
-    _expect(name, "out_channels", config["out_channels"], config["in_channels"])
+    _expect(name, "in_channels", config["in_channels"], 3)
+    _expect(name, "out_channels", config["out_channels"], 3)
+    _expect(name, "use_post_quant_conv", config["use_post_quant_conv"], config["use_quant_conv"])
     arguments = {
         "latent_channels": config["latent_channels"],
         "block_out_channels": list(config["block_out_channels"]),
@@ -164,7 +173,29 @@ def vae_arguments(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any],
         "norm_groups": config["norm_num_groups"],
         "image_channels": config["in_channels"],
     }
-    return arguments, config["scaling_factor"]
+    return arguments, _latents(config, name)
+
+
+def check_unshifted(config: Mapping[str, Any], name: str) -> None:
+    """Check that latents are normalised by a factor alone: pipelines of Stable Diffusion use nothing else.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    for field in ("shift_factor", "latents_mean", "latents_std"):
+        _expect(name, field, config.get(field), None)
+
+
+def _latents(config: Mapping[str, Any], name: str) -> Latents:
+    factor, shift, channels = config["scaling_factor"], config["shift_factor"], config["latent_channels"]
+    mean, std = config["latents_mean"], config["latents_std"]
+    if mean is None and std is None:
+        return replace(of_factor(factor, channels), mean=torch.full((channels,), float(shift or 0)))
+    if shift or mean is None or std is None or not len(mean) == len(std) == channels:
+        raise ValueError(
+            f"{name}: expected {channels} numbers in latents_mean and latents_std, and no shift_factor"
+        )
+    return of_statistics(mean, [each / factor for each in std])
 
 
 def vae_config(arguments: Mapping[str, Any], scaling_factor: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ so the original convolutions are stored with the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,6 +38,22 @@ def of_factor(factor: float, channels: int) -> Latents:
     """Return the normalisation z' = ``factor`` z."""
     std = torch.tensor(1 / factor, dtype=torch.float64).float()
     return Latents(torch.zeros(channels), std.repeat(channels))
+
+
+def of_statistics(mean: Sequence[float], std: Sequence[float]) -> Latents:
+    """Return the normalisation z' = (z - ``mean``) / ``std``, a number per channel."""
+    return Latents(*(torch.tensor(values, dtype=torch.float64).float() for values in (mean, std)))
+
+
+def complete(weights: Weights, channels: int) -> dict[str, Tensor]:
+    """Add the two 1x1 convolutions around the latent, as identities, to an autoencoder that has none."""
+    identities = {
+        f"{name}.{kind}": torch.eye(width)[:, :, None, None] if kind == "weight" else torch.zeros(width)
+        for name, width in (("quant_conv", 2 * channels), ("post_quant_conv", channels))
+        for kind in ("weight", "bias")
+    }
+    is_complete = any(name in weights for name in FOLDED)
+    return dict(weights) if is_complete else {**weights, **identities}
 
 
 def fold(weights: Weights, latents: Latents) -> dict[str, Tensor]:

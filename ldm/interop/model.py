@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,21 @@ class Network:
     def float(self) -> Network:
         """Widen the weights to float32."""
         return replace(self, weights={name: tensor.float() for name, tensor in self.weights.items()})
+
+    def check(self, build: Callable[..., nn.Module], name: str) -> Network:
+        """Check that the weights have the names and shapes that the arguments ask for.
+
+        Args:
+            build: Class of the network.
+            name: What messages call it: its file.
+
+        Raises:
+            ValueError: If they have not.
+        """
+        with torch.device("meta"):
+            shapes = {key: value.shape for key, value in build(**self.arguments).state_dict().items()}
+        check(self.weights, shapes, name)
+        return self
 
 
 @dataclass(frozen=True)
@@ -109,15 +125,9 @@ class TextToImage:
                 f"{names['unet']}: the U-Net has {channels + spatial} input channels, expected {channels}, "
                 f"or {2 * channels + 1} to inpaint"
             )
-        with torch.device("meta"):
-            nets: dict[str, nn.Module] = {
-                "unet": UNet(self.widths, **self.unet.arguments),
-                "autoencoder": KLAutoencoder(**self.autoencoder.arguments),
-                "text": TextTower(**self.text.arguments),
-            }
-        for name, net in nets.items():
-            shapes = {key: value.shape for key, value in net.state_dict().items()}
-            check(getattr(self, name).weights, shapes, names[name])
+        self.unet.check(partial(UNet, self.widths), names["unet"])
+        self.autoencoder.check(KLAutoencoder, names["autoencoder"])
+        self.text.check(TextTower, names["text"])
         return self
 
 

@@ -19,7 +19,8 @@ from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.model import Latents, Network, Process, TextToImage, arguments
 from ldm.interop.schedules import PREDICTIONS, betas, named, recognised, sampler
 from ldm.io.atomic import write_text
-from ldm.io.checkpoint import Checkpoint
+from ldm.io.checkpoint import Checkpoint, find
+from ldm.io.upstream import run_folder
 from ldm.io.weights import sha256
 from ldm.latents.space import AutoencoderLatents
 from ldm.nets.autoencoder import KLAutoencoder
@@ -83,7 +84,9 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
     for name in PARTS:
         if (found := out / name / "checkpoints" / "last.ckpt").exists():
             raise ValueError(f"--out: '{found}' is there already, expected a folder without runs")
-    latents = _write_autoencoder(model, out / "autoencoder", source)
+    latents = write_autoencoder(
+        model.autoencoder, model.latents, out / "autoencoder", source, model.image_size
+    )
     text = _write_text(model, out / "text", source)
     config = named(
         Diffusion,
@@ -98,23 +101,37 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
         guidance=named(ClassifierFree, scale=7.5),
     )
     weights = {f"denoiser.{name}": tensor for name, tensor in model.unet.float().weights.items()}
-    built_on = {str(path.parents[1]): sha256(path) for path in (latents, text)}
+    built_on = {str(run): sha256(find(run)) for run in (latents, text)}
     write_checkpoint(out / "diffusion", "diffusion", config, weights, source, model.image_size, built_on)
     yaml_text = yaml.safe_dump({"model": config}, sort_keys=False, default_flow_style=None, width=110)
     write_text(out / "model.yaml", HEAD.format(source=source.get("name"), out=out) + yaml_text)
     return out / "diffusion"
 
 
-def _write_autoencoder(model: TextToImage, out: Path, source: Mapping[str, Any]) -> Path:
-    config = named(Autoencoder, net=named(KLAutoencoder, **model.autoencoder.arguments))
-    weights = {f"net.{name}": tensor for name, tensor in model.autoencoder.float().weights.items()}
-    weights |= {"latent_mean": model.latents.mean, "latent_std": model.latents.std}
-    return write_checkpoint(out, "autoencoder", config, weights, source, model.image_size)
+def write_autoencoder(
+    network: Network, latents: Latents, out: str | Path, source: Mapping[str, Any], size: int | None = None
+) -> Path:
+    """Write the run folder of an autoencoder stage; its weights are widened to float32.
+
+    Args:
+        network: Of ``KLAutoencoder``.
+        latents: How its latents are normalised.
+        out: Run folder.
+        source: Where it comes from: "program", "name" and hashes of files.
+        size: Side of the images that it was trained on; None if unknown, which takes any.
+
+    Raises:
+        ValueError: If ``out`` has a checkpoint.
+    """
+    config = named(Autoencoder, net=named(KLAutoencoder, **network.arguments))
+    weights = {f"net.{name}": tensor for name, tensor in network.float().weights.items()}
+    weights |= {"latent_mean": latents.mean, "latent_std": latents.std}
+    return run_folder(write_checkpoint(out, "autoencoder", config, weights, source, size))
 
 
 def _write_text(model: TextToImage, out: Path, source: Mapping[str, Any]) -> Path:
     config = {"class_path": "ldm.nets.TextTower", "init_args": model.text.arguments}
-    return write_checkpoint(out, "text_tower", config, model.text.float().weights, source)
+    return run_folder(write_checkpoint(out, "text_tower", config, model.text.float().weights, source))
 
 
 def _conditioner(model: TextToImage, text: str) -> dict[str, Any]:

@@ -86,6 +86,25 @@ def process(config: Mapping[str, Any], name: str) -> Process:
     return Process(_schedule(config, name), named(PREDICTIONS[config["prediction_type"]]), sampler)
 
 
+def check_process(found: Process, name: str) -> Process:
+    """Check that the noise is not predicted where the last timestep is nothing else.
+
+    Args:
+        found: A process.
+        name: What messages call it: its file.
+
+    Raises:
+        ValueError: If it is.
+    """
+    is_epsilon = found.prediction["class_path"] == class_path(prediction.Epsilon)
+    if is_epsilon and found.schedule["class_path"] == class_path(schedule.ZeroTerminalSNR):
+        raise ValueError(
+            f"{name}: prediction_type is epsilon with zero terminal SNR, expected v_prediction or sample: "
+            "the last timestep is pure noise, which says nothing of the image"
+        )
+    return found
+
+
 def scheduler_config(process: Process) -> dict[str, Any]:
     """Write the scheduler_config.json of a DDIM that visits the timesteps that ours does, clean at last.
 
@@ -169,7 +188,7 @@ def _arguments(name: str, num_steps: int, first: float, last: float) -> dict[str
 
 def _schedule(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Name what the file describes; listed betas may be those of a known schedule."""
-    kind = config["beta_schedule"]
+    kind, rescales = config["beta_schedule"], config["rescale_betas_zero_snr"]
     if config["trained_betas"] is not None:
         found = recognised(config["trained_betas"])
     elif kind in SCHEDULES:
@@ -179,7 +198,8 @@ def _schedule(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         raise ValueError(
             f"{name}: beta_schedule is {kind}, expected {' or '.join(SCHEDULES)}, or trained_betas"
         )
-    return named(schedule.ZeroTerminalSNR, schedule=found) if config["rescale_betas_zero_snr"] else found
+    done = found["class_path"] == class_path(schedule.ZeroTerminalSNR)
+    return named(schedule.ZeroTerminalSNR, schedule=found) if rescales and not done else found
 
 
 def _betas(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from comparing import error_of
 from PIL import Image
+from tiny_shards import write_shards
 from torchvision.transforms.functional import pil_to_tensor
 
 from benchmarks import export
-from ldm import convert, fit, sample
+from ldm import convert, encode, fit, sample
 from ldm.io.checkpoint import Checkpoint
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
@@ -93,3 +94,16 @@ def test_a_single_file_comes_back_bit_for_bit(chain, fresh, tmp_path, capsys):
     assert "weights 'nowhere.ckpt' do not exist" in line
     both = ["from-compvis", f"--file={file}", f"--out={tmp_path / 'out'}", "--weights=both"]
     assert "weights" in error_of(capsys, both, convert.main)
+
+
+def test_an_autoencoder_alone_encodes_shards(tmp_path, capsys):
+    diffusers = pytest.importorskip("diffusers")
+    levels = {"block_out_channels": (4, 8), "norm_num_groups": 2, "latent_channels": 3}
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    diffusers.AutoencoderKL(**levels, **kinds, shift_factor=0.1).save_pretrained(tmp_path / "theirs")
+    vae = tmp_path / "vae"
+    assert run("from-diffusers", f"--folder={tmp_path / 'theirs'}", f"--out={vae}") == 0
+    assert capsys.readouterr().out == f"wrote {vae}\n"
+    shards, out = write_shards(tmp_path / "shards", [2]), tmp_path / "latents"
+    assert encode.main([f"--autoencoder={vae}", f"--shards={shards}", f"--out={out}", "--size=8"]) == 0
+    assert (out / "train-000000.tar").is_file()

@@ -9,7 +9,7 @@ from tiny_model import AUTOENCODER, TEXT, randomised, relative, same, tiny
 
 from ldm.diffusion import prediction, schedule
 from ldm.interop.compvis import ImportOptions, _read_autoencoder, _read_unet, export_file, import_file
-from ldm.interop.compvis_keys import autoencoder_modules, averaged, names, unet_modules
+from ldm.interop.compvis_keys import autoencoder_modules, below, dotted, names, unet_modules
 from ldm.interop.compvis_shapes import autoencoder_arguments, unet_arguments
 from ldm.interop.compvis_text import of_open_clip, read_text, to_open_clip, write_text_tower
 from ldm.interop.diffusers import export_pipeline
@@ -18,6 +18,7 @@ from ldm.interop.model import Network
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import named
 from ldm.interop.transformers import text_config
+from ldm.latents.space import AutoencoderLatents
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import TextTower
@@ -93,6 +94,7 @@ def test_published_models_have_686_and_248_names_each_with_one_counterpart(argum
     }.items():
         assert theirs[ours] == name
     found = {name: unet.state_dict()[ours] for ours, name in theirs.items()}
+    assert all(dotted(name.replace(".", "")) == name for name in theirs.values())
     inferred = unet_arguments(found, "x")
     assert {key: inferred[key] for key in arguments} == arguments
     assert inferred["block_out_channels"] == [320, 640, 1280, 1280]
@@ -162,14 +164,16 @@ def test_files_of_full_size_have_the_layout_that_diffusers_converts_and_we_recog
         assert {name: tensor.shape for name, tensor in converted.items()} == shapes(model)
     read, kind = _read_unet(file, None, DEFAULTS, "x")
     assert kind == "raw" and {key: read.arguments[key] for key in arguments} == arguments
-    networks = (read, _read_autoencoder(file, None, "x")[0], read_text(file, "x"))
+    first_stage = below(file, "first_stage_model.")
+    networks = (read, _read_autoencoder(file, first_stage, None, DEFAULTS, "x")[0], read_text(file, "x"))
     for network, ours in zip(networks, (unet, autoencoder, tower), strict=True):
         assert {name: tensor.shape for name, tensor in network.weights.items()} == shapes(ours)
     assert {key: networks[2].arguments[key] for key in text} == text
 
 
-def test_the_averages_names_have_no_dots():
-    assert averaged("input_blocks.0.0.weight") == "model_ema.diffusion_modelinput_blocks00weight"
+def averaged(name):
+    """Name of an average in a file, by the name of what it averages without a prefix: it has no dots."""
+    return "model_ema.diffusion_model" + name.replace(".", "")
 
 
 def published(tmp_path, **more):
@@ -228,8 +232,140 @@ def test_averaged_weights_are_taken_unless_raw_ones_are_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"1 of \d+ weights missing \(out\.2\.bias\)"):
         import_file(file, tmp_path / "part", DEFAULTS)
     save_file(tensors, tmp_path / "raw.safetensors")
-    with pytest.raises(ValueError, match=r"no averaged weights \(model_ema\.\*\), expected --weights raw"):
+    with pytest.raises(ValueError, match=r"no averaged weights \(model_ema\..*\), expected --weights raw"):
         import_file(tmp_path / "raw.safetensors", tmp_path / "none", ImportOptions("ema"))
+
+
+def test_a_file_of_averaged_weights_alone_is_taken(tmp_path):
+    model, tensors = published(tmp_path)
+    prefix = "model.diffusion_model."
+    ema = {averaged(k.removeprefix(prefix)): v for k, v in tensors.items() if k.startswith(prefix)}
+    rest = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
+    torch.save({"state_dict": {**rest, **ema, "model_ema.decay": torch.tensor(0.9999)}}, tmp_path / "x.ckpt")
+    run, _ = import_file(tmp_path / "x.ckpt", tmp_path / "out", ImportOptions(image_size=16))
+    found = read_run(run).unet
+    assert found.arguments == model.unet.arguments
+    assert all(torch.equal(found.weights[key], value) for key, value in model.unet.weights.items())
+    with pytest.raises(ValueError, match=r"no weights but averaged ones .*, expected --weights ema"):
+        import_file(tmp_path / "x.ckpt", tmp_path / "none", ImportOptions("raw"))
+
+
+EMPTY = torch.empty(0)
+
+
+@pytest.mark.parametrize(
+    ("markers", "metadata", "kind", "is_zero_snr"),
+    [
+        ({"v_pred": EMPTY}, {}, "Velocity", False),
+        ({"v_pred": EMPTY, "ztsnr": EMPTY}, {}, "Velocity", True),
+        ({}, {"modelspec.prediction_type": "v"}, "Velocity", False),
+        ({}, {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, "Velocity", True),
+        ({}, {"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "False"}, "Epsilon", False),
+    ],
+)
+def test_what_a_file_says_of_its_process_is_believed(tmp_path, tensors, markers, metadata, kind, is_zero_snr):
+    save_file(
+        {**tensors, **markers}, tmp_path / "x.safetensors", {**metadata, "modelspec.resolution": "96x96"}
+    )
+    run, notes = import_file(tmp_path / "x.safetensors", tmp_path / "out", DEFAULTS)
+    found = read_run(run)
+    assert found.process.prediction["class_path"] == f"ldm.diffusion.{kind}" and notes == []
+    assert (found.process.schedule["class_path"] == "ldm.diffusion.ZeroTerminalSNR") == is_zero_snr
+    spacing = found.process.sampler["init_args"]["spacing"]["class_path"]
+    assert spacing.endswith("Trailing" if is_zero_snr else "Leading") and found.image_size == 96
+
+
+@pytest.mark.parametrize(
+    ("markers", "metadata", "options", "says"),
+    [
+        (
+            {"v_pred": EMPTY},
+            {},
+            {"prediction": "epsilon"},
+            "--prediction: got epsilon, but .* states another .marker v_pred says velocity.: leave it out",
+        ),
+        (
+            {"v_pred": EMPTY},
+            {"modelspec.prediction_type": "epsilon"},
+            {},
+            "contradicts itself .marker v_pred says velocity, modelspec.prediction_type says epsilon",
+        ),
+        ({}, {"modelspec.prediction_type": "x"}, {}, "modelspec.prediction_type is x, expected epsilon, "),
+        (
+            {"ztsnr": EMPTY},
+            {},
+            {"prediction": "epsilon"},
+            "is epsilon with zero terminal SNR",
+        ),
+        ({}, {}, {"scaling_factor": 0.5}, "--scaling-factor: got 0.5, but .* has 0.18215: leave the option"),
+    ],
+)
+def test_contradictions_are_one_line(tmp_path, tensors, markers, metadata, options, says):
+    save_file({**tensors, **markers}, tmp_path / "x.safetensors", metadata)
+    with pytest.raises(ValueError, match=says) as error:
+        import_file(tmp_path / "x.safetensors", tmp_path / "out", ImportOptions(**options))
+    assert "x.safetensors" in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_zero_snr_alone_means_velocity_and_an_option_decides_a_contradiction(tmp_path, tensors):
+    save_file({**tensors, "ztsnr": EMPTY}, tmp_path / "x.safetensors")
+    run, notes = import_file(tmp_path / "x.safetensors", tmp_path / "a", DEFAULTS)
+    assert read_run(run).process.prediction["class_path"].endswith("Velocity")
+    assert len(notes) == 1 and "zero terminal SNR" in notes[0]
+    both = {"modelspec.prediction_type": "epsilon"}
+    save_file({**tensors, "v_pred": EMPTY}, tmp_path / "y.safetensors", both)
+    run, _ = import_file(tmp_path / "y.safetensors", tmp_path / "b", ImportOptions(prediction="epsilon"))
+    assert read_run(run).process.prediction["class_path"].endswith("Epsilon")
+
+
+LORA = {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": torch.zeros(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (LORA, "the file is a LoRA, which changes a model: merge it"),
+        ({"unet.down_blocks.0.attn1.to_q.lora_A.weight": EMPTY}, "the file is a LoRA"),
+        ({"mid_block.attn2.processor.to_q_lora.up.weight": EMPTY}, "the file is a LoRA"),
+        ({"down_blocks.0.resnets.0.conv1.weight": EMPTY}, "a part of a folder of diffusers"),
+        ({"encoder.conv_in.weight": EMPTY, "quantize.embedding.weight": EMPTY}, "is missing"),
+        ({"a": EMPTY}, "the file has no U-Net, expected model.diffusion_model.*, nor an autoencoder"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, found, says):
+    save_file(found, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError) as error:
+        import_file(tmp_path / "x.safetensors", tmp_path / "out", DEFAULTS)
+    assert says in str(error.value) and "x.safetensors" in str(error.value) and len(str(error.value)) < 300
+
+
+def test_a_logit_scale_beside_is_ignored_and_a_lora_beside_is_noted(tmp_path, tensors):
+    beside = {"cond_stage_model.logit_scale": torch.tensor(4.6), **LORA}
+    save_file(tensors | beside, tmp_path / "x.safetensors")
+    _, notes = import_file(tmp_path / "x.safetensors", tmp_path / "out", DEFAULTS)
+    assert len(notes) == 1 and notes[0].startswith("left out 1 weights of a LoRA (lora_unet_down")
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_an_autoencoder_alone_becomes_its_own_run(tmp_path, tensors, prefix):
+    alone = {f"{prefix}{k}": v for k, v in below(tensors, "first_stage_model.").items()}
+    loss = {"loss.discriminator.main.0.weight": torch.zeros(2, 2), "loss.logvar": torch.zeros(())}
+    torch.save({"state_dict": {**alone, **loss}, "epoch": 3}, tmp_path / "vae.ckpt")
+    run, notes = import_file(tmp_path / "vae.ckpt", tmp_path / "a", DEFAULTS)
+    assert run == tmp_path / "a" and len(notes) == 1 and "--scaling-factor" in notes[0]
+    whole = tmp_path / "whole.safetensors"
+    save_file(tensors, whole)
+    import_file(whole, tmp_path / "b", DEFAULTS)
+    ours, theirs = (AutoencoderLatents(str(tmp_path / name)) for name in ("a", "b/autoencoder"))
+    assert torch.equal(ours.latent_std, theirs.latent_std)
+    for name, weight in theirs.net.module.state_dict().items():
+        assert torch.equal(ours.net.module.state_dict()[name], weight), name
+    run, notes = import_file(tmp_path / "vae.ckpt", tmp_path / "c", ImportOptions(scaling_factor=0.5))
+    assert notes == [] and AutoencoderLatents(str(run)).latent_std.eq(2).all()
+    del alone[f"{prefix}quant_conv.weight"]
+    torch.save(alone, tmp_path / "part.ckpt")
+    with pytest.raises(ValueError, match=r"part\.ckpt: 1 of \d+ weights missing \(quant_conv\.weight\)"):
+        import_file(tmp_path / "part.ckpt", tmp_path / "d", DEFAULTS)
 
 
 def test_heads_may_be_said(tmp_path):
@@ -275,7 +411,8 @@ def tensors(tmp_path_factory):
         (r"cond_stage_model\.", "the file has no text tower, expected cond_stage_model.transformer."),
         (r".*middle_block\.2\.in_layers\.2\.bias", "weights missing (middle_block.2.in_layers.2.bias)"),
         (r".*input_blocks\.0\.0\.weight", "weight input_blocks.0.0.weight is missing"),
-        (r".*post_quant_conv\.weight", "weight post_quant_conv.weight is missing"),
+        (r".*post_quant_conv\.weight", "weights missing (post_quant_conv.weight)"),
+        (r".*encoder\.conv_out\.weight", "weight encoder.conv_out.weight is missing"),
         (r".*final_layer_norm\.weight", "weight final_layer_norm.weight is missing"),
     ],
 )

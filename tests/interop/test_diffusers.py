@@ -13,13 +13,14 @@ from ldm.conditioners.text import load_tower
 from ldm.diffusion import prediction, schedule
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.samplers.ddim import DDIM
-from ldm.interop.diffusers import UNFOLDED, export_pipeline, import_pipeline
+from ldm.interop.diffusers import UNFOLDED, export_pipeline, import_folder
 from ldm.interop.diffusers_configs import unet_arguments, unet_config
 from ldm.interop.latents import of_factor
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import named
 from ldm.interop.tokenizer import write_tokenizer
 from ldm.io.checkpoint import Checkpoint
+from ldm.latents.space import AutoencoderLatents
 from ldm.nets.unet import UNet
 from ldm.rng import SampleNoise
 from ldm.stages.autoencoder import Autoencoder
@@ -53,7 +54,7 @@ def pipeline_of(folder):
 def test_what_comes_back_is_what_left_bit_for_bit(tmp_path, name):
     model = tiny(**MODELS[name])
     folder = export_pipeline(write_run(model, tmp_path / "ours", SOURCE), tmp_path / "theirs")
-    again = read_run(import_pipeline(folder, tmp_path / "again"))
+    again = read_run(import_folder(folder, tmp_path / "again"))
     assert same(again, model)
 
 
@@ -75,7 +76,7 @@ def test_an_inpainting_model_goes_both_ways(tmp_path):
     run = write_run(model, tmp_path / "ours", SOURCE)
     folder = export_pipeline(run, tmp_path / "theirs")
     assert type(pipeline_of(folder)).__name__ == "StableDiffusionInpaintPipeline"
-    assert same(read_run(import_pipeline(folder, tmp_path / "again")), model)
+    assert same(read_run(import_folder(folder, tmp_path / "again")), model)
 
 
 def theirs(folder, seed=0, **changes):
@@ -119,7 +120,7 @@ def theirs(folder, seed=0, **changes):
 def test_a_pipeline_of_theirs_computes_the_same_here(tmp_path, changes):
     pipeline = theirs(tmp_path, **changes)
     pipeline.save_pretrained(tmp_path / "theirs")
-    run = import_pipeline(tmp_path / "theirs", tmp_path / "ours")
+    run = import_folder(tmp_path / "theirs", tmp_path / "ours")
     stage = load_stage(str(run), Diffusion)
     net = load_stage(str(tmp_path / "ours" / "autoencoder"), Autoencoder).net
     tower = load_tower(Checkpoint.open(tmp_path / "ours" / "text"))
@@ -140,13 +141,98 @@ def test_a_pipeline_of_theirs_computes_the_same_here(tmp_path, changes):
     assert relative(abar, pipeline.scheduler.alphas_cumprod.double()) < 1e-5
 
 
+VAE = {
+    "block_out_channels": (4, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 2,
+}
+MEAN, STD = torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mean", "std"),
+    [
+        ({"latent_channels": 4, "scaling_factor": 0.13025}, torch.zeros(4), torch.full((4,), 1 / 0.13025)),
+        (
+            {"latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+            | {"use_quant_conv": False, "use_post_quant_conv": False},
+            torch.full((16,), 0.1159),
+            torch.full((16,), 1 / 0.3611),
+        ),
+        (
+            {"latent_channels": 16, "scaling_factor": 0.5}
+            | {"latents_mean": MEAN.tolist(), "latents_std": STD.tolist()},
+            MEAN,
+            STD / 0.5,
+        ),
+    ],
+    ids=["one factor", "shifted, without quant_conv", "per channel"],
+)
+def test_an_autoencoder_alone_becomes_a_run_that_later_stages_take(tmp_path, settings, mean, std):
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(**VAE, **settings).eval()
+    vae.save_pretrained(tmp_path / "theirs")
+    run = import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert run == tmp_path / "ours"
+    latents, image = AutoencoderLatents(str(run)), torch.rand(2, 3, 8, 8) * 2 - 1
+    with torch.no_grad():
+        theirs = vae.encode(image).latent_dist.mean
+        scaled = (theirs - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+        ours = latents.encode({"image": image}, torch.zeros_like(theirs))
+        assert relative(ours, scaled) < 1e-5
+        assert relative(latents.decode(ours), vae.decode(theirs).sample.clamp(-1, 1)) < 1e-5
+    assert Checkpoint.open(run).state["source"]["program"] == "diffusers"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"_class_name": "VQModel"}, "_class_name is VQModel, expected AutoencoderKL"),
+        ({"mid_block_add_attention": False}, "mid_block_add_attention is False, expected True"),
+        ({"latents_mean": [0.0]}, "expected 4 numbers in latents_mean and latents_std"),
+        ({"use_post_quant_conv": False}, "use_post_quant_conv is False, expected True"),
+        ({"in_channels": 4}, "in_channels is 4, expected 3"),
+        ({"norm_num_groups": 4, "latent_channels": 8}, "weights of another shape"),
+    ],
+)
+def test_an_autoencoder_that_ours_cannot_be_is_refused_by_field(tmp_path, change, says):
+    diffusers.AutoencoderKL(**VAE).save_pretrained(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ValueError) as error:
+        import_folder(tmp_path / "theirs", tmp_path / "ours")
+    assert says in str(error.value) and str(file.parent) in str(error.value)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_the_autoencoder_of_another_pipeline_is_pointed_at(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "x")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(ValueError, match=r"is FluxPipeline, expected .*; its autoencoder alone is in .*vae"):
+        import_folder(folder, tmp_path / "out")
+
+
+def test_the_scheduler_is_believed(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "x")
+    file = folder / "scheduler" / "scheduler_config.json"
+    says = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | says))
+    process = read_run(import_folder(folder, tmp_path / "ours")).process
+    assert process.prediction["class_path"] == "ldm.diffusion.Velocity"
+    assert process.schedule["class_path"] == "ldm.diffusion.ZeroTerminalSNR"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": "epsilon"}))
+    with pytest.raises(ValueError, match=r"scheduler_config\.json: prediction_type is epsilon with zero"):
+        import_folder(folder, tmp_path / "none")
+
+
 def test_weights_in_pieces_halves_pickles_and_under_old_names(tmp_path):
     pipeline = theirs(tmp_path)
     pipeline.save_pretrained(tmp_path / "whole")
-    expected = read_run(import_pipeline(tmp_path / "whole", tmp_path / "a"))
+    expected = read_run(import_folder(tmp_path / "whole", tmp_path / "a"))
     pipeline.save_pretrained(tmp_path / "pieces", max_shard_size="20KB")
     assert len(list((tmp_path / "pieces" / "unet").glob("*.safetensors"))) > 3
-    assert same(read_run(import_pipeline(tmp_path / "pieces", tmp_path / "b")), expected)
+    assert same(read_run(import_folder(tmp_path / "pieces", tmp_path / "b")), expected)
     pipeline.save_pretrained(tmp_path / "pickles", safe_serialization=False)
     assert list((tmp_path / "pickles" / "unet").glob("*.bin"))
     rename_attention(tmp_path / "pickles" / "vae" / "diffusion_pytorch_model.bin")
@@ -154,7 +240,7 @@ def test_weights_in_pieces_halves_pickles_and_under_old_names(tmp_path):
     weights = {name.removeprefix("text_model."): tensor for name, tensor in load_file(file).items()}
     torch.save({f"text_model.{k}": v for k, v in weights.items()}, file.with_name("pytorch_model.bin"))
     file.unlink()
-    assert same(read_run(import_pipeline(tmp_path / "pickles", tmp_path / "c")), expected)
+    assert same(read_run(import_folder(tmp_path / "pickles", tmp_path / "c")), expected)
 
 
 def rename_attention(file):
@@ -173,8 +259,8 @@ def rename_attention(file):
 def test_half_weights_become_float32_and_variants_are_chosen(tmp_path):
     theirs(tmp_path, seed=0).save_pretrained(tmp_path / "x")
     theirs(tmp_path, seed=1).to(torch.float16).save_pretrained(tmp_path / "x", variant="fp16")
-    plain = read_run(import_pipeline(tmp_path / "x", tmp_path / "a"))
-    half = read_run(import_pipeline(tmp_path / "x", tmp_path / "b", variant="fp16"))
+    plain = read_run(import_folder(tmp_path / "x", tmp_path / "a"))
+    half = read_run(import_folder(tmp_path / "x", tmp_path / "b", variant="fp16"))
     name = "conv_in.weight"
     assert not torch.equal(plain.unet.weights[name], half.unet.weights[name])
     for network in (half.unet, half.autoencoder, half.text):
@@ -182,9 +268,9 @@ def test_half_weights_become_float32_and_variants_are_chosen(tmp_path):
             assert tensor.dtype == torch.float32 and torch.equal(tensor, tensor.half().float())
     for file in (tmp_path / "x").rglob("*model.safetensors"):
         file.unlink()
-    assert same(read_run(import_pipeline(tmp_path / "x", tmp_path / "c")), half)
+    assert same(read_run(import_folder(tmp_path / "x", tmp_path / "c")), half)
     with pytest.raises(FileNotFoundError, match=r"expected diffusion_pytorch_model\.ema\.safetensors"):
-        import_pipeline(tmp_path / "x", tmp_path / "d", variant="ema")
+        import_folder(tmp_path / "x", tmp_path / "d", variant="ema")
 
 
 def test_weights_changed_after_an_export_are_taken_as_they_are(tmp_path):
@@ -194,7 +280,7 @@ def test_weights_changed_after_an_export_are_taken_as_they_are(tmp_path):
     weights = load_file(file)
     weights["quant_conv.bias"] += 1
     save_file(weights, file)
-    found = read_run(import_pipeline(folder, tmp_path / "again"))
+    found = read_run(import_folder(folder, tmp_path / "again"))
     assert torch.equal(found.autoencoder.weights["quant_conv.bias"], weights["quant_conv.bias"])
     assert found.latents.mean.eq(0).all() and found.latents.std.eq(1).all()
     assert not torch.equal(found.latents.std, PER_CHANNEL.std)
@@ -261,31 +347,33 @@ def test_what_ours_cannot_be_is_said_by_field_and_value(exported, tmp_path, part
     config = json.loads((folder / part / name).read_text())
     (folder / part / name).write_text(json.dumps(config | {field: value}))
     with pytest.raises(ValueError) as error:
-        import_pipeline(folder, tmp_path / "out")
+        import_folder(folder, tmp_path / "out")
     assert says in str(error.value) and str(folder) in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_other_bad_input(exported, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere' is no folder"):
-        import_pipeline(tmp_path / "nowhere", tmp_path / "out")
+        import_folder(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"model_index\.json' does not exist"):
-        import_pipeline(exported / "unet", tmp_path / "out")
+        import_folder(exported / "tokenizer", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"_class_name is UNet2DConditionModel, expected AutoencoderKL"):
+        import_folder(exported / "unet", tmp_path / "out")
     with pytest.raises(ValueError, match=r"--out: .*theirs' is there already, expected an empty folder"):
         export_pipeline(exported.parent / "ours" / "diffusion", exported)
     with pytest.raises(ValueError, match=r"--out: .*last\.ckpt' is there already"):
-        import_pipeline(exported, exported.parent / "ours")
+        import_folder(exported, exported.parent / "ours")
     folder = shutil.copytree(exported, tmp_path / "x")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
     with pytest.raises(
         FileNotFoundError, match=r"unet' has no weights: found config\.json, expected diffusion_"
     ):
-        import_pipeline(folder, tmp_path / "out")
+        import_folder(folder, tmp_path / "out")
     index = {"weight_map": {"conv_in.weight": "../vae/diffusion_pytorch_model.safetensors"}}
     (folder / "unet" / f"{weights.name}.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="expected one in its own folder"):
-        import_pipeline(folder, tmp_path / "out")
+        import_folder(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
