@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -22,6 +21,8 @@ from ldm.diffusion.samplers.sampler import Sampler
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.images import from_bytes, grid, to_bytes, write_png
 from ldm.io.upstream import OPTION, upstream_options
+from ldm.sampling.output import GRID, image_path, output_folder
+from ldm.sampling.prompts import read_prompts
 from ldm.sampling.requests import (
     SampleOptions,
     SampleRequest,
@@ -55,7 +56,8 @@ Any other model redraws an image (--image, --strength), or only what --mask show
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "..." --image old.png --mask mask.png
 
 Writes 000000.png ... and grid.png into --out; each file carries the settings that drew it in its text
-chunks. An image depends on its condition, copy, seed, model and sampler, not on the others of the call."""
+chunks. The folder may have images of the same call, and no others. An image depends on its condition,
+copy, seed, model and sampler, not on the others of the call."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def parser() -> ArgumentParser:
     add("--size", type=int | None, help="Side of the images in pixels; default: as trained.")
     add("--batch-size", type=int, default=64, help="Images drawn at once.")
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
-    add("--out", type=str, default="samples", help="Folder for the images.")
+    add("--out", type=str | None, help="Folder for the images; default: samples, or samples-2 ...")
     return parser
 
 
@@ -163,7 +165,7 @@ def sample_options(options: Namespace) -> SampleOptions:
         check_at_least("--num", options.num, 1)
     files = {field: getattr(options, field) for field in file_options()}
     return SampleOptions(
-        prompts=(options.prompt or []) + _lines(options.prompts),
+        prompts=(options.prompt or []) + (read_prompts(options.prompts) if options.prompts else []),
         labels=options.labels or [],
         files={field: path for field, path in files.items() if path is not None},
         shards=options.shards,
@@ -234,6 +236,7 @@ def settings(
         **{name: str(value) for name, value in drawn_by(stage).items()},
         "steps": str(stage.sampler.num_steps or stage.objective.schedule.num_steps),
         "seed": str(options.seed),
+        "size": str(stage.image_size),
         "checkpoint": options.checkpoint,
         "checkpoint_sha256": checkpoint.sha256,
         **{field: path for field, path in files.items() if path is not None},
@@ -257,25 +260,16 @@ def sample(arguments: Sequence[str] | None = None) -> None:
     requests = expand_requests(sample_options(options), reads, size)
     stage.conditioner.check(as_batch(requests))
     start = redraw(options, reads, size)
-    metadata, out = settings(stage, checkpoint, options, start), Path(options.out)
+    metadata = settings(stage, checkpoint, options, start)
+    texts = [{"prompt": each.subject, "key": each.key, **metadata} for each in requests]
+    out = output_folder(options.out, texts)
     first: list[Tensor] = []
     for i, image in enumerate(draw(stage, requests, options.seed, options.batch_size, start)):
-        text = {"prompt": requests[i].subject, "key": requests[i].key, **metadata}
-        write_png(out / f"{i:06d}.png", image, text)
+        write_png(image_path(out, i), image, texts[i])
         first += [image] if i < GRID_SIZE else []
     subjects = "\n".join(request.subject for request in requests[:GRID_SIZE])
-    write_png(out / "grid.png", grid(torch.stack(first)), {"prompt": subjects, **metadata})
-    print(f"{out}: {len(requests)} images, and {out / 'grid.png'}")
-
-
-def _lines(path: str | None) -> list[str]:
-    if path is None:
-        return []
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    found = [line for line in lines if line]
-    if not found:
-        raise ValueError(f"--prompts: file '{path}' holds no caption, expected one per line")
-    return found
+    write_png(out / GRID, grid(torch.stack(first)), {"prompt": subjects, **metadata})
+    print(f"{out}: {len(requests)} images, and {out / GRID}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

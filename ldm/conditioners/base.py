@@ -48,10 +48,10 @@ class Conditioner(Configurable, nn.Module, ABC):
         """Return the null condition, for as many samples and of the same shapes as ``batch``."""
 
     def check(self, batch: Batch) -> None:
-        """Check that nothing ``batch`` says would be cut off or misread: what a user wishes, before sampling.
+        """Check what a user asks for, before sampling: warn of captions that are cut, as training cuts them.
 
         Raises:
-            ValueError: If it would; the message says what is there and what fits.
+            ValueError: If something would be misread; the message says what is there and what fits.
         """
         self.check_values(batch)
 

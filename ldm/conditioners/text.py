@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -56,13 +58,14 @@ class CLIPText(Conditioner):
 
     @override
     def check(self, batch: Batch) -> None:
-        tower = self.tower
-        for text in batch["text"]:
-            if (found := tower.num_tokens(text)) > tower.context_length:
-                raise ValueError(
-                    f"prompt '{text:.60}' has {found} tokens with its begin and end marks, expected at most "
-                    f"{tower.context_length}, the context of the text tower"
-                )
+        counts = {text: self.tower.num_tokens(text) for text in batch["text"]}
+        context, longest = self.tower.context_length, max(counts, key=lambda text: counts[text])
+        if num := sum(counts[text] > context for text in batch["text"]):
+            warnings.warn(
+                f"{num} of {len(batch['text'])} captions are cut to the {context} tokens of the text tower: "
+                f"'{longest:.60}' has {counts[longest]}, begin and end marks included",
+                stacklevel=2,
+            )
 
     @override
     def null(self, batch: Batch) -> Cond:

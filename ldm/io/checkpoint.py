@@ -166,7 +166,8 @@ def instantiate(config: Mapping[str, Any], expected: type[M]) -> tuple[M, dict[s
         ArgumentError: If the class does not take the arguments.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(expected, "checkpoint", required=True)
+    # a class of one's own needs no type hints
+    parser.add_subclass_arguments(expected, "checkpoint", required=True, fail_untyped=False)
     name = config["class_path"]
     try:
         parsed = parser.parse_object({"checkpoint": deepcopy(dict(config))})
@@ -200,8 +201,8 @@ def _verify(stream: BinaryIO, path: str | os.PathLike[str]) -> Identity:
 
 
 def _check(state: Any, file: Path, stage: str | None) -> dict[str, Any]:
-    if not isinstance(state, dict) or state.get("stage") is None or state.get("config") is None:
-        raise ValueError(f"checkpoint '{file}' was not written by a stage of ldm.fit: it names no stage")
+    if not isinstance(state, dict) or state.get("stage") is None:
+        raise ValueError(f"checkpoint '{file}' was not written by a stage of ldm: it names no stage")
     if (found := state.get("format")) is None:
         raise ValueError(
             f"checkpoint '{file}' was written by ldm 0.1, which ldm {__version__} cannot read: train it "
@@ -211,6 +212,11 @@ def _check(state: Any, file: Path, stage: str | None) -> dict[str, Any]:
         raise ValueError(
             f"checkpoint '{file}' has format {found} of ldm {state.get('ldm_version')}, expected format "
             f"{FORMAT} of ldm {__version__}: use the version that wrote it"
+        )
+    if state.get("config") is None:
+        raise ValueError(
+            f"checkpoint '{file}' cannot be rebuilt: its stage was trained in Python with a part that has no "
+            "import path, such as a function: use a class, or see docs/python.md"
         )
     if stage is not None and state["stage"] != stage:
         raise ValueError(f"checkpoint '{file}' is of stage '{state['stage']}', expected stage '{stage}'")

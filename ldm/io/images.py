@@ -44,14 +44,13 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
         raise ValueError("grid: got no images, expected at least one")
     if images.dtype != torch.uint8:
         images = to_bytes(images)
-    count, channels, height, width = images.shape
-    columns = min(columns or math.ceil(math.sqrt(count)), count)
-    rows = math.ceil(count / columns)
-    sheet = images.new_full((channels, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255)
-    for i, image in enumerate(images):
-        top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
-        sheet[:, top : top + height, left : left + width] = image
-    return sheet
+    if len(images) == 1:  # it would not frame a single one
+        return images[0]
+    from torchvision.utils import make_grid  # here: its import takes longer than --help may
+
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    sheet = make_grid(images, columns, GAP, pad_value=255)
+    return sheet[:, GAP:-GAP, GAP:-GAP]  # it also frames them
 
 
 def write_png(path: str | Path, image: Tensor, text: Mapping[str, str]) -> None:
@@ -72,7 +71,6 @@ def write_png(path: str | Path, image: Tensor, text: Mapping[str, str]) -> None:
 
 
 def read_text(path: str | Path) -> dict[str, str]:
-    """Read the text chunks of a PNG."""
+    """Read the text chunks of a PNG that come before its pixels, as those of ``write_png``."""
     with Image.open(path) as image:
-        image.load()
-        return {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
+        return {str(name): str(text) for name, text in image.info.items() if isinstance(text, str)}

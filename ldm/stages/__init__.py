@@ -7,6 +7,6 @@ __getattr__, __all__ = exports(
     autoencoder="Autoencoder",
     clip="CLIP",
     diffusion="Diffusion",
-    load="CLIPTower",
+    load="CLIPTower load_stage",
     stage="Stage",
 )

@@ -62,7 +62,7 @@ def test_a_image_depends_on_prompt_copy_and_seed_alone(chain, tmp_path):
 def test_a_file_says_how_it_was_drawn(chain, tmp_path):
     run = chain.runs / "diffusion"
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a red ring\n\n  a blue square \n")
+    prompts.write_bytes(b"\xef\xbb\xbfa red ring\r\n\r\n  a blue square \r\n")
     draw(run, tmp_path / "out", f"--prompts={prompts}", "--sampler=DPMSolver", "--guidance=2", "--seed=5")
     said = read_text(tmp_path / "out" / "000001.png")
     assert said.pop("software").startswith("ldm ")
@@ -73,10 +73,25 @@ def test_a_file_says_how_it_was_drawn(chain, tmp_path):
         "steps": "3",
         "guidance": "ClassifierFree(scale=2.0)",
         "seed": "5",
+        "size": "32",
         "checkpoint": str(run),
         "checkpoint_sha256": Checkpoint.open(run).sha256,
     }
     assert read_text(tmp_path / "out" / "grid.png")["prompt"] == "a red ring\na blue square"
+
+
+def test_a_caption_that_does_not_fit_is_cut_with_a_warning(chain, tmp_path):
+    prompts = ["--prompt=a red ring", "--prompt=" + "red " * 40]
+    with pytest.warns(UserWarning, match="1 of 2 captions are cut to the 20 tokens .* has 42"):
+        assert len(draw(chain.runs / "diffusion", tmp_path, *prompts)) == 2
+
+
+def test_another_call_into_the_same_folder_is_refused(chain, tmp_path, capsys):
+    command = [f"--checkpoint={chain.runs / 'diffusion'}", "--steps=1", "--device=cpu", f"--out={tmp_path}"]
+    assert sample.main([*command, "--prompt=a", "--num-per-prompt=2"]) == 0
+    assert sample.main([*command, "--prompt=a", "--num-per-prompt=2"]) == 0
+    line = error_of(capsys, [*command, "--prompt=a"], sample.main)
+    assert f"--out: '{tmp_path / '000001.png'}' is an image of another call" in line
 
 
 def test_labels_and_size(digits, tmp_path):
@@ -164,7 +179,6 @@ def test_guidance_may_be_a_class(chain, tmp_path):
         ),
         (["--prompt=a", "--shards=nowhere-*.tar"], "the samples say what to draw, got --prompt"),
         (["--shards=nowhere-*.tar"], "nowhere-*.tar"),
-        (["--prompt=" + "red " * 40], "has 42 tokens with its begin and end marks, expected at most"),
         (["--labels", "3"], "is conditioned on text: got --labels, expected --prompt or --prompts"),
         ([], "conditioned on text: got nothing, expected --prompt or --prompts, or --shards"),
         (["--prompt=a", "--size=33"], "33 is not a multiple of the latent space's factor"),

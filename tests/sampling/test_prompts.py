@@ -1,0 +1,37 @@
+"""A file of captions is the same captions, whichever program wrote it."""
+
+import pytest
+
+from ldm.sampling.prompts import read_prompts
+
+CAPTIONS = ["ein grüner Kreis", "a red ring\u2028on two lines", "圆"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_marks_encodings_and_ends_of_lines_are_no_part_of_a_caption(tmp_path, encoding, end):
+    text = f"{end}  {CAPTIONS[0]} {end}{end}\t{end}{CAPTIONS[1]}{end}{CAPTIONS[2]}"
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "x.txt").write_bytes((mark + text).encode(encoding))
+    assert read_prompts(str(tmp_path / "x.txt")) == CAPTIONS
+
+
+def test_joined_files_with_marks_are_read(tmp_path):
+    (tmp_path / "x.txt").write_bytes("a\n".encode("utf-8-sig") * 2)
+    assert read_prompts(str(tmp_path / "x.txt")) == ["a", "a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"a\nb\r\n\xe4\n", r"x\.txt', line 3: not readable as UTF-8 \(.*\): save the file as UTF-8"),
+        ("a\nbc".encode("utf-16-le"), r"x\.txt', line 1: not readable as UTF-8 \(it has a NUL character"),
+        (b"\n \r\n", r"file '.*x\.txt' holds no caption, expected one per line"),
+        (b"", r"x\.txt' cannot be read: the file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"x\.txt': a Git LFS pointer"),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path, content, says):
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^--prompts: .*{says}"):
+        read_prompts(str(tmp_path / "x.txt"))
