@@ -50,12 +50,12 @@ class ImportOptions:
     """Facts that weights do not determine. None takes the file's metadata, or else the usual value.
 
     Args:
-        weights: Averaged ones, or those that were trained; usual are averaged ones where they are there.
-        prediction: What the U-Net predicts; usual is the noise, "epsilon".
-        num_heads: Heads of the U-Net at every level; usual are 8 with convolutional projections (1.x), and
-            heads of 64 channels with linear ones (2.x).
-        image_size: Side of the images that it was trained on; usual is 512.
-        scaling_factor: What multiplies the autoencoder's latents; usual is Stable Diffusion's.
+        weights: Averaged ones, or those that were trained; default: averaged ones where there are.
+        prediction: What the U-Net predicts; default: as the file says, or else epsilon. 2.x at 768 pixels
+            predicts velocity.
+        num_heads: Heads of the U-Net at every level; default: 8 in 1.x, 64 channels each in 2.x.
+        image_size: Side of the images that it was trained on; default: as the file says, or else 512.
+        scaling_factor: What multiplies the autoencoder's latents; default: as the file says, or else 0.18215.
     """
 
     weights: Literal["ema", "raw"] | None = None
@@ -68,9 +68,11 @@ class ImportOptions:
 def import_file(file: str | Path, out: str | Path, options: ImportOptions) -> tuple[Path, list[str]]:
     """Turn a file of Stable Diffusion 1.x or 2.x, or of its autoencoder alone, into run folders of ours.
 
+    As from-diffusers. What the file does not say is as in Stable Diffusion unless given here.
+
     Args:
         file: Weights with the names that CompVis gave them, .ckpt or .safetensors.
-        out: Folder for the run folders autoencoder, text and diffusion; or the run folder of the autoencoder.
+        out: Folder for the run folders autoencoder, text and diffusion; or the autoencoder's run folder.
         options: Facts that the weights do not determine.
 
     Returns:
@@ -105,17 +107,21 @@ def import_file(file: str | Path, out: str | Path, options: ImportOptions) -> tu
     return write_run(model, out, {**source, "weights": kind}), notes
 
 
-def export_file(run: str | Path, file: str | Path) -> Path:
-    """Write a trained text-to-image run as a single file with CompVis's names.
+def export_file(run: str | Path, out: str | Path) -> Path:
+    """Write a text-to-image run as a single file of weights with the names that CompVis gave them.
+
+    Args:
+        run: Checkpoint or run folder of a diffusion stage.
+        out: File to write, ending in .safetensors.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
         ValueError: If the run has parts that Stable Diffusion has not, or the file cannot be written.
     """
-    file = Path(file)
-    if file.suffix != ".safetensors" or file.exists():
-        found = "is there already" if file.exists() else f"ends in '{file.suffix}'"
-        raise ValueError(f"--out: '{file}' {found}, expected a new file that ends in .safetensors")
+    out = Path(out)
+    if out.suffix != ".safetensors" or out.exists():
+        found = "is there already" if out.exists() else f"ends in '{out.suffix}'"
+        raise ValueError(f"--out: '{out}' {found}, expected a new file that ends in .safetensors")
     checkpoint = Checkpoint.open(run, "diffusion")
     model, metadata = read_run(checkpoint), record(checkpoint)
     arguments = {
@@ -129,8 +135,8 @@ def export_file(run: str | Path, file: str | Path) -> Path:
         **write_text_tower(model.text),
         **_tables(model),
     }
-    write_weights(file, tensors, {METADATA: json.dumps(arguments), "record": json.dumps(metadata)})
-    return file
+    write_weights(out, tensors, {METADATA: json.dumps(arguments), "record": json.dumps(metadata)})
+    return out
 
 
 def _import_autoencoder(

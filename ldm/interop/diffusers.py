@@ -21,7 +21,7 @@ from ldm.interop.latents import complete, fold, originals, scaling_factor, unfol
 from ldm.interop.model import Latents, Network, TextToImage
 from ldm.interop.runs import read_run, write_autoencoder, write_run
 from ldm.interop.schedules import check_process, process, scheduler_config
-from ldm.interop.transformers import empty_tower, tower_weights, write_text_encoder
+from ldm.interop.transformers import STEMS, empty_tower, tower_weights, write_text_encoder
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.weights import read_weights, sha256, write_weights
 from ldm.nets.autoencoder import KLAutoencoder, downsampling
@@ -38,14 +38,16 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 
 
 def import_folder(folder: str | Path, out: str | Path, variant: str | None = None) -> Path:
-    """Turn a folder of a Stable Diffusion pipeline, or of an ``AutoencoderKL``, into run folders of ours.
+    """Turn a Stable Diffusion of diffusers into run folders of ours: autoencoder, text and diffusion.
+
+    ``python -m ldm.sample --checkpoint OUT/diffusion`` draws with it; OUT/model.yaml is what a configuration
+    needs to train it further, with ``--weights OUT/diffusion``. Of an AutoencoderKL alone, which every later
+    stage can use, OUT itself becomes the run folder.
 
     Args:
-        folder: With model_index.json, unet, vae, text_encoder, tokenizer and scheduler; or with the
-            config.json and the weights of an autoencoder.
-        out: Folder for the run folders autoencoder, text and diffusion; or the run folder of the autoencoder.
-        variant: Which weights, e.g. "fp16" of diffusion_pytorch_model.fp16.safetensors; None takes those
-            without a name, or else fp16.
+        folder: Folder of the pipeline, with model_index.json; or of an autoencoder, with config.json.
+        out: Folder for the run folders, or the autoencoder's run folder.
+        variant: Which weights, e.g. fp16; default: those without a name, or else fp16.
 
     Returns:
         The run folder of the diffusion stage, or the autoencoder's.
@@ -63,7 +65,7 @@ def import_folder(folder: str | Path, out: str | Path, variant: str | None = Non
         network, latents = _read_vae(vae)
         hashes = {file.name: sha256(file) for file in vae.files}
         return write_autoencoder(
-            network.check(KLAutoencoder, _name(vae)), latents, out, {**source, "sha256": hashes}
+            network.check(KLAutoencoder, vae.name), latents, out, {**source, "sha256": hashes}
         )
     kind = read_json(folder / "model_index.json").get("_class_name")
     if kind not in PIPELINES.values():
@@ -73,7 +75,7 @@ def import_folder(folder: str | Path, out: str | Path, variant: str | None = Non
     parts = {
         "unet": read_part(folder / "unet", (WEIGHTS,), variant),
         "vae": read_part(folder / "vae", (WEIGHTS,), variant),
-        "text_encoder": read_part(folder / "text_encoder", ("model", "pytorch_model"), variant),
+        "text_encoder": read_part(folder / "text_encoder", STEMS, variant),
     }
     check_unshifted(parts["vae"].config, parts["vae"].config_name)
     files = {f"{name}/{file.name}": file for name, part in parts.items() for file in part.files}
@@ -82,7 +84,11 @@ def import_folder(folder: str | Path, out: str | Path, variant: str | None = Non
 
 
 def export_pipeline(run: str | Path, out: str | Path) -> Path:
-    """Write a trained text-to-image run as a folder that diffusers' ``from_pretrained`` opens.
+    """Write a text-to-image run as a folder that diffusers opens as a StableDiffusionPipeline.
+
+    Args:
+        run: Checkpoint or run folder of a diffusion stage.
+        out: Folder to write.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
@@ -116,11 +122,9 @@ def _model(folder: Path, parts: dict[str, Part]) -> TextToImage:
         check_process(process(read_json(scheduler), str(scheduler)), str(scheduler)),
         size * factor if isinstance(size, int) else None,
     )
-    return model.check(dict(zip(("unet", "autoencoder", "text"), map(_name, (unet, vae, text)), strict=True)))
-
-
-def _name(part: Part) -> str:
-    return str(part.files[0] if len(part.files) == 1 else part.folder)
+    return model.check(
+        dict(zip(("unet", "autoencoder", "text"), (unet.name, vae.name, text.name), strict=True))
+    )
 
 
 def _read_vae(vae: Part) -> tuple[Network, Latents]:

@@ -37,6 +37,11 @@ class Part:
         """What messages call the config.json."""
         return str(self.folder / "config.json")
 
+    @property
+    def name(self) -> str:
+        """What messages call the weights."""
+        return str(self.files[0] if len(self.files) == 1 else self.folder)
+
 
 def read_part(folder: Path, stems: tuple[str, ...], variant: str | None) -> Part:
     """Read config.json and weights.

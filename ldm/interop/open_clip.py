@@ -32,10 +32,12 @@ NO_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
 
 
 def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path:
-    """Turn weights of open_clip into a checkpoint of our CLIP stage.
+    """Turn weights of open_clip, such as published ones, into a run folder of our CLIP stage.
+
+    Later stages, metrics and ``ldm.fit --weights`` use it like a CLIP trained here.
 
     Args:
-        weights: A .safetensors file, or a pickled state dict, such as open_clip's training writes.
+        weights: File of weights: .safetensors, or a pickled state dict, such as open_clip's training writes.
         model: Name of a model that open_clip knows, e.g. ViT-B-32, or a .json file with its configuration,
             such as open_clip_config.json.
         out: Run folder to write.
@@ -91,6 +93,10 @@ def export_clip(run: str | Path, out: str | Path) -> Path:
     """Write a CLIP stage as a folder that open_clip opens as ``local-dir:<folder>``, with its statistics.
 
     ldm.json records the origin of the weights.
+
+    Args:
+        run: Checkpoint or run folder of a CLIP stage.
+        out: Folder to write.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.

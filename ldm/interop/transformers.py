@@ -12,9 +12,10 @@ from torch import Tensor
 from ldm.conditioners.text import CLIPText, load_tower
 from ldm.interop import tokenizer
 from ldm.interop.checkpoints import write_checkpoint
-from ldm.interop.files import new_folder, read_json, record, write_json
+from ldm.interop.files import new_folder, record, write_json
+from ldm.interop.folders import read_part
 from ldm.io.checkpoint import Checkpoint
-from ldm.io.weights import check, read_weights, sha256, write_weights
+from ldm.io.weights import check, sha256, write_weights
 from ldm.nets.text import VOCAB_SIZE, TextTower
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
@@ -29,8 +30,8 @@ REST = (
     "embeddings.position_ids",
 )
 """Beginnings of names outside of the tower: the rest of a CLIP, and a table of positions."""
-WEIGHTS = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
-"""Files that a folder's weights may be in."""
+STEMS = ("model", "pytorch_model")
+"""How files of weights begin."""
 QUICK_GELU = {"gelu": False, "quick_gelu": True}
 """What each ``hidden_act`` is to a ``TextTower``."""
 DEFAULTS: dict[str, Any] = {
@@ -102,13 +103,14 @@ def tower_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def import_text(folder: str | Path, out: str | Path) -> Path:
-    """Turn a folder of transformers into a checkpoint that ``CLIPText`` accepts.
+    """Turn a text encoder of transformers into a run folder that ``CLIPText`` conditions on.
 
     The padding token is that of the folder's tokenizer, or of the tokenizer next to it, as in folders of
     Stable Diffusion; without either it is the end mark, transformers' default.
 
     Args:
-        folder: With config.json and weights of a ``CLIPTextModel`` or a ``CLIPModel``.
+        folder: With config.json and weights of a CLIPTextModel or a CLIPModel, e.g. the text_encoder of
+            Stable Diffusion.
         out: Run folder to write.
 
     Raises:
@@ -116,17 +118,23 @@ def import_text(folder: str | Path, out: str | Path) -> Path:
         ValueError: If the folder holds another kind of model, or ``out`` has a checkpoint already.
     """
     folder = Path(folder)
-    config_file, weights_file = folder / "config.json", _weights_file(folder)
     padding = tokenizer.pad_id(folder, folder.resolve().parent / "tokenizer")
-    tower = empty_tower(read_json(config_file), padding, str(config_file))
-    weights = tower_weights(read_weights(weights_file))
-    check(weights, {name: value.shape for name, value in tower.state_dict().items()}, str(weights_file))
-    source = {"program": "transformers", "file": weights_file.name, "sha256": sha256(weights_file)}
+    part = read_part(folder, STEMS, None)
+    tower, weights = empty_tower(part.config, padding, part.config_name), tower_weights(part.weights)
+    check(weights, {name: value.shape for name, value in tower.state_dict().items()}, part.name)
+    hashes = {file.name: sha256(file) for file in part.files}
+    source = {"program": "transformers", "name": folder.resolve().name, "sha256": hashes}
     return write_checkpoint(out, "text_tower", tower.config, weights, source)
 
 
 def export_text(run: str | Path, out: str | Path) -> Path:
-    """Write the text tower of a checkpoint, its tokenizer, and ldm.json with their origin.
+    """Write a text tower as a folder that transformers' CLIPTextModel and CLIPTokenizer open.
+
+    ldm.json records the origin of the weights.
+
+    Args:
+        run: Checkpoint or run folder of a CLIP stage, a text tower, or a diffusion stage that has one.
+        out: Folder to write.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
@@ -146,7 +154,7 @@ def write_text_encoder(tower: TextTower, folder: str | Path) -> None:
     """Write config.json and model.safetensors of a tower."""
     weights = {f"{PREFIX}{name}": value for name, value in tower.state_dict().items()}
     write_json(Path(folder) / "config.json", text_config(tower))
-    write_weights(Path(folder) / WEIGHTS[0], weights, {})
+    write_weights(Path(folder) / f"{STEMS[0]}.safetensors", weights, {})
 
 
 def _tower_of_diffusion(checkpoint: Checkpoint) -> TextTower:
@@ -158,10 +166,3 @@ def _tower_of_diffusion(checkpoint: Checkpoint) -> TextTower:
             f"checkpoint '{checkpoint.file}': conditioner is a {found}, expected one CLIPText in it"
         )
     return towers[0]
-
-
-def _weights_file(folder: Path) -> Path:
-    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not found:
-        raise FileNotFoundError(f"'{folder}' has no weights: expected {' or '.join(WEIGHTS)}")
-    return found[0]
