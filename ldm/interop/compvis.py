@@ -257,7 +257,9 @@ def _under(weights: Weights, prefix: str, otherwise: str) -> dict[str, Tensor]:
 
 
 def _shortest(value: Tensor) -> float:
-    """Return the number of the fewest digits that is ``value`` in float32: 0.18215, not 0.18215000331."""
+    """Return the number of the fewest digits that is ``value``: 0.18215, not 0.18215000331, nor its half."""
+    if value.item() == torch.tensor(SCALE).to(value.dtype).item():
+        return SCALE
     return float(str(np.float32(value.item())))
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ldm.diffusion.schedule import ScaledLinear
@@ -99,7 +100,9 @@ def scheduler(
     kind = _agreed(stated, prediction, name)
     if ours:
         return {**ours, **({"prediction_type": PREDICTIONS[kind]} if kind else {})}, []
-    beta = weights["betas"].double() if "betas" in weights else betas(ScaledLinear())
+    beta = usual = betas(ScaledLinear())
+    if (found := weights.get("betas")) is not None and not torch.equal(found, usual.to(found.dtype)):
+        beta = found.double()
     zero_snr = "ztsnr" in weights or metadata.get("ss_zero_terminal_snr") == "True"
     guesses = {
         BETAS: "betas" not in weights,

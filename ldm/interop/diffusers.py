@@ -15,7 +15,7 @@ from ldm.interop.diffusers_configs import (
     vae_arguments,
     vae_config,
 )
-from ldm.interop.files import new_folder, read_json, record, write_json
+from ldm.interop.files import new_folder, record
 from ldm.interop.folders import Part, read_part
 from ldm.interop.latents import complete, fold, originals, scaling_factor, unfold
 from ldm.interop.model import Latents, Network, TextToImage
@@ -23,6 +23,7 @@ from ldm.interop.runs import read_run, write_autoencoder, write_run
 from ldm.interop.schedules import check_process, process, scheduler_config
 from ldm.interop.transformers import STEMS, empty_tower, tower_weights, write_text_encoder
 from ldm.io.checkpoint import Checkpoint
+from ldm.io.json_file import read_json, write_json
 from ldm.io.weights import read_weights, sha256, write_weights
 from ldm.nets.autoencoder import KLAutoencoder, downsampling
 from ldm.nets.text import TextTower
@@ -58,20 +59,18 @@ def import_folder(folder: str | Path, out: str | Path, variant: str | None = Non
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"'{folder}' is no folder, expected a pipeline of diffusers")
+        hint = "; from-compvis reads single files" if folder.is_file() else ""
+        raise FileNotFoundError(f"'{folder}' is no folder, expected a pipeline of diffusers{hint}")
     source: dict[str, Any] = {"program": "diffusers", "name": folder.resolve().name}
-    if not (folder / "model_index.json").is_file() and (folder / "config.json").is_file():
-        vae = read_part(folder, (WEIGHTS,), variant)
-        network, latents = _read_vae(vae)
-        hashes = {file.name: sha256(file) for file in vae.files}
-        return write_autoencoder(
-            network.check(KLAutoencoder, vae.name), latents, out, {**source, "sha256": hashes}
-        )
-    kind = read_json(folder / "model_index.json").get("_class_name")
+    if not (index := folder / "model_index.json").is_file():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"'{index}' does not exist, nor a config.json of an AutoencoderKL")
+        return _import_autoencoder(read_part(folder, (WEIGHTS,), variant), out, source)
+    kind = read_json(index).get("_class_name")
     if kind not in PIPELINES.values():
         expected = " or ".join(PIPELINES.values())
         hint = f"; its autoencoder alone is in {folder / 'vae'}" if (folder / "vae").is_dir() else ""
-        raise ValueError(f"{folder / 'model_index.json'}: _class_name is {kind}, expected {expected}{hint}")
+        raise ValueError(f"{index}: _class_name is {kind}, expected {expected}{hint}")
     parts = {
         "unet": read_part(folder / "unet", (WEIGHTS,), variant),
         "vae": read_part(folder / "vae", (WEIGHTS,), variant),
@@ -105,6 +104,13 @@ def export_pipeline(run: str | Path, out: str | Path) -> Path:
         write_json(folder / "ldm.json", produced_by)
         write_json(folder / "model_index.json", _index(model.inpaints))
     return Path(out)
+
+
+def _import_autoencoder(vae: Part, out: str | Path, source: dict[str, Any]) -> Path:
+    network, latents = _read_vae(vae)
+    network.check(KLAutoencoder, vae.name)
+    hashes = {file.name: sha256(file) for file in vae.files}
+    return write_autoencoder(network, latents, out, {**source, "sha256": hashes})
 
 
 def _model(folder: Path, parts: dict[str, Part]) -> TextToImage:

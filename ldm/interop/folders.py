@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.interop.files import read_json
+from ldm.io.json_file import read_json
 from ldm.io.weights import read_weights
 
 FALLBACK = "fp16"

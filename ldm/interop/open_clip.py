@@ -13,8 +13,9 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
 from ldm.interop.checkpoints import write_checkpoint
-from ldm.interop.files import new_folder, read_json, record, write_json
+from ldm.interop.files import new_folder, record
 from ldm.io.checkpoint import Checkpoint, instantiate
+from ldm.io.json_file import read_json, write_json
 from ldm.io.weights import bare, check, read_weights, sha256, write_weights
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import VOCAB_SIZE

@@ -14,8 +14,8 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from ldm.interop.files import read_json, write_json
 from ldm.io.atomic import write_text
+from ldm.io.json_file import read_json, write_json
 from ldm.nets.text import VOCAB_SIZE, byte_pairs
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"

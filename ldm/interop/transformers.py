@@ -12,9 +12,10 @@ from torch import Tensor
 from ldm.conditioners.text import CLIPText, load_tower
 from ldm.interop import tokenizer
 from ldm.interop.checkpoints import write_checkpoint
-from ldm.interop.files import new_folder, record, write_json
+from ldm.interop.files import new_folder, record
 from ldm.interop.folders import read_part
 from ldm.io.checkpoint import Checkpoint
+from ldm.io.json_file import write_json
 from ldm.io.weights import check, sha256, write_weights
 from ldm.nets.text import VOCAB_SIZE, TextTower
 from ldm.stages.diffusion import Diffusion

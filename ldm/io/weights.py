@@ -68,9 +68,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"weights '{path}' do not exist, expected a local file; nothing is downloaded"
-        )
+        problem = "are a folder" if path.is_dir() else "do not exist"
+        raise FileNotFoundError(f"weights '{path}' {problem}, expected a local file; nothing is downloaded")
     kind = recognise(path, f"weights '{path}'")
     if kind == "zip" and _is_program(path):
         raise ValueError(

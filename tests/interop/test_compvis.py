@@ -307,6 +307,15 @@ def test_contradictions_are_one_line(tmp_path, tensors, markers, metadata, optio
     assert "x.safetensors" in str(error.value) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_rounded_to_half_keeps_schedule_and_scale(tmp_path, tensors, dtype):
+    half = {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    save_file(half, tmp_path / "x.safetensors")
+    found = read_run(import_file(tmp_path / "x.safetensors", tmp_path / "out", DEFAULTS)[0])
+    assert found.process.schedule["class_path"] == "ldm.diffusion.ScaledLinear"
+    assert torch.equal(found.latents.std, of_factor(0.18215, 4).std)
+
+
 def test_zero_snr_alone_means_velocity_and_an_option_decides_a_contradiction(tmp_path, tensors):
     save_file({**tensors, "ztsnr": EMPTY}, tmp_path / "x.safetensors")
     run, notes = import_file(tmp_path / "x.safetensors", tmp_path / "a", DEFAULTS)

@@ -355,8 +355,10 @@ def test_what_ours_cannot_be_is_said_by_field_and_value(exported, tmp_path, part
 def test_other_bad_input(exported, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere' is no folder"):
         import_folder(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match=r"model_index\.json' does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"model_index\.json' does not exist, nor a config\.json"):
         import_folder(exported / "tokenizer", tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"ldm\.json' is no folder, .*; from-compvis reads single"):
+        import_folder(exported / "ldm.json", tmp_path / "out")
     with pytest.raises(ValueError, match=r"_class_name is UNet2DConditionModel, expected AutoencoderKL"):
         import_folder(exported / "unet", tmp_path / "out")
     with pytest.raises(ValueError, match=r"--out: .*theirs' is there already, expected an empty folder"):

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ldm import __version__
-from ldm.interop.files import new_folder, read_json, record, write_json
+from ldm.interop.files import new_folder, record
 from ldm.io.checkpoint import Checkpoint, header
+from ldm.io.json_file import read_json, write_json
 from ldm.io.weights import read_metadata, read_weights, sha256, write_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2]), "c": torch.ones(2).half()}
@@ -169,6 +170,8 @@ def test_an_export_is_whole_or_not_there_and_writes_over_nothing(tmp_path):
         pass
     with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt' do not exist"):
         read_weights("nowhere.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"out' are a folder, expected a local file"):
+        read_weights(out)
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list\.pt' hold a list, expected tensors by name"):
         read_weights(tmp_path / "list.pt")

@@ -97,6 +97,9 @@ def test_wrong_names_and_files_are_one_clear_line(clip, tmp_path):
     (tmp_path / "page.pt").write_text("<html>not found</html>")
     with pytest.raises(ValueError, match=r"page.pt': a web page, not the file itself"):
         OpenCLIP(str(folder), str(tmp_path / "page.pt"))
+    (tmp_path / "open_clip_config.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"open_clip_config.json': a Git LFS pointer"):
+        OpenCLIP(str(tmp_path), str(folder / "train.pt"))
 
 
 def test_dinov2_is_timms_class_token(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.io.json_file import read_json
 from ldm.io.weights import bare, check, read_weights, sha256, tensors_sha256
 from ldm.metrics.features import Extractor
 from ldm.metrics.metric import Metadata
@@ -180,7 +180,7 @@ def _check_local(model: str) -> None:
     """Check that open_clip would look for nothing on the network."""
     folder = Path(model)
     if folder.is_dir():
-        found = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "open_clip_config.json")
         config = found.get("model_cfg", found)
     else:
         config = open_clip.get_model_config(model) or {}
