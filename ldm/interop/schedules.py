@@ -17,6 +17,7 @@ from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.spacing import Leading, Linspace, Spacing, Trailing
 from ldm.diffusion.schedule import Schedule
 from ldm.interop.model import Process, arguments
+from ldm.io.checkpoint import instantiate
 
 PREDICTIONS = {
     "epsilon": prediction.Epsilon,
@@ -160,10 +161,7 @@ def recognised(beta: Tensor | Sequence[float]) -> dict[str, Any]:
 
 def build(config: Mapping[str, Any]) -> Schedule:
     """Build a schedule that ``recognised`` or ``process`` named."""
-    kind = getattr(schedule, config["class_path"].rpartition(".")[2])
-    arguments = {k: build(v) if k == "schedule" else v for k, v in config["init_args"].items()}
-    built: Schedule = kind(**arguments)
-    return built
+    return instantiate(config, Schedule)[0]
 
 
 def _known_schedules(beta: Tensor) -> Iterator[tuple[dict[str, Any], Schedule]]:

@@ -25,6 +25,7 @@ from ldm.io.weights import recognise
 from ldm.types import Progress
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 Identity = tuple[int, int, int, int]
 
 FORMAT = 2
@@ -155,7 +156,7 @@ def verify(path: str | os.PathLike[str]) -> None:
         _verify(stream, path)
 
 
-def instantiate(config: Mapping[str, Any], expected: type[M]) -> tuple[M, dict[str, Any]]:
+def instantiate(config: Mapping[str, Any], expected: type[T]) -> tuple[T, dict[str, Any]]:
     """Build ``{"class_path": ..., "init_args": {...}}`` of an ``expected`` class, checked like a YAML file.
 
     Returns:
@@ -175,7 +176,7 @@ def instantiate(config: Mapping[str, Any], expected: type[M]) -> tuple[M, dict[s
         if f"Import path {name} does not" not in str(error):
             raise
         raise ValueError(f"checkpoint names the class {name}, expected a {expected.__name__}") from error
-    built: M = parser.instantiate(parsed).checkpoint
+    built: T = parser.instantiate(parsed).checkpoint
     return built, parsed.checkpoint.as_dict()
 
 
