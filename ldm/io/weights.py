@@ -201,11 +201,10 @@ def _is_program(path: Path) -> bool:
 
 
 def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict):
         raise ValueError(f"weights '{path}' hold a {type(found).__name__}, expected tensors by name")
-    found = found.get("state_dict", found)
-    dicts = [found, *(value for value in found.values() if isinstance(value, dict))]
-    holding = [each for each in dicts if any(isinstance(value, Tensor) for value in each.values())]
+    holding = [each for each in (found, *found.values()) if isinstance(each, dict) and _holds_tensors(each)]
     if not holding or (len(holding) > 1 and holding[0] is not found):
         keys = ", ".join(f"'{key}'" for key in list(found)[:SHOWN]) or "nothing"
         raise ValueError(f"weights '{path}' hold {keys}, expected tensors by name, or one dict of them")
@@ -214,6 +213,10 @@ def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise ValueError(f"weights '{path}': '{name}' is a {type(value).__name__}, expected a tensor")
     return named
+
+
+def _holds_tensors(found: dict[Any, Any]) -> bool:
+    return any(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items())
 
 
 def _bare(name: str) -> str:
