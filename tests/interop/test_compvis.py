@@ -464,3 +464,14 @@ def test_an_export_overwrites_nothing(tmp_path):
         export_file(run, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=r"x\.ckpt' ends in '\.ckpt', expected a new file"):
         export_file(run, tmp_path / "x.ckpt")
+
+
+def test_an_autoencoder_without_the_convolutions_around_the_latent_gets_identities(tmp_path, tensors):
+    alone = {k: v for k, v in below(tensors, "first_stage_model.").items() if "quant_conv" not in k}
+    save_file(alone, tmp_path / "ae.safetensors")
+    run, _ = import_file(tmp_path / "ae.safetensors", tmp_path / "ours", ImportOptions(scaling_factor=1.0))
+    net, image = AutoencoderLatents(str(run)).net.module, torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        moments = net.encoder(image)
+        assert torch.equal(net.encode(image).mean, moments[:, :4])
+        assert torch.equal(net.decode(moments[:, :4]), net.decoder(moments[:, :4]))
