@@ -26,6 +26,7 @@ from ldm.metrics.metric import Metric, ReferenceInfo
 from ldm.metrics.zero_shot import TEMPLATES
 from ldm.stages.load import load_stage
 from ldm.stages.stage import Stage
+from ldm.types import ReadsFields
 
 HELP = """Measure what checkpoints draw, or images of a folder, against real images.
 
@@ -103,7 +104,8 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
             stages = [(path, load_stage(path, Stage).to(where)) for path in options.checkpoint]  # type: ignore[type-abstract]
         check_stages(options, stages)
         size = options.size or next((stage.image_size for _, stage in stages if stage.image_size), None)
-        samples = open_shards(options.data, size) if options.data else None
+        reads = [name for _, stage in stages if isinstance(stage, ReadsFields) for name in stage.reads(())]
+        samples = open_shards(options.data, size, reads) if options.data else None
         real = real_images(options.reference, samples, size)
         metrics = build_metrics(options, objects.metrics, stages, real)
         results: list[Result] = []

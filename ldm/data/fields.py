@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, stack
 
 from ldm.data import decode, raster
-from ldm.data.decode import UNKNOWN_SIZE, Decode, Members, SampleId
+from ldm.data.decode import UNKNOWN_SIZE, BadSample, Decode, Members, SampleId
 from ldm.io.images import from_bytes
 from ldm.types import Batch
 
@@ -77,7 +77,12 @@ def whitelist(fields: Collection[str] | None = None) -> tuple[str, ...]:
 
 
 def decode_sample(
-    members: Mapping[str, bytes], sample: SampleId, fields: Iterable[str], image_size: int, draw: int | None
+    members: Mapping[str, bytes],
+    sample: SampleId,
+    fields: Iterable[str],
+    image_size: int,
+    draw: int | None,
+    optional: Iterable[str] = (),
 ) -> Sample:
     """Decode fields of a sample.
 
@@ -89,24 +94,31 @@ def decode_sample(
             keeps its own.
         draw: 63 random bits that choose among several captions (training); None takes the canonical
             caption (evaluation).
+        optional: Names of further fields, each left out where it is missing or bad.
 
     Raises:
-        BadSample: If a field is missing or cannot be decoded, a caption is empty, or what lies on the
-            image has other proportions.
+        BadSample: If one of ``fields`` is missing or cannot be decoded, a caption is empty, or what lies on
+            the image has other proportions.
     """
     result: Sample = {"key": sample.key}
     sizes: dict[str, tuple[int, int]] = {}
-    for name in fields:
+    wanted = [(name, True) for name in fields] + [(name, False) for name in optional]
+    for name, is_required in wanted:
         content = {member: members[member] for member in FIELDS[name].members if member in members}
-        decoded = FIELDS[name].decode(Members(content, sample, image_size, draw)) if content else None
-        if decoded is None:
-            found = ", ".join(members) or "none of them"
-            reason = f"missing: it gives the field '{name}' (found {found})"
-            raise sample.bad(" or ".join(FIELDS[name].members), reason)
-        result[name] = decoded.value
-        if decoded.size is not None:
-            sizes[next(iter(content))] = decoded.size
-    _check_proportions(sizes, sample)
+        try:
+            decoded = FIELDS[name].decode(Members(content, sample, image_size, draw)) if content else None
+            if decoded is None:
+                found = ", ".join(members) or "none of them"
+                reason = f"missing: it gives the field '{name}' (found {found})"
+                raise sample.bad(" or ".join(FIELDS[name].members), reason)
+            sized = {} if decoded.size is None else {next(iter(content)): decoded.size}
+            _check_proportions({**sizes, **sized}, sample)
+        except BadSample:
+            if is_required:
+                raise
+        else:
+            result[name] = decoded.value
+            sizes |= sized
     return result
 
 
@@ -130,7 +142,9 @@ def _check_proportions(sizes: Mapping[str, tuple[int, int]], sample: SampleId) -
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Collate samples of the same fields, as the table says; what is no field is listed.
+    """Collate samples, as the table says; what is no field is listed.
+
+    A field that some of them lack is left out.
 
     Raises:
         ValueError: If tensors of a field differ in shape.
@@ -140,7 +154,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
         values = [sample[name] for sample in samples if name in sample]
         if name not in FIELDS:
             batch[name] = values
-        else:
+        elif len(values) == len(samples):
             _check_shapes(name, values, [sample["key"] for sample in samples])
             batch[name] = FIELDS[name].collate(values)
     batch.pop("skipped", None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from io import FileIO
 from typing import Any
+
+from torch import distributed
 
 from ldm.data.decode import SampleId
 from ldm.data.fields import Sample, decode_sample, whitelist
@@ -46,16 +49,37 @@ class ShardFiles:
                 raise _changed(self.summaries[shard].path)
         return found, SampleId(self.summaries[shard].path, index.key(row))
 
+    def key(self, shard: int, row: int) -> str:
+        """Return the key of a sample, unique over the shards.
+
+        That of a shard which shares keys with one before it ends with "@" and the number of the shard.
+        """
+        key = self._opened(shard)[1].key(row)
+        return f"{key}@{shard}" if self.summaries[shard].shares_keys else key
+
+    def lacking(self, shard: int, names: Iterable[str]) -> str:
+        """Return the key of the first sample that has none of the members ``names``, or else of the first."""
+        index = self._opened(shard)[1]
+        columns = [index.members.index(name) for name in names]
+        return index.key(int((index.offsets[:, columns] < 0).all(axis=1).argmax()))
+
     def sample(
-        self, shard: int, row: int, fields: Sequence[str], image_size: int, draw: int | None
+        self,
+        shard: int,
+        row: int,
+        fields: Sequence[str],
+        image_size: int,
+        draw: int | None,
+        optional: Sequence[str] = (),
     ) -> Sample:
         """Read and decode a sample, see ``decode_sample``.
 
         Raises:
             BadSample: If it cannot be used.
         """
-        members, sample = self.members(shard, row, whitelist(fields))
-        return decode_sample(members, sample, fields, image_size, draw)
+        members, sample = self.members(shard, row, whitelist((*fields, *optional)))
+        decoded = decode_sample(members, sample, fields, image_size, draw, optional)
+        return {**decoded, "key": self.key(shard, row)}
 
     def _opened(self, shard: int) -> tuple[FileIO, Index]:
         if shard in self._open:
@@ -74,3 +98,36 @@ class ShardFiles:
 
 def _changed(path: str) -> ValueError:
     return ValueError(f"{path}: the shard changed while it is being read, expected it to stay as it is")
+
+
+def usable(summaries: Sequence[Summary], option: str) -> list[Summary]:
+    """Leave out empty shards, and warn of what is odd in shards.
+
+    Raises:
+        ValueError: If all are empty.
+    """
+    found = [summary for summary in summaries if summary.count]
+    if not found:
+        raise ValueError(
+            f"{option}: empty shard {summaries[0].path}: found no member at all, expected KEY.jpg, KEY.txt "
+            "... (data/README.md)"
+        )
+    if empty := [summary.path for summary in summaries if not summary.count]:
+        warn_once(f"{option}: {len(empty)} of {len(summaries)} shards are empty, e.g. {empty[0]}: left out")
+    if losing := [summary for summary in found if summary.lost]:
+        warn_once(
+            f"{option}: {sum(summary.lost for summary in losing)} members are ignored, e.g. "
+            f"{losing[0].lost_example} of {losing[0].path}"
+        )
+    if sharing := [summary.path for summary in found if summary.shares_keys]:
+        warn_once(
+            f"{option}: {len(sharing)} of {len(found)} shards have keys of others, e.g. {sharing[0]}: their "
+            "keys are told apart by '@' and the number of the shard"
+        )
+    return found
+
+
+def warn_once(message: str) -> None:
+    """Warn, on the first process of several; Python shows equal warnings once."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank()):
+        warnings.warn(message, stacklevel=2)

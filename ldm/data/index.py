@@ -7,21 +7,25 @@ own, by rename, and is rebuilt when size or modification time of the shard diffe
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from tqdm import tqdm
 
 from ldm.data.fields import whitelist
-from ldm.data.tar import members, split_name
+from ldm.data.keys import overlapping, repeating
+from ldm.data.tar import INDEX, members, split_name
 from ldm.io.atomic import replacing
 
-_VERSION = 2  # raise it when the arrays change: older sidecars are then rebuilt
+_VERSION = 3  # raise it when the arrays change: older sidecars are then rebuilt
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class Summary:
         mtime_ns: When it was modified, ns since 1970.
         count: Number of samples.
         present: Member name to the number of samples that have it.
+        span: Least and greatest key.
+        lost: Members that belong to no sample although their names end like those of one.
+        lost_example: One of them, and why.
+        shares_keys: Whether another shard before this one has one of its keys.
     """
 
     path: str
@@ -41,6 +49,15 @@ class Summary:
     mtime_ns: int
     count: int
     present: dict[str, int]
+    span: tuple[str, str] = ("", "")
+    lost: int = 0
+    lost_example: str = ""
+    shares_keys: bool = False
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Summary:
+        """Restore what ``vars`` gave."""
+        return cls(**{**found, "span": tuple(found["span"])})
 
 
 @dataclass(frozen=True)
@@ -52,12 +69,15 @@ class Index:
         keys: (N,) UTF-8 bytes, in the order of the tar.
         offsets: (N, E) int64, first byte of each member; -1 where a sample lacks it.
         sizes: (N, E) int64, bytes.
+        lost: Members that belong to no sample although their names end like those of one, and why: found by
+            ``scan``, not kept.
     """
 
     members: tuple[str, ...]
     keys: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
+    lost: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -77,32 +97,49 @@ class Index:
 
 
 def scan(path: str) -> Index:
-    """Build the index of a tar by reading its headers.
+    """Build the index of a tar by reading its headers; it is empty if the tar is.
 
     Members of a sample need not be adjacent. Members outside the whitelist are ignored.
 
     Raises:
-        ValueError: If the file is not an intact tar, holds no sample, or holds a member twice.
+        ValueError: If the file is not an intact tar, has members but no sample, or has a member twice.
     """
     names = whitelist()
     rows: dict[str, dict[str, tuple[int, int]]] = {}
-    ignored = ""
-    for name, offset, size in members(path):
+    foreign: dict[str, str | None] = {}
+    dangling: list[str] = []
+    for name, offset, size in members(path, dangling):
         key, extension = split_name(name)
         if key is None or extension not in names:
-            ignored = name
+            foreign[name] = key
             continue
         row = rows.setdefault(key, {})
         if extension in row:
             raise ValueError(f"{path}: member '{name}' is there twice, expected unique names")
         row[extension] = (offset, size)
-    if not rows:
-        found = f"only members such as '{ignored}'" if ignored else "no member at all"
+    if not rows and (foreign or dangling):
         raise ValueError(
-            f"{path}: empty shard: found {found}, expected KEY.jpg, KEY.txt ... (data/README.md)"
+            f"{path}: empty shard: found only members such as '{[*dangling, *foreign][-1]}', expected "
+            "KEY.jpg, KEY.txt ..., no dot in KEY, no links (data/README.md)"
         )
-    table = np.array([[row.get(name, (-1, 0)) for name in names] for row in rows.values()], dtype=np.int64)
-    return Index(names, np.array([key.encode() for key in rows]), table[:, :, 0], table[:, :, 1])
+    lost = [f"'{name}' (a link to no member before it)" for name in dangling]
+    for name, key in foreign.items():
+        if key is not None and key not in rows and name.rpartition(".")[2].lower() in names:
+            lost.append(f"'{name}' (its key ends at the first dot)")
+    _join_twins(rows)
+    spans = [[row.get(name, (-1, 0)) for name in names] for row in rows.values()]
+    table = np.array(spans, dtype=np.int64).reshape(-1, len(names), 2)
+    keys = np.array([key.encode() for key in rows], dtype=None if rows else "S1")
+    return Index(names, keys, table[:, :, 0], table[:, :, 1], tuple(lost))
+
+
+def _join_twins(rows: dict[str, dict[str, tuple[int, int]]]) -> None:
+    """Join samples whose keys differ in their Unicode form alone, as files of a Mac and of Linux do."""
+    first: dict[str, str] = {}
+    for key in [key for key in rows if not key.isascii()]:
+        twin = first.setdefault(normalize("NFC", key), key)
+        if twin != key and rows[twin].keys().isdisjoint(rows[key]):
+            rows[twin] |= rows.pop(key)
 
 
 def sidecar(path: str, index_dir: str | None) -> Path:
@@ -111,9 +148,9 @@ def sidecar(path: str, index_dir: str | None) -> Path:
     In a folder of its own the name carries a hash of the shard's path: two folders may share shard names.
     """
     if index_dir is None:
-        return Path(f"{path}.index.npz")
+        return Path(path + INDEX)
     tag = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
-    return Path(index_dir) / f"{Path(path).stem}-{tag}.index.npz"
+    return Path(index_dir) / f"{Path(path).stem}-{tag}{INDEX}"
 
 
 def load_index(path: str, index_dir: str | None) -> Index:
@@ -138,10 +175,16 @@ def summarize(path: str, index_dir: str | None) -> Summary:
 
 
 def summarize_all(paths: Sequence[str], index_dir: str | None) -> list[Summary]:
-    """Summarize shards in parallel, with a progress bar if it takes over a second."""
+    """Summarize shards in parallel, with a progress bar if it takes over a second; say which share keys."""
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         jobs = pool.map(lambda path: summarize(path, index_dir), paths)
-        return list(tqdm(jobs, total=len(paths), desc="index shards", unit=" shards", delay=1.0, leave=False))
+        bar = tqdm(jobs, total=len(paths), desc="index shards", unit=" shards", delay=1.0, leave=False)
+        summaries = list(bar)
+        sharing: set[int] = set()
+        for group in overlapping([summary.span for summary in summaries]):
+            keys = pool.map(lambda number: load_index(paths[number], index_dir).keys, group)
+            sharing |= {group[number] for number in repeating(list(keys))}
+    return [replace(summary, shares_keys=n in sharing) for n, summary in enumerate(summaries)]
 
 
 def fingerprint(summaries: Sequence[Summary]) -> str:
@@ -155,29 +198,39 @@ def _read_summary(path: str, index_dir: str | None) -> Summary | None:
     stat = os.stat(path)
     try:
         with np.load(sidecar(path, index_dir), allow_pickle=False) as arrays:
-            meta, names = arrays["meta"].tolist(), tuple(arrays["members"].tolist())
-            present = dict(zip(names, arrays["present"].tolist(), strict=True))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            version, found = json.loads(str(arrays["summary"]))
+        summary = Summary.from_json({**found, "path": path})
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    if meta[:3] != [_VERSION, stat.st_size, stat.st_mtime_ns] or names != whitelist():
-        return None
-    return Summary(path, meta[1], meta[2], meta[3], present)
+    is_same = (version, summary.size, summary.mtime_ns) == (_VERSION, stat.st_size, stat.st_mtime_ns)
+    return summary if is_same and tuple(summary.present) == whitelist() else None
 
 
 def _build(path: str, index_dir: str | None) -> Summary:
     stat = os.stat(path)
     index = scan(path)
-    present = (index.offsets >= 0).sum(axis=0)
-    meta = np.array([_VERSION, stat.st_size, stat.st_mtime_ns, len(index)], dtype=np.int64)
-    _write(sidecar(path, index_dir), meta, present, index)
-    counts = dict(zip(index.members, present.tolist(), strict=True))
-    return Summary(path, stat.st_size, stat.st_mtime_ns, len(index), counts)
+    counts = (index.offsets >= 0).sum(axis=0).tolist()
+    keys = [bytes(key).decode() for key in index.keys]
+    summary = Summary(
+        path,
+        stat.st_size,
+        stat.st_mtime_ns,
+        len(index),
+        dict(zip(index.members, counts, strict=True)),
+        (min(keys), max(keys)) if keys else ("", ""),
+        len(index.lost),
+        index.lost[0] if index.lost else "",
+    )
+    _write(sidecar(path, index_dir), summary, index)
+    return summary
 
 
-def _write(target: Path, meta: np.ndarray, present: np.ndarray, index: Index) -> None:
+def _write(target: Path, summary: Summary, index: Index) -> None:
     try:
         with replacing(target) as temporary, temporary.open("wb") as file:
-            np.savez(file, meta=meta, present=present, **vars(index))
+            about = np.array(json.dumps([_VERSION, vars(summary)]))
+            arrays = {name: value for name, value in vars(index).items() if name != "lost"}
+            np.savez(file, summary=about, **arrays)
     except OSError as error:
         raise PermissionError(
             f"{target}: the index of the shard cannot be written ({error.strerror}): name a folder that can "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import lightning as L
@@ -12,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from ldm.data.fields import Sample, check_names, converted
+from ldm.data.fields import Sample, check_names, collate, converted
 from ldm.data.manifest import latents_size
 from ldm.data.readers import Indexed, Reader
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
@@ -41,8 +42,8 @@ class Shards(L.LightningDataModule):
         reader: ``Indexed`` (local files, exact) or ``Streaming`` (webdataset's pipeline, also URLs).
         fields: What training samples load: any of image, text, label, latent, mask, low_res, label_map,
             layout. None loads what the stage reads, latents instead of images where the shards hold them;
-            image and text for a LightningModule that does not say. Validation always loads the image and
-            everything else the shards have.
+            image and text for a LightningModule that does not say. Validation loads the image and what the
+            stage reads, and where all shards have them captions, labels and ``fields``.
     """
 
     def __init__(
@@ -75,7 +76,8 @@ class Shards(L.LightningDataModule):
         self._source: Source | None = None
         self._evaluation: EvaluationSet | None = None
         self._seed = 0
-        self._bad: dict[str, int] = {}
+        self._reads: dict[Collection[str], tuple[str, ...]] | None = None
+        self._bad = {"training": Counter[str](), "validation": Counter[str]()}
 
     @property
     def image_size(self) -> int:
@@ -104,7 +106,7 @@ class Shards(L.LightningDataModule):
     @property
     def num_skipped(self) -> int:
         """Bad training samples met by this process and replaced."""
-        return sum(self._bad.values())
+        return self._bad["training"].total()
 
     @property
     def samples(self) -> int:
@@ -124,7 +126,10 @@ class Shards(L.LightningDataModule):
     def evaluation(self) -> EvaluationSet:
         """The validation samples; opened on first use."""
         if self._evaluation is None:
-            self._evaluation = self.reader.evaluation(self.val_shards, self.image_size)
+            more: dict[str, Any] = {}
+            if self._reads is not None:
+                more = {"reads": self._reads.__getitem__, "optional": {"text", "label", *self.fields}}
+            self._evaluation = self.reader.evaluation(self.val_shards, self.image_size, **more)
         return self._evaluation
 
     def derive(self, module: object) -> None:
@@ -132,7 +137,9 @@ class Shards(L.LightningDataModule):
 
         Called by ``setup`` with the trainer's LightningModule; before that, fields are image and text.
         """
-        before = (self.fields, self._image_size)
+        before = (self.fields, self._image_size, self._reads)
+        if isinstance(module, ReadsFields):
+            self._reads = {stored: module.reads(stored) for stored in ((), ("latent",))}
         if any(self._is_derived.values()):
             size = latents_size(self.train_shards, "data.train")
             if self._is_derived["fields"] and isinstance(module, ReadsFields):
@@ -141,7 +148,7 @@ class Shards(L.LightningDataModule):
             if self._is_derived["image_size"]:
                 trained = getattr(module, "image_size", None)
                 self._image_size = size if size is not None and "latent" in self.fields else trained
-        if (self.fields, self._image_size) != before:
+        if (self.fields, self._image_size, self._reads) != before:
             self._source = self._evaluation = None
 
     def prepare_data(self) -> None:
@@ -171,6 +178,8 @@ class Shards(L.LightningDataModule):
             raise ValueError(
                 f"data.val: {self.num_val} samples for {world_size} processes, expected one for each"
             )
+        if stage == "fit" and self.trainer is not None:
+            self._validate(collate(self.evaluation.check("data.val")))
 
     @override
     def train_dataloader(self) -> DataLoader[Sample]:
@@ -182,15 +191,20 @@ class Shards(L.LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Take out of a batch what concerns the reader only, report bad samples, let the stage look at it."""
+        is_training = self.trainer is None or self.trainer.training
+        kind = "training" if is_training else "validation"
         for message in batch.pop("skipped", ()):
-            if message not in self._bad:
-                warnings.warn(f"bad training sample replaced: {message}", stacklevel=1)
-            self._bad[message] = self._bad.get(message, 0) + 1
-        if self.trainer is not None and self.trainer.training:
+            if message not in self._bad[kind]:
+                warnings.warn(f"bad {kind} sample replaced: {message}", stacklevel=1)
+            self._bad[kind][message] += 1
+        if self.trainer is not None and is_training:
             self.source.observe(batch)
+        self._validate(batch)
+        return cast(Batch, batch)
+
+    def _validate(self, batch: Any) -> None:
         if self.trainer is not None and isinstance(self.trainer.lightning_module, ValidatesBatch):
             self.trainer.lightning_module.validate_batch(batch)
-        return cast(Batch, batch)
 
     @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
@@ -228,11 +242,10 @@ class Shards(L.LightningDataModule):
 
     @override
     def teardown(self, stage: str) -> None:
-        if stage == "fit" and self._bad:
-            warnings.warn(
-                f"{self.num_skipped} bad training samples were replaced ({len(self._bad)} different ones)",
-                stacklevel=1,
-            )
+        for kind, bad in self._bad.items():
+            if stage == "fit" and bad:
+                found = f"{bad.total()} bad {kind} samples were replaced ({len(bad)} different ones)"
+                warnings.warn(found, stacklevel=1)
 
     def _rank(self) -> DataRank:
         if self.trainer is None:

@@ -34,9 +34,14 @@ def _finalize(z: int) -> int:
 def permutation(count: int, *key: int) -> np.ndarray:
     """Permute range(count): sort it by the splitmix64 stream that starts at the hash of ``key``."""
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(mix(*key))
+    return np.argsort(hashed(z), kind="stable")
+
+
+def hashed(z: np.ndarray) -> np.ndarray:
+    """Hash an array of uint64, as ``mix`` does: a bijection."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+    return z ^ (z >> np.uint64(31))
 
 
 @dataclass(frozen=True)

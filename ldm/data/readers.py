@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
-from ldm.data.decode import BadSample
 from ldm.data.fields import FIELDS, Sample
-from ldm.data.files import ShardFiles
+from ldm.data.files import ShardFiles, usable
 from ldm.data.index import fingerprint
 from ldm.data.order import Order
 from ldm.data.source import (
@@ -21,9 +20,10 @@ from ldm.data.source import (
     SampleSpec,
     Source,
     check_fields,
+    first_usable,
     make_loader,
+    num_giving,
     rank_batches,
-    shard_fields,
 )
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
@@ -53,27 +53,44 @@ class Reader(ABC):
         self.files(val, "data.val")
 
     def files(self, patterns: str | Sequence[str], option: str) -> ShardFiles:
-        """Index the shards that ``option`` names and give random access to them."""
-        return ShardFiles(summarize_shared(expand(patterns, option), self.index_dir), self.index_dir)
+        """Index the shards that ``option`` names and give random access to those with samples."""
+        summaries = summarize_shared(expand(patterns, option), self.index_dir)
+        return ShardFiles(usable(summaries, option), self.index_dir)
 
     def evaluation(
-        self, patterns: str | Sequence[str], image_size: int, option: str = "data.val"
+        self,
+        patterns: str | Sequence[str],
+        image_size: int,
+        option: str = "data.val",
+        reads: Callable[[Collection[str]], Collection[str]] = lambda stored: (),
+        optional: Collection[str] | None = None,
     ) -> EvaluationSet:
-        """Open shards for evaluation: they give the image and every other field that all of them have.
+        """Open shards for evaluation, and look into each whether it can be used.
 
         Args:
             patterns: The shards.
             image_size: Side of the images in pixels.
             option: What names the shards, for messages.
+            reads: Gives the fields that are read beside the image, see ``ldm.types.ReadsFields``.
+            optional: Further fields, loaded where all shards have them and a sample's can be read; None: all.
 
         Raises:
             FileNotFoundError: If a pattern matches nothing.
-            ValueError: If shards are broken or have no images.
+            ValueError: If shards are broken, lack the image or what is read, or hold none that can be used.
         """
         files = self.files(patterns, option)
-        check_fields(files, ["image"], option)
-        found = set.intersection(*(shard_fields(files, i, FIELDS) for i in range(len(files.summaries))))
-        return EvaluationSet(files, [field for field in FIELDS if field in found], image_size)
+        found = [
+            name
+            for name in FIELDS
+            if all(num_giving(files, n, name) == s.count for n, s in enumerate(files.summaries))
+        ]
+        read = {"image", *reads(("latent",) if "latent" in found else ())}
+        required = [name for name in FIELDS if name in read]
+        check_fields(files, required, option)
+        rest = [name for name in found if name not in read and (optional is None or name in optional)]
+        samples = EvaluationSet(files, required, image_size, rest)
+        samples.check(option)
+        return samples
 
 
 class Indexed(Reader):
@@ -126,15 +143,8 @@ class IndexedSource(Source, Dataset[Sample]):
         Raises:
             ValueError: If ``MAX_BAD`` samples in a row cannot be used.
         """
-        skipped: list[str] = []
-        for tried in range(position, position + MAX_BAD):
-            try:
-                sample = self._read(tried, self.spec.draw(position))
-            except BadSample as error:
-                skipped.append(str(error))
-            else:
-                return {**sample, "skipped": skipped} if skipped else sample
-        raise ValueError(f"{MAX_BAD} samples in a row cannot be used, the last one: {skipped[-1]}")
+        draw = self.spec.draw(position)
+        return first_usable(lambda tried: self._read(tried, draw), range(position, position + MAX_BAD))
 
     def _read(self, position: int, draw: int) -> Sample:
         shard, row = self.order.locate(position)

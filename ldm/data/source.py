@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.decode import Members
+from ldm.data.decode import BadSample, Members
 from ldm.data.fields import FIELDS, Sample, collate
-from ldm.data.files import ShardFiles
-from ldm.data.index import Summary, fingerprint
+from ldm.data.files import ShardFiles, warn_once
+from ldm.data.index import fingerprint
 from ldm.data.order import mix
 
 MAX_BAD = 100
@@ -92,19 +92,29 @@ class Source(ABC):
 
 
 class EvaluationSet(Dataset[Sample]):
-    """Samples in the order of their shards, each once. A bad sample is an error.
+    """Samples in the order of their shards, each once.
+
+    A bad sample keeps its place and its key, and so its random numbers, but shows the next good one.
 
     Args:
         files: The shards.
-        fields: Names of the fields that are read; captions are the canonical ones.
+        fields: Names of the fields that each sample must give; captions are the canonical ones.
         image_size: Side of the images in pixels.
+        optional: Further fields, which a sample may lack.
     """
 
-    def __init__(self, files: ShardFiles, fields: Sequence[str], image_size: int) -> None:
+    def __init__(
+        self, files: ShardFiles, fields: Sequence[str], image_size: int, optional: Sequence[str] = ()
+    ) -> None:
         self.files = files
-        self.fields = tuple(fields)
+        self.required, self.optional = tuple(fields), tuple(optional)
         self.image_size = image_size
         self.ends = np.cumsum([summary.count for summary in files.summaries])
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of all fields that are read, in the order of the table."""
+        return tuple(name for name in FIELDS if name in (*self.required, *self.optional))
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -122,10 +132,36 @@ class EvaluationSet(Dataset[Sample]):
         return f"{self.fingerprint(num)} {[summary.mtime_ns for summary in self.files.summaries]}"
 
     def __getitem__(self, position: int) -> Sample:
-        """Return the sample at a position in [0, len)."""
+        """Return the sample at a position in [0, len).
+
+        Raises:
+            ValueError: If ``MAX_BAD`` samples in a row cannot be used.
+        """
+        sample = first_usable(self._read, [n % len(self) for n in range(position, position + MAX_BAD)])
+        return {**sample, "key": self.files.key(*self._locate(position))} if "skipped" in sample else sample
+
+    def check(self, option: str) -> list[Sample]:
+        """Return a usable sample of each shard, or of a hundred shards.
+
+        Raises:
+            ValueError: If none of the first ``MAX_BAD`` samples of a shard can be used.
+        """
+        found = []
+        for shard in range(0, len(self.ends), -(-len(self.ends) // 100)):
+            start = int(self.ends[shard]) - self.files.summaries[shard].count
+            try:
+                found.append(first_usable(self._read, range(start, int(self.ends[shard]))[:MAX_BAD]))
+            except ValueError as error:
+                raise ValueError(f"{option}: {' and '.join(self.required)} are read, but {error}") from error
+        return found
+
+    def _locate(self, position: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.ends, position, side="right"))
-        row = position - int(self.ends[shard] - self.files.summaries[shard].count)
-        return self.files.sample(shard, row, self.fields, self.image_size, draw=None)
+        return shard, position - int(self.ends[shard] - self.files.summaries[shard].count)
+
+    def _read(self, position: int) -> Sample:
+        shard, row = self._locate(position)
+        return self.files.sample(shard, row, self.required, self.image_size, None, self.optional)
 
     def loader(self, batch_size: int, num_workers: int, process: DataRank) -> DataLoader[Sample]:
         """Make the loader of one process.
@@ -154,32 +190,73 @@ def make_loader(
     )
 
 
-def shard_fields(files: ShardFiles, shard: int, fields: Collection[str]) -> set[str]:
-    """Return those of ``fields`` that a shard gives: all of its samples must have a member for it.
+def first_usable(read: Callable[[int], Sample], positions: Sequence[int]) -> Sample:
+    """Read the first sample that can be used; "skipped" says why those before it cannot.
 
-    Where only json members could give one, the first sample is looked into.
+    Raises:
+        ValueError: If none can.
+    """
+    skipped: list[str] = []
+    for position in positions:
+        try:
+            sample = read(position)
+        except BadSample as error:
+            skipped.append(str(error))
+        else:
+            return {**sample, "skipped": skipped} if skipped else sample
+    raise ValueError(f"{len(positions)} samples in a row cannot be used, the last one: {skipped[-1]}")
+
+
+def num_giving(files: ShardFiles, shard: int, field: str) -> int:
+    """Count the samples of a shard that have a member for a field.
+
+    A json member counts if that of one of the first ten samples gives the field.
     """
     summary = files.summaries[shard]
-    found = {name for name in fields if _num_plain(summary, name) >= summary.count}
-    in_json = {name for name in fields if FIELDS[name].json_keys} - found
-    if in_json and summary.present["json"] == summary.count:
-        meta = Members(*files.members(shard, 0, ("json",))).json()
-        found |= {name for name in in_json if not meta.keys().isdisjoint(FIELDS[name].json_keys)}
-    return found
+    count = sum(summary.present[name] for name in FIELDS[field].members if name != "json")
+    if count < summary.count and FIELDS[field].json_keys and _in_json(files, shard, field):
+        count += summary.present["json"]
+    return min(count, summary.count)
 
 
-def _num_plain(summary: Summary, field: str) -> int:
-    return sum(summary.present[name] for name in FIELDS[field].members if name != "json")
+def _in_json(files: ShardFiles, shard: int, field: str) -> bool:
+    summary = files.summaries[shard]
+    if not summary.present["json"]:
+        return False
+    for row in range(min(10, summary.count)):
+        try:
+            meta = Members(*files.members(shard, row, ("json",))).json()
+        except BadSample:
+            continue
+        if not meta.keys().isdisjoint(FIELDS[field].json_keys):
+            return True
+    return False
 
 
 def check_fields(files: ShardFiles, fields: Sequence[str], option: str) -> None:
-    """Raise ValueError, naming ``option``, if a shard lacks one of ``fields``."""
+    """Warn of samples that lack one of ``fields``, which others replace.
+
+    Raises:
+        ValueError: If all samples of a shard lack one; it names ``option``.
+    """
+    given = [{field: num_giving(files, n, field) for field in fields} for n in range(len(files.summaries))]
     for shard, summary in enumerate(files.summaries):
-        found = shard_fields(files, shard, fields)
-        if lacking := [field for field in fields if field not in found]:
+        if lacking := [field for field in fields if not given[shard][field]]:
             has = ", ".join(f"{name} ({count})" for name, count in summary.present.items() if count)
             about = f"the shard {summary.path} has {summary.count} samples with members {has}"
-            raise ValueError(f"{option}: asks for {lacking}, but {about}")
+            raise ValueError(
+                f"{option}: asks for {lacking}, but {about}; the first is '{files.key(shard, 0)}'"
+            )
+    for field in fields:
+        lacking_of = [summary.count - given[n][field] for n, summary in enumerate(files.summaries)]
+        if total := sum(lacking_of):
+            shard = next(n for n, count in enumerate(lacking_of) if count)
+            example, path = files.lacking(shard, FIELDS[field].members), files.summaries[shard].path
+            of = sum(summary.count for summary in files.summaries)
+            warn_once(
+                f"{option}: {total} of {of} samples lack '{field}', e.g. '{example}' of {path}: others take "
+                "their places"
+            )
 
 
 def rank_batches(start: int, batch_size: int, process: DataRank) -> Iterator[list[int]]:

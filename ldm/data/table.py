@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from torch import distributed
 
 from ldm.data.fields import whitelist
 from ldm.data.index import Summary, summarize_all
-from ldm.io.atomic import replacing
+from ldm.io.atomic import write_text
 
 
 def summarize_shared(paths: Sequence[str], index_dir: str | None) -> list[Summary]:
@@ -47,27 +46,20 @@ def table_path(paths: Sequence[str], index_dir: str | None) -> Path:
     """Return where the table of these shards lies: with their indices, by a name of its own per list."""
     names = "\n".join(os.path.abspath(path) for path in paths)
     folder = Path(paths[0]).parent if index_dir is None else Path(index_dir)
-    return folder / f".shards-{hashlib.sha256(names.encode()).hexdigest()[:16]}.npz"
+    return folder / f".shards-{hashlib.sha256(names.encode()).hexdigest()[:16]}.json"
 
 
 def write(table: Path, summaries: Sequence[Summary]) -> None:
     """Write the table, by rename; where that is forbidden there is none."""
-    names = whitelist()
-    rows = [[s.size, s.mtime_ns, s.count, *(s.present[name] for name in names)] for s in summaries]
-    with contextlib.suppress(OSError), replacing(table) as temporary, temporary.open("wb") as file:
-        np.savez(file, members=np.array(names), rows=np.array(rows, dtype=np.int64))
+    with contextlib.suppress(OSError):
+        write_text(table, json.dumps([vars(summary) for summary in summaries]))
 
 
 def read(table: Path, paths: Sequence[str]) -> list[Summary] | None:
     """Return the summaries of ``paths``, or None if there is no table of them, or none of this version."""
     try:
-        with np.load(table, allow_pickle=False) as arrays:
-            names, rows = tuple(arrays["members"].tolist()), arrays["rows"].tolist()
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        found = [Summary.from_json(summary) for summary in json.loads(table.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    if names != whitelist() or len(rows) != len(paths):
-        return None
-    return [
-        Summary(path, size, mtime, count, dict(zip(names, present, strict=True)))
-        for path, (size, mtime, count, *present) in zip(paths, rows, strict=True)
-    ]
+    is_same = [s.path for s in found] == list(paths) and all(tuple(s.present) == whitelist() for s in found)
+    return found if is_same else None

@@ -12,6 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import braceexpand
 
+from ldm.io.atomic import MARK
+
+INDEX = ".index.npz"
+"""What follows the name of a shard in that of its index."""
 _BLOCK = 512
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
@@ -29,24 +33,32 @@ def expand(patterns: str | Sequence[str], name: str) -> list[str]:
     """
     paths: list[str] = []
     for pattern in urls(patterns, name):
-        if any(c in pattern for c in "*?["):
-            found = sorted(glob.glob(os.path.expanduser(pattern)))
-            if not found:
-                raise FileNotFoundError(
-                    f"{name}: the pattern '{pattern}' matches no file, expected tar shards"
-                )
+        path = os.path.expanduser(pattern)
+        if os.path.exists(path) or not glob.has_magic(path):
+            paths.append(path)
+        elif found := _matches(path):
             paths += found
         else:
-            paths.append(os.path.expanduser(pattern))
+            raise FileNotFoundError(f"{name}: the pattern '{pattern}' matches no file, expected tar shards")
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise FileNotFoundError(
-            f"{name}: {len(missing)} of {len(paths)} shards are missing, the first is '{missing[0]}'"
+            f"{name}: {len(missing)} of {len(paths)} shards are missing, the first is '{missing[0]}': a glob "
+            "such as train-*.tar takes those that are there"
         )
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise ValueError(f"{name}: the shard '{twice}' is listed more than once, expected each once")
     return paths
+
+
+def _matches(pattern: str) -> list[str]:
+    """List the files that a glob matches, but for our own; the folder may have brackets in its name."""
+    folder, name = os.path.split(pattern)
+    if os.path.isdir(folder):
+        pattern = os.path.join(glob.escape(folder), name)
+    found = sorted(glob.glob(pattern))
+    return [path for path in found if not path.endswith(INDEX) and MARK not in os.path.basename(path)]
 
 
 def urls(patterns: str | Sequence[str], name: str) -> list[str]:
@@ -82,22 +94,34 @@ def split_name(name: str) -> tuple[str | None, str]:
     return folder + slash + stem, extension.lower()
 
 
-def members(path: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset of the body, size in bytes) of the regular files in a tar.
+def members(path: str, dangling: list[str] | None = None) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, offset of the body, size in bytes) of the files in a tar, and of hard links to them.
 
     Reads ustar, GNU (long names) and PAX headers.
+
+    Args:
+        path: The tar.
+        dangling: Takes the names of links that lead to no member before them.
 
     Raises:
         ValueError: If the file is not an uncompressed tar or is damaged. Bodies are not checked.
     """
     with open(path, "rb", buffering=0) as file:
         try:
-            yield from _headers(file.fileno(), os.fstat(file.fileno()).st_size)
+            bodies: dict[str, tuple[int, int]] = {}
+            for name, target, offset, size in _headers(file.fileno(), os.fstat(file.fileno()).st_size):
+                if target is None:
+                    bodies[name] = offset, size
+                if found := bodies.get(name if target is None else target):
+                    yield name, *found
+                elif dangling is not None:
+                    dangling.append(name)
         except ValueError as error:
             raise ValueError(f"{path}: broken tar: {error}") from error
 
 
-def _headers(fd: int, end: int) -> Iterator[tuple[str, int, int]]:
+def _headers(fd: int, end: int) -> Iterator[tuple[str, str | None, int, int]]:
+    """Yield name, target, offset and size of files and links; the target is None for a file."""
     offset = 0
     all_members: dict[str, str] = {}
     next_member: dict[str, str] = {}
@@ -124,15 +148,24 @@ def _headers(fd: int, end: int) -> Iterator[tuple[str, int, int]]:
             next_member = {**next_member, **_records(os.pread(fd, size, body))}
         elif kind == b"L":
             next_member["path"] = _text(os.pread(fd, size, body).rstrip(b"\0"))
-        elif kind != b"K":
+        elif kind == b"K":
+            next_member["linkpath"] = _text(os.pread(fd, size, body).rstrip(b"\0"))
+        else:
+            known = {**all_members, **next_member}
+            name = known.get("path") or _name(header)
             if kind in b"0\0007":
-                yield {**all_members, **next_member}.get("path") or _name(header), body, size
+                yield name, None, body, size
+            elif kind in b"12":  # a symbolic link is named, not followed: it may lead anywhere
+                target = known.get("linkpath") or _text(header[157:257].split(b"\0", 1)[0])
+                yield name, target if kind == b"1" else "", body, 0
             next_member = {}
 
 
 def _ending(header: bytes, offset: int, end: int) -> str:
     if offset == 0 and header[:2] in _COMPRESSED:
         return _is_compressed(header)
+    if header.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file: git lfs pull"
     if end == 0:
         return "the file is empty, expected a tar"
     if offset == 0:
@@ -154,7 +187,9 @@ def _check(header: bytes, offset: int) -> None:
         return
     if offset == 0 and header[:2] in _COMPRESSED:
         raise ValueError(_is_compressed(header))
-    reason = "the file is not a tar" if offset == 0 else "the file is damaged there"
+    reason = "the file is damaged there" if offset else "the file is not a tar"
+    if offset == 0 and header.lstrip().startswith(b"<"):
+        reason = "the file is a page of HTML or XML, expected a tar"
     raise ValueError(f"no valid header at byte {offset}: {reason}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +37,11 @@ class ReferenceImages:
     size: int | None
 
 
-def open_shards(pattern: str, size: int | None) -> EvaluationSet:
-    """Open shards; images are cropped and resized to the size."""
+def open_shards(pattern: str, size: int | None, reads: Collection[str] = ()) -> EvaluationSet:
+    """Open shards; images are cropped and resized to the size. A sample must give the fields ``reads``."""
     if size is None:
         raise ValueError("--size: got none, expected the side of the images of --data")
-    return Indexed().evaluation(pattern, size, "--data")
+    return Indexed().evaluation(pattern, size, "--data", lambda _: reads)
 
 
 def real_images(reference: str | None, samples: EvaluationSet | None, size: int | None) -> ReferenceImages:

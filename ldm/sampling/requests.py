@@ -96,7 +96,7 @@ def _of_shards(options: SampleOptions, reads: Sequence[str], size: int) -> Itera
     assert options.shards is not None
     if surplus := sorted(set(options.given().values())):
         raise ValueError(f"--shards: the samples say what to draw, got {' and '.join(surplus)} too")
-    evaluation = Indexed().evaluation(options.shards, size, "--shards")
+    evaluation = Indexed().evaluation(options.shards, size, "--shards", lambda _: reads, ())
     if lacking := sorted(set(reads) - set(evaluation.fields)):
         raise ValueError(
             f"--shards: '{options.shards}' gives {', '.join(evaluation.fields)}, but the model is "

@@ -109,7 +109,7 @@ def test_a_damaged_sidecar_is_rebuilt(tmp_path, damage):
 
 def test_a_sidecar_is_never_unpickled(tmp_path):
     path = str(write_tar(tmp_path / "a.tar", files_of(2)))
-    np.savez(sidecar(path, None), meta=np.array([_Trap()], dtype=object), allow_pickle=True)
+    np.savez(sidecar(path, None), summary=np.array([_Trap()], dtype=object), allow_pickle=True)
     assert summarize(path, None).count == 2
 
 
@@ -157,7 +157,8 @@ def broken(path: Path, kind: str) -> None:
             "short": b"hello",
             "gzip": gzip.compress(content),
             "middle": content,
-            "no samples": bytes(1024),
+            "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+            "page": b"<!DOCTYPE html>" + bytes(600),
         }[kind]
     )
 
@@ -177,8 +178,9 @@ def broken(path: Path, kind: str) -> None:
         ("text", "broken tar: no valid header at byte 0: the file is not a tar"),
         ("short", "broken tar: the file has 5 bytes, too few"),
         ("gzip", r"broken tar: it is compressed \(gzip\), expected a plain tar"),
+        ("pointer", "broken tar: it is a Git LFS pointer, not the file: git lfs pull"),
+        ("page", "broken tar: no valid header at byte 0: the file is a page of HTML or XML"),
         ("middle", "broken tar: no valid header at byte 2048: the file is damaged there"),
-        ("no samples", "empty shard: found no member at all"),
     ],
 )
 def test_broken_shards_say_what_is_wrong_and_leave_no_sidecar(tmp_path, kind, message):
@@ -227,3 +229,54 @@ def test_patterns_that_give_nothing_or_run_programs_are_refused(tmp_path):
     for patterns, kind, message in cases:
         with pytest.raises(kind, match=message):
             expand(patterns, "data.train")
+
+
+def test_a_path_that_is_there_is_no_glob_and_a_glob_leaves_out_what_is_ours(tmp_path):
+    path = str(write_tar(tmp_path / "set[1]" / "train-0.tar", files_of(1)))
+    summarize(path, None)
+    (tmp_path / "set[1]" / "train-1.tar.tmp-host-1").touch()  # of a packer that was killed
+    for pattern in ("train-{0..0}.tar", "train-*", "train-?.tar"):
+        assert expand(str(tmp_path / "set[1]" / pattern), "data.train") == [path]
+    path = str(write_tar(tmp_path / "what?.tar", files_of(1)))
+    assert expand(path, "data.train") == [path]
+    write_tar(tmp_path / "set[1]" / "a.tar", files_of(1))
+    assert len(expand(str(tmp_path / "set[[]1]" / "*.tar"), "data.train")) == 2
+
+
+def test_hard_links_are_followed_and_links_that_lead_nowhere_are_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"pixels")
+    (tmp_path / ("b" * 120 + ".png")).hardlink_to(tmp_path / "a.png")  # a long name
+    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "s.tar", "w", format=format) as tar:
+            for name in ("b" * 120 + ".png", "a.png"):
+                tar.add(tmp_path / name, name)
+            for name, kind, target in (("c.png", tarfile.SYMTYPE, "a.png"), ("d.png", tarfile.LNKTYPE, "x")):
+                info = tarfile.TarInfo(name)
+                info.type, info.linkname = kind, target
+                tar.addfile(info)
+        found, content = scan(str(tmp_path / "s.tar")), (tmp_path / "s.tar").read_bytes()
+        assert [found.key(row) for row in range(len(found))] == ["b" * 120, "a"]
+        spans = [span for row in range(2) for span in found.spans(row, ["png"])]
+        assert [content[offset : offset + size] for _, offset, size in spans] == [b"pixels"] * 2
+        assert found.lost == tuple(f"'{name}.png' (a link to no member before it)" for name in "cd")
+
+
+def test_members_with_dots_in_their_keys_are_counted_and_foreign_ones_of_a_sample_are_not(tmp_path):
+    dotted = [("img_1.5x.png", b"x"), ("img_1.5x.txt", b"y")]
+    others = [("000002.seg.png", b"x"), ("._000002.png", b"x"), ("notes", b"x"), ("a.b.mp4", b"x")]
+    path = str(write_tar(tmp_path / "a.tar", [*files_of(3), *dotted, *others]))
+    for _ in range(2):  # scanned, and from the sidecar
+        found = summarize(path, None)
+        assert (found.count, found.lost) == (3, 2)
+        assert found.lost_example == "'img_1.5x.png' (its key ends at the first dot)"
+
+
+def test_names_in_two_unicode_forms_are_one_sample_unless_both_have_the_member(tmp_path):
+    composed, decomposed = "\u00e9", "e\u0301"
+    path = str(write_tar(tmp_path / "a.tar", [(f"{decomposed}.png", b"x"), (f"{composed}.txt", b"y")]))
+    found = scan(path)
+    assert [found.key(0), len(found), len(found.spans(0, whitelist()))] == [decomposed, 1, 2]
+    write_tar(
+        Path(path), [(f"{form}.{kind}", b"x") for form in (composed, decomposed) for kind in ("png", "txt")]
+    )
+    assert len(scan(path)) == 2

@@ -236,6 +236,61 @@ def test_a_bad_sample_shifts_nothing_and_is_reported_once(data, shards, tmp_path
     assert fit.datamodule.num_skipped == len(moved) >= 2
 
 
+class Captioned(Recorder):
+    """Says what it reads, and which labels it knows."""
+
+    def reads(self, stored):
+        return ("image", "text")
+
+    def validate_batch(self, batch):
+        if "label" in batch and batch["label"].max() > 9:
+            raise ValueError(f"label {batch['label'].max()}")
+
+
+def val_of(tmp_path, number: int, **members: bytes) -> str:
+    """Write validation shards of 2 and 11 samples, ``number`` with other members; None drops one."""
+    write_tar(tmp_path / "v-0.tar", [*sample(0), *sample(1)])
+    found = {name: body for n in range(2, 13) for name, body in sample(n)[:2]}
+    found |= {f"{number:06d}.{kind}": body for kind, body in members.items()}
+    write_tar(tmp_path / "v-1.tar", sorted(found.items()))
+    return str(tmp_path / "v-*.tar")
+
+
+@pytest.mark.parametrize("bad", [{"png": png(5)[:40]}, {"txt": b""}, {"txt": b"caf\xe9"}])
+def test_a_bad_validation_sample_does_not_end_a_run(shards, tmp_path, bad):
+    data = Shards(shards(COUNTS), val_of(tmp_path, 5, **bad), image_size=8, batch_size=4)
+    model = Captioned()
+    with pytest.warns(
+        UserWarning, match=r"bad validation sample replaced: .*v-1.tar: sample '000005'"
+    ) as caught:
+        trainer(tmp_path, 8).fit(model, datamodule=data)
+    assert model.val_keys == [f"{n:06d}" for n in range(13)] * 2
+    messages = [str(warning.message) for warning in caught]
+    assert sum("sample replaced" in message for message in messages) == 1
+    assert "2 bad validation samples were replaced (1 different ones)" in messages
+    assert data.num_skipped == 0
+
+
+def test_what_validation_needs_is_checked_before_the_first_step(shards, tmp_path):
+    val = val_of(tmp_path, 2, json=b'{"label": 12}')
+    files = [file for n in range(2, 13) for file in sample(n)]
+    cases = {
+        r"data.val: asks for \['text'\], but .*v-1.tar has 11 samples .*the first is '000002'": files[::3],
+        r"data.val: image and text are read, but 11 samples in a row .*v-1.tar: sample '000012', member": [
+            (name, b" " if name.endswith("txt") else body) for name, body in files if "json" not in name
+        ],
+        "label 12": [(name, b'{"label": 12}' if "json" in name else body) for name, body in files],
+    }
+    for message, content in cases.items():
+        write_tar(tmp_path / "v-1.tar", content)
+        model = Captioned()
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path, 8).fit(
+                model, datamodule=Shards(shards(COUNTS), val, image_size=8, batch_size=4)
+            )
+        assert model.train_keys == []
+
+
 def test_a_batch_larger_than_the_data_is_refused(data, tmp_path):
     with pytest.raises(
         ValueError, match=f"data.batch_size: 32 is more than the {TOTAL} samples of data.train"

@@ -56,11 +56,68 @@ def test_evaluation_loads_what_all_shards_have_and_takes_the_canonical_caption(t
     assert [evaluation[n]["text"] for n in range(3)] == ["number 0", "number 1", "two"]
 
 
-def test_a_bad_sample_is_an_error_in_evaluation(tmp_path):
-    write_tar(tmp_path / "v.tar", [*sample(0), ("000001.png", b"x"), ("000001.txt", b"y")])
+def test_a_bad_sample_of_an_evaluation_keeps_its_key_and_shows_the_next_good_one(tmp_path):
+    write_tar(tmp_path / "v.tar", [*sample(0), *sample(1), ("000002.png", png(2)[:40]), ("000002.txt", b"y")])
     evaluation = Indexed().evaluation(str(tmp_path / "v.tar"), 8)
-    with pytest.raises(ValueError, match=r"v.tar: sample '000001', member 'png': its 1 bytes are no"):
-        list(evaluation.loader(1, 0, DataRank(0, 1)))
+    (batch,) = evaluation.loader(4, 0, DataRank(0, 1))
+    assert batch["key"] == ["000000", "000001", "000002"]
+    assert batch["image"][:, 0, 0, 0].tolist() == [0, 1, 0]
+    (message,) = batch["skipped"]
+    assert message.startswith(f"{tmp_path}/v.tar: sample '000002', member 'png': its 40 bytes are no")
+
+
+def test_what_nobody_asked_for_may_be_bad(tmp_path):
+    """Class names for labels, foreign layouts, maps and masks of other meaning, empty captions."""
+    odd = b'{"caption": "", "label": "cat", "layout": "wide", "width": 9, "height": 9}'
+    foreign = [("0.json", odd), ("0.cls", b"n01440764"), ("0.map.png", png(0)), ("0.mask.png", b"x")]
+    path = str(write_tar(tmp_path / "v.tar", [("0.png", png(7)), *foreign, ("0.latent.npy", b"pickle")]))
+    evaluation = Indexed().evaluation(path, 8)
+    assert set(evaluation[0]) == {"key", "image"}
+    with pytest.raises(
+        ValueError, match=r"data.val: image and label are read, but .*'cls': the label is 'n01"
+    ):
+        Indexed().evaluation(path, 8, reads=lambda stored: ["label"])
+
+
+def test_fields_that_part_of_a_batch_has_are_left_out(tmp_path):
+    write_tar(tmp_path / "v.tar", [*sample(0), *sample(1)[:1], ("000001.txt", b" "), *sample(1)[2:]])
+    evaluation = Indexed().evaluation(str(tmp_path / "v.tar"), 8)
+    (batch,) = evaluation.loader(2, 0, DataRank(0, 1))
+    assert set(batch) == {"key", "image", "label"}
+
+
+@pytest.mark.parametrize("reads", [[], ["text"]])
+def test_samples_without_captions_are_counted_before_training_and_replaced(tmp_path, reads):
+    files = [file for n in range(10) for file in sample(n)[:2] if file[0] != "000007.txt"]
+    path = str(write_tar(tmp_path / "v.tar", files))
+    message = rf"1 of 10 samples lack 'text', e.g. '000007' of {path}: others take their places"
+    with pytest.warns(UserWarning, match=f"data.fields: {message}"):
+        source = Indexed().open(path, SPEC)
+    batch = next(iter(source.loader(lambda: 0, 10, 0, DataRank(0, 1))))
+    assert len(set(batch["key"])) == 9 and "'txt or json': missing" in batch["skipped"][0]
+    if reads:
+        with pytest.warns(UserWarning, match=f"data.val: {message}"):
+            evaluation = Indexed().evaluation(path, 8, reads=lambda stored: reads)
+        assert [evaluation[7][name] for name in ("key", "text")] == ["000007", "number 8"]
+    else:
+        assert Indexed().evaluation(path, 8).fields == ("image",)
+
+
+def test_empty_shards_are_left_out_and_counted(tmp_path, shards):
+    pattern = shards([2, 1, 2])
+    (tmp_path / "shards/train-000001.tar").write_bytes(bytes(1024))
+    with pytest.warns(UserWarning, match=r"data.train: 1 of 3 shards are empty, e.g. .*train-000001.tar"):
+        source = Indexed().open(pattern, SPEC)
+    assert sorted(source[n]["key"] for n in range(4)) == ["000000", "000001", "000003", "000004"]
+    with pytest.raises(ValueError, match=r"data.val: empty shard .*train-000001.tar: found no member at all"):
+        Indexed().evaluation(str(tmp_path / "shards/train-000001.tar"), 8)
+
+
+def test_members_that_are_ignored_are_said_aloud(tmp_path):
+    dotted = [("img_1.5x.png", b"x"), ("img_1.5x.txt", b"y")]
+    path = str(write_tar(tmp_path / "a.tar", [*sample(0), *dotted]))
+    with pytest.warns(UserWarning, match=r"data.train: 2 members are ignored, e.g. 'img_1.5x.png' \(its key"):
+        Indexed().open(path, SPEC)
 
 
 def test_validation_shards_need_images(tmp_path):
