@@ -58,7 +58,7 @@ class Members:
         """Parse the json member; empty without one."""
         try:
             meta = json.loads(self.content.get("json", b"{}"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.bad("json", f"is not JSON ({error})") from error
         if not isinstance(meta, dict):
             raise self.bad("json", f"is a {type(meta).__name__}, expected an object")
@@ -126,6 +126,8 @@ def _caption(caption: Any, member: str, members: Members) -> Decoded:
         raise members.bad(member, f"the caption is {caption!r:.60}, expected a string")
     if not caption.strip():
         raise members.bad(member, "the caption is empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in caption):
+        raise members.bad(member, "the caption holds half a character (a lone surrogate)")
     return Decoded(caption.strip())
 
 
@@ -134,13 +136,13 @@ def label(members: Members) -> Decoded | None:
     found: Any
     if "cls" in members.content:
         name, value = "cls", members.content["cls"].decode("utf-8", "replace").strip()
-        found = int(value) if value.isascii() and value.isdigit() else value
+        found = int(value) if value.isascii() and value.isdigit() and len(value) < 20 else value
     elif "label" in (meta := members.json()):
         name, found = "json", meta["label"]
     else:
         return None
     if not _is_class(found):
-        raise members.bad(name, f"the label is {found!r:.60}, expected an integer >= 0")
+        raise members.bad(name, f"the label is {found!r:.60}, expected an integer >= 0, below 2^63")
     return Decoded(found)
 
 
@@ -191,7 +193,7 @@ def _class(found: Any) -> int:
 
 
 def _is_class(found: Any) -> bool:
-    return isinstance(found, int) and not isinstance(found, bool) and found >= 0
+    return isinstance(found, int) and not isinstance(found, bool) and 0 <= found < 2**63
 
 
 def latent(members: Members) -> Decoded:
@@ -199,8 +201,8 @@ def latent(members: Members) -> Decoded:
     name, content = next(iter(members.content.items()))
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise members.bad(name, f"cannot be read as a numpy array ({error})") from error
+    except Exception as error:  # whatever a header may claim
+        raise members.bad(name, f"cannot be read as a numpy array ({error!s:.150})") from error
     if array.ndim != 3 or array.shape[0] % 2 or array.dtype not in (np.float16, np.float32):
         found = f"{array.dtype} of shape {array.shape}"
         raise members.bad(name, f"is {found}, expected float16 or float32 of shape (2C, h, w)")

@@ -10,19 +10,33 @@ from typing import IO, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+
+from ldm.data.colour import to_srgb
 
 T = TypeVar("T")
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Formats, as Pillow names them, that shards may hold."""
+DECODER = 2
+"""Version of the pixels; raise it when they change: statistics of images decoded otherwise are not taken."""
+_METHODS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to what turns the image upright."""
 _TRANSPOSED = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
 
 
 def rgb(content: bytes, formats: tuple[str, ...] = FORMATS) -> Tensor:
-    """Decode an image, wherever it lies: upright, alpha over white, 16-bit grey scaled to 8 bits.
+    """Decode an image, wherever it lies: upright, sRGB, alpha over white, 16-bit grey scaled to 8 bits.
 
     Returns:
         (3, H, W) uint8.
@@ -103,34 +117,49 @@ def _opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[st
     except UnidentifiedImageError as error:
         length = file.seek(0, io.SEEK_END)
         raise ValueError(f"its {length} bytes are no JPEG, PNG or WebP image") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).replace("\n", " ")
-        raise ValueError(f"cannot be decoded as an image ({reason})") from error
+    except Exception as error:  # Pillow raises a dozen kinds for what it cannot make sense of
+        reason = " ".join(f"{error or type(error).__name__}".split())
+        raise ValueError(f"cannot be decoded as an image ({reason:.150})") from error
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    is_transposed = image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
-    return (width, height) if is_transposed else (height, width)
+    return (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    method = _METHODS.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Read the camera's orientation: 1, upright, where it is malformed."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # cameras, scanners and editors write anything
+        return 1
 
 
 def _grey(image: Image.Image) -> np.ndarray:
-    return np.array(ImageOps.exif_transpose(image).convert("L"))
+    return np.array(_upright(image).convert("L"))
 
 
 def _indices(image: Image.Image) -> np.ndarray:
     if image.mode not in ("L", "P", "1"):
         raise ValueError(f"pixel mode {image.mode} holds no classes, expected 8-bit grey or a palette")
-    return np.array(ImageOps.exif_transpose(image), dtype=np.uint8)
+    return np.array(_upright(image), dtype=np.uint8)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
+    profile = image.info.get("icc_profile")
+    image = _upright(image)
     if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixel mode {image.mode} is not supported, expected 8 or 16 bits per channel")
+    if profile:
+        image = to_srgb(image, profile)
     if image.has_transparency_data:
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image.convert("RGBA"))

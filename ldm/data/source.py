@@ -18,6 +18,7 @@ from ldm.data.fields import FIELDS, Sample, collate
 from ldm.data.files import ShardFiles, warn_once
 from ldm.data.index import fingerprint
 from ldm.data.order import mix
+from ldm.data.raster import DECODER
 
 MAX_BAD = 100
 """Samples that cannot be used in a row, after which training stops."""
@@ -120,11 +121,11 @@ class EvaluationSet(Dataset[Sample]):
         return int(self.ends[-1])
 
     def fingerprint(self, num: int) -> str:
-        """Hash which images the first ``num`` are: shards by name, size and count, and the images' side.
+        """Hash which images the first ``num`` are: shards by name, size and count, side, and decoder.
 
         The same wherever the shards lie.
         """
-        what = [fingerprint(self.files.summaries), self.image_size, min(num, len(self))]
+        what = [fingerprint(self.files.summaries), self.image_size, min(num, len(self)), DECODER]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def identity(self, num: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from ldm.data.fields import Sample
+from ldm.data.raster import DECODER
 from ldm.data.readers import Indexed
 from ldm.data.source import EvaluationSet
 from ldm.evaluation.sources import ImageArray, ImageFolder, open_images
@@ -65,6 +66,6 @@ def _folder(folder: Path, images: ImageFolder | ImageArray) -> tuple[str, str]:
     """Identify the images of a folder: by names, sizes and times of files, and without the times."""
     assert isinstance(images, ImageFolder)
     files = [(str(path.relative_to(folder)), path.stat()) for path in images.paths]
-    names = json.dumps([(name, stat.st_size) for name, stat in files])
+    names = json.dumps([DECODER, *((name, stat.st_size) for name, stat in files)])
     times = json.dumps([stat.st_mtime_ns for _, stat in files])
     return f"{names} {times}", hashlib.sha256(names.encode()).hexdigest()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from ldm.data.decode import BadSample, SampleId
 from ldm.data.fields import decode_sample, whitelist
@@ -127,6 +129,12 @@ class _Trap:
         return (pytest.fail, ("unpickled",))
 
 
+_HUGE = latent(np.zeros((2, 1, 1), np.float32)).replace(b"(2, 1, 1)", b"(2, 1" + b"0" * 30 + b", 1)")
+_HEADER = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+_BOMB = b"\x89PNG\r\n\x1a\n" + b"".join(
+    struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    for kind, body in ((b"IHDR", _HEADER), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+)
 BAD = {
     "no image": ("image", {"png": b"hello"}, "member 'png': its 5 bytes are no JPEG, PNG or WebP"),
     "cut image": (
@@ -142,6 +150,19 @@ BAD = {
     "no json": ("text", {"json": b"{"}, "member 'json': is not JSON"),
     "json list": ("text", {"json": b"[]"}, "member 'json': is a list, expected an object"),
     "word label": ("label", {"cls": b"cat"}, "member 'cls': the label is 'cat', expected an integer >= 0"),
+    "huge label": ("label", {"json": b'{"label": 1' + b"0" * 30 + b"}"}, "the label is 10.* below 2"),
+    "endless label": ("label", {"cls": b"1" * 5000}, "member 'cls': the label is '11"),
+    "deep json": ("text", {"json": b"[" * 100_000}, "member 'json': is not JSON"),
+    "half a character": ("text", {"json": b'{"caption": "a\\ud800"}'}, "half a character"),
+    "endless latent": ("latent", {"latent.npy": _HUGE}, "cannot be read as a numpy array"),
+    "gif": ("image", {"jpg": encoded(Image.new("L", (4, 4)), "GIF")}, "are no JPEG, PNG or WebP"),
+    "html": ("image", {"jpg": b"<html>" * 9}, "'jpg': its 54 bytes are no"),
+    "cut jpeg": (
+        "image",
+        {"jpg": encoded(Image.effect_noise((64, 64), 90), "JPEG")[:1500]},
+        "'jpg': cannot be decoded",
+    ),
+    "bomb": ("image", {"png": _BOMB}, r"'png': cannot be decoded as an image \(Image size .* exceeds"),
     "negative label": ("label", {"json": b'{"label": -1}'}, "member 'json': the label is -1"),
     "pickle": ("latent", {"latent.npy": latent(np.array([_Trap()]), allow_pickle=True)}, "cannot be read"),
     "flat latent": (
@@ -160,3 +181,42 @@ def test_bad_members_are_named_with_shard_key_and_reason(name):
     field, members, message = BAD[name]
     with pytest.raises(BadSample, match=f"shards/train-000003.tar: sample '000042', .*{message}"):
         decode_sample(members, SAMPLE, [field], 8, None)
+
+
+def test_no_exif_that_bytes_can_hold_ends_in_anything_but_an_image():
+    """Half of the exceptions that Pillow raises of these mutants are neither OSError nor ValueError."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.XResolution] = 72.5
+    exif[ExifTags.Base.Make] = "a camera"
+    exif[ExifTags.Base.YCbCrCoefficients] = (0.25, 0.5, 0.25)
+    exif[ExifTags.Base.DateTime] = "2026:01:01 00:00:00"
+    content = encoded(Image.new("RGB", (8, 16), (200, 0, 0)), "JPEG", exif=exif)
+    start, rng, raised = content.index(b"Exif"), np.random.default_rng(0), set()
+    for _ in range(500):
+        mutant = bytearray(content)
+        for position in rng.integers(start, start + len(exif.tobytes()), 3):
+            mutant[position] = rng.integers(256)
+        try:
+            ImageOps.exif_transpose(Image.open(io.BytesIO(mutant)))
+        except Exception as error:
+            raised.add(type(error))
+        assert image_of(bytes(mutant), 8, "jpg").float().mean((1, 2)).tolist() == pytest.approx(
+            [200, 0, 0], abs=5
+        )
+    assert raised - {ValueError, OSError}
+
+
+def test_unusual_images_are_read():
+    noise = Image.effect_noise((16, 16), 90)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    animated = [
+        encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        for kind, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("MPO", {"quality": 100}))
+    ]
+    for content in animated:  # the first frame
+        assert (image_of(content, 8)[:, 4, 4] - torch.tensor([255, 0, 0])).abs().max() <= 2
+    assert image_of(encoded(Image.new("RGB", (1, 1), (9, 9, 9))), 8).unique().tolist() == [9]
+    assert image_of(encoded(Image.new("L", (10_000, 1), 9)), 8).unique().tolist() == [9]
+    assert image_of(encoded(noise.convert("1")), 16).unique().tolist() == [0, 255]
+    assert image_of(encoded(noise.convert("CMYK"), "JPEG"), 16, "jpg").shape == (3, 16, 16)

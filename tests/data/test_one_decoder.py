@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from profiles import DISPLAY_P3, profile
 from tiny_shards import write_tar
 
 from data import folder
 from ldm.data.module import Shards
-from ldm.data.raster import upright_size
+from ldm.data.raster import DECODER, upright_size
+from ldm.evaluation.reference import open_shards, real_images
 from ldm.evaluation.sources import open_images
 from ldm.sampling.requests import read_files
 
@@ -49,7 +51,11 @@ def cmyk() -> tuple[Image.Image, dict]:
     return Image.fromarray(noise(4), "CMYK"), {"format": "JPEG"}
 
 
-KINDS = [alpha, turned, deep_grey, palette, cmyk]
+def display_p3() -> tuple[Image.Image, dict]:
+    return Image.fromarray(noise(4)), {"format": "PNG", "icc_profile": profile(DISPLAY_P3)}
+
+
+KINDS = [alpha, turned, deep_grey, palette, cmyk, display_p3]
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
@@ -87,6 +93,22 @@ def test_a_packer_that_resizes_lays_over_white_like_the_decoder(tmp_path):
     shard = str(tmp_path / "out" / "train-000000.tar")
     evaluation = Shards(shard, shard, image_size=SIDE, batch_size=1).evaluation
     assert {int(image["image"].unique()) for image in (evaluation[0], evaluation[1])} == {127, 40}
+
+
+def test_statistics_of_an_older_decoder_are_not_taken(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "images" / "a.png")
+    shard = str(write_tar(tmp_path / "s.tar", [("a.png", (tmp_path / "images" / "a.png").read_bytes())]))
+
+    def identities() -> list[str | None]:
+        of_folder = real_images(str(tmp_path / "images"), None, None)
+        of_shards = real_images(None, open_shards(shard, SIDE), SIDE)
+        return [name for real in (of_folder, of_shards) for name in (real.identity, real.fingerprint)]
+
+    now = identities()
+    for module in ("ldm.data.source", "ldm.evaluation.reference"):
+        monkeypatch.setattr(f"{module}.DECODER", DECODER - 1)
+    assert all(one != other for one, other in zip(now, identities(), strict=True))
 
 
 def test_the_size_of_a_turned_image_is_the_one_that_is_seen(tmp_path):
