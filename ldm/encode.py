@@ -15,6 +15,7 @@ from ldm.data.tar import expand
 from ldm.distributed.launch import processes
 from ldm.io.checkpoint import Checkpoint
 from ldm.latents.encode import ShardEncoder, encode_shards
+from ldm.latents.space import latent_scale
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.artifacts import publish_latents, run_of
 from ldm.runs.folder import RunFolder, WandB, start_wandb
@@ -96,8 +97,9 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
     """Load the autoencoder.
 
     Raises:
-        ValueError: If it cannot encode images of the size that is asked for.
+        ValueError: If it cannot encode images of the size that is asked for, or if its latents have no scale.
     """
+    latent_scale(checkpoint)  # what diffusion will need
     stage = load_stage(checkpoint, Autoencoder).to(where)
     size = int(options.size or stage.image_size or 0)
     check_at_least("--size", size, stage.net.factor)

@@ -33,7 +33,7 @@ def help_parser() -> ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 2 bad input, 75 stopped by a signal."""
+    """Run the command; return its exit code: 0 done, 2 bad input, 75 stopped by a signal, 130 by Ctrl-C."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if not given or {"-h", "--help"} & set(given):
         help_parser().print_help()

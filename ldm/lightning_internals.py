@@ -58,6 +58,33 @@ def align_loops(checkpoint: dict[str, Any], steps: int, trainer: L.Trainer) -> N
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1 if is_due else steps
 
 
+def set_max_steps(trainer: L.Trainer, steps: int) -> None:
+    """Change ``trainer.max_steps``: training that is at its last step begins no loop, and so no validation.
+
+    Relies on ``_TrainingEpochLoop.max_steps``, which ``trainer.max_steps`` and ``_FitLoop.done`` read.
+    """
+    trainer.fit_loop.epoch_loop.max_steps = steps
+
+
+def validate(trainer: L.Trainer, steps: int) -> None:
+    """Validate in training before its first step, as after the step before; logged under the same number.
+
+    Relies on ``_TrainingEpochLoop.val_loop``, a loop with ``restarting`` and ``run``, and on
+    ``_TrainingEpochLoop._batches_that_stepped``, the number under which loggers log.
+
+    Args:
+        trainer: In ``on_train_start``.
+        steps: Optimizer steps done.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    stepped, loop._batches_that_stepped = loop._batches_that_stepped, steps - 1
+    trainer.validating = True
+    loop.val_loop.restarting = False
+    loop.val_loop.run()
+    trainer.training = True
+    loop._batches_that_stepped = stepped
+
+
 def dump_checkpoint(trainer: L.Trainer) -> dict[str, Any]:
     """Build a checkpoint on this process alone; ``trainer.save_checkpoint`` waits for all processes.
 

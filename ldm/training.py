@@ -36,6 +36,9 @@ from ldm.runs.precision import Precision, Trainer, check_precision
 from ldm.runs.recipe import CONFIGS, Recipe, names_class
 from ldm.stages.stage import Stage, global_batch_size
 
+INTERRUPTED = 130
+"""Exit code of a run that was stopped by Ctrl-C: what shells make of SIGINT."""
+
 
 class Finished(Exception):
     """There is nothing left to train."""
@@ -118,7 +121,8 @@ class FitCLI(LightningCLI):
 
     def _stop_if_finished(self, start: Checkpoint) -> None:
         done, end = start.progress.steps, self.config.trainer.max_steps
-        if 0 < end <= done:
+        is_complete = start.is_validated or self.config.trainer.limit_val_batches == 0
+        if 0 < end <= done and is_complete:
             raise Finished(
                 f"{self.config.run}: finished, {done} of {end} steps are done; the weights are in "
                 f"{start.file} (raise --trainer.max_steps to train further)"
@@ -231,11 +235,15 @@ def _quieten() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 done, 2 bad input, 75 stopped by a signal."""
+    """Run the command; return its exit code: 0 done, 2 bad input, 75 stopped by a signal, 130 by Ctrl-C."""
     notice = Notice()
     try:
         with notice.listening():
             return run_command(lambda: fit(arguments, notice))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as end:  # Lightning's, after a KeyboardInterrupt in training
+        return INTERRUPTED if isinstance(end.__context__, KeyboardInterrupt) else int(end.code or 0)
     except Finished as reason:
         print(reason)
         return 0

@@ -137,6 +137,51 @@ def test_align_loops_leaves_the_end_of_an_epoch_to_lightning(tmp_path):
         assert int(stage.count) == 12, f"resumed after {steps} steps"
 
 
+def test_set_max_steps_lets_training_begin_after_its_last_step(tmp_path):
+    loops(tmp_path, 4)
+
+    class Look(L.Callback):
+        def __init__(self, more):
+            self.more, self.begun = more, False
+
+        def on_fit_start(self, trainer, pl_module):
+            internals.set_max_steps(trainer, 4 + self.more)
+            assert trainer.max_steps == 4 + self.more
+
+        def on_train_start(self, trainer, pl_module):
+            self.begun = True
+            internals.set_max_steps(trainer, 4)
+
+    for more in (0, 1):
+        look = Look(more)
+        run = trainer(tmp_path, callbacks=[look], max_steps=4)
+        run.fit(TinyStage(), loader(256), loader(8), ckpt_path=tmp_path / "x.ckpt")
+        assert look.begun == bool(more) and run.global_step == 4
+
+
+def test_validate_validates_all_under_the_number_of_the_step_before(tmp_path):
+    loops(tmp_path, 4)
+
+    class Validate(L.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_start(self, trainer, pl_module):
+            internals.validate(trainer, 4)
+            assert trainer.training and torch.is_grad_enabled()
+
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            logged = trainer.fit_loop.epoch_loop._batches_that_stepped
+            self.seen.append((batch_idx, trainer.global_step, logged, pl_module.training))
+
+    validate = Validate()
+    run = trainer(tmp_path, callbacks=[validate], max_steps=6, val_check_interval=3)
+    run.fit(TinyStage(), loader(256), loader(8), ckpt_path=tmp_path / "x.ckpt")
+    first, later = validate.seen[:2], validate.seen[2:]
+    assert first == [(0, 4, 3, False), (1, 4, 3, False)] and {step for _, step, *_ in later} == {6}
+    assert "val/loss" in run.callback_metrics
+
+
 def test_dump_checkpoint_builds_a_checkpoint(tmp_path):
     run = trainer(tmp_path, max_steps=1)
     run.fit(TinyStage(), loader())

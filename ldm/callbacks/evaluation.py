@@ -66,9 +66,6 @@ class Evaluation(L.Callback):
             then called ``val/<value>@<name>``.
     """
 
-    values_may_be_missing = True
-    """A metric may fail, or not be due: a missing value is no error of whoever waits for it."""
-
     def __init__(  # one argument more than usual: that it has a twin is not a matter of its settings
         self,
         metrics: list[Metric],
@@ -193,6 +190,8 @@ class Evaluation(L.Callback):
         if trainer.is_global_zero:
             self._record(trainer, pl_module, values, self._measurement.failures)
         self._measurement = None
+        if every := self.every_n_samples:
+            self._next = (samples_seen(pl_module) // every + 1) * every
 
     def _record(
         self, trainer: L.Trainer, pl_module: L.LightningModule, values: list[Value], failures: list[str]
@@ -238,7 +237,4 @@ class Evaluation(L.Callback):
             or progress_of(trainer.lightning_module).steps == trainer.max_steps
         ):
             return True
-        if seen < self._next:
-            return False
-        self._next = (seen // self.every_n_samples + 1) * self.every_n_samples
-        return True
+        return seen >= self._next

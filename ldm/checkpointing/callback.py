@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import lightning as L
@@ -14,18 +16,20 @@ from typing_extensions import override
 
 from ldm.checkpointing.writer import LAST, AtomicCheckpointIO, link
 from ldm.distributed.dtensor import is_sharded
-from ldm.lightning_internals import dump_checkpoint
+from ldm.io.checkpoint import saved_progress
+from ldm.lightning_internals import dump_checkpoint, set_max_steps, validate
 from ldm.loggers.directions import Direction, directions
 from ldm.types import Batch, progress_of
 
 
 class Checkpoints(Checkpoint):
-    """Writes ``checkpoints/last.ckpt`` in the run folder: after each validation, at the end, at an error.
+    """Writes ``checkpoints/last.ckpt`` in the run folder: around validations, at the end, at an error.
 
-    After a validation, because its figures and measured latents belong to the checkpoint, and because a
-    checkpoint from before would skip that validation when it is resumed. At an error or Ctrl-C only if it
-    came between two steps or while the next one was computed: training then continues from there. Not if
-    weights are split over processes: a process cannot know whether the others would come to gather them.
+    Before a validation, so that whatever ends it costs no step: the run that is resumed begins with it. After
+    it, because its figures and measured latents belong to the checkpoint. At an error or Ctrl-C in training
+    only if it came between two steps or while the next one was computed: training then continues from there.
+    Not if weights are split over processes: a process cannot know whether the others would come to gather
+    them.
 
     ``best.ckpt`` and ``step=....ckpt`` are hard links to what was the last one: they cost no time.
     A checkpoint that cannot be written, e.g. on a full disk, is a warning, and training goes on: the one
@@ -38,10 +42,11 @@ class Checkpoints(Checkpoint):
             as step=....ckpt; None keeps none.
         keep_newest: How many of the step=....ckpt are kept, older ones are removed; None keeps all.
 
+    A ``monitor`` that a validation did not log is a warning: it may have failed, or not be due.
+
     Raises:
-        ValueError: If ``keep_newest`` is less than 1. After a validation, if the direction of ``monitor`` is
-            unknown, or if it was not logged; with an ``Evaluation`` the latter is a warning: what it measures
-            may fail, or not be due.
+        ValueError: If ``keep_newest`` is less than 1. When training starts, if nothing states ``monitor`` and
+            its direction, and ``mode`` is not given.
     """
 
     def __init__(
@@ -59,7 +64,8 @@ class Checkpoints(Checkpoint):
         self.keep_newest = keep_newest
         self.best: float | None = None
         self._next_kept = keep_every_n_steps or 0
-        self._step = self._saved = -1
+        self._step = self._saved = self._validated = -1
+        self._is_due = False
         self._before: tuple[float | None, int] = self.best, self._next_kept
 
     @override
@@ -93,14 +99,57 @@ class Checkpoints(Checkpoint):
             )
 
     @override
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["validation"] = {"is_due": self._is_due, "step": self._validated}
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == "fit" and (validation := checkpoint.get("validation")) is not None:
+            self._is_due, self._validated = validation["is_due"], validation["step"]
+        elif trainer.state.fn == "fit":  # of an ldm older than this one, or of a run without this callback
+            self._validated = saved_progress(checkpoint).steps
+
+    @override
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._check_monitor(trainer)
+        step, self._max_steps = _steps(trainer), trainer.max_steps
+        is_end = 0 < self._max_steps <= step
+        self._is_due |= is_end and self._validated != step
+        self._is_due &= trainer.enable_validation
+        if is_end and self._is_due:
+            set_max_steps(trainer, step + 1)
+
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin with the validation that the checkpoint lacks."""
         self._step = self._saved = progress_of(pl_module).steps
+        set_max_steps(trainer, self._max_steps)
+        if self._is_due:
+            validate(trainer, self._step)
 
     @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self._step = progress_of(pl_module).steps
+
+    @override
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what was trained, lest a validation that fails costs it."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._is_due = True
+            if not self._is_saved(trainer):
+                self._before = self.best, self._next_kept
+                self.save(trainer)
+
+    @override
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._is_due, self._validated = False, _steps(trainer)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -118,7 +167,7 @@ class Checkpoints(Checkpoint):
         Raises:
             OSError: If it cannot be written: the end of the run would be lost.
         """
-        if not (self._settle(trainer) and self._step == self._saved):
+        if not self._is_saved(trainer):
             is_written = self.save(trainer) and self._settle(trainer)
             if not is_written and trainer.is_global_zero:
                 raise OSError(f"the end of training cannot be written to '{_path(trainer)}': make room there")
@@ -127,27 +176,40 @@ class Checkpoints(Checkpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        # saves what was trained since the last checkpoint, unless a step or a validation was cut short
-        is_complete = progress_of(pl_module).steps == self._step and not trainer.validating
-        if not is_complete or self._step == self._saved or not trainer.is_global_zero:
+        # saves what was trained since the last checkpoint, unless a step was cut short
+        is_new, is_complete = self._step != self._saved, progress_of(pl_module).steps == self._step
+        if not trainer.is_global_zero or self._step < 0 or not (is_new or trainer.validating):
             return
-        if is_sharded(pl_module):
-            _warn(f"stopped at step {self._step}: not saved, for this process holds a shard of the weights")
+        if not is_complete:
+            _warn(
+                f"stopped while step {self._step + 1} was completed: not saved, '{_path(trainer)}' is older"
+            )
+            return
+        self._is_due = trainer.validating and self._validated != self._step
+        where = f"stopped {'in the validation ' if trainer.validating else ''}at step {self._step}"
+        if is_new and is_sharded(pl_module):
+            _warn(f"{where}: not saved, for this process holds a shard of the weights")
+            return
+        try:
+            self._save_alone(trainer, is_new)
+        except OSError as error:
+            _warn(f"{where}: {error}")
         else:
-            # by the first process alone: trainer.save_checkpoint would wait for others that met no error
-            checkpoint = dump_checkpoint(trainer)
-            try:
-                self._io.finish()
-            except OSError as error:
-                _warn(str(error))
-            try:
-                trainer.strategy.save_checkpoint(checkpoint, _path(trainer))
-                self._io.finish()
-            except OSError as error:
-                _warn(f"stopped at step {self._step}: {error}")
-            else:
-                self._saved = self._step
-                print(f"stopped at step {self._step}: saved {_path(trainer)}", flush=True)
+            print(f"{where}: saved {_path(trainer)}", flush=True)
+
+    def _save_alone(self, trainer: L.Trainer, is_new: bool) -> None:
+        """Write last.ckpt by the first process alone: others that met no error would not come to save."""
+        checkpoint = dump_checkpoint(trainer) if is_new else None
+        try:
+            self._io.finish()
+        except OSError as error:
+            if checkpoint is None:
+                raise
+            _warn(str(error))
+        if checkpoint is not None:
+            trainer.strategy.save_checkpoint(checkpoint, _path(trainer))
+            self._io.finish()
+            self._saved = self._step
 
     def save(self, trainer: L.Trainer, names: Sequence[str] = ()) -> bool:
         """Write last.ckpt, or begin to, on all processes; return whether there was no error.
@@ -170,9 +232,12 @@ class Checkpoints(Checkpoint):
 
     def save_new(self, trainer: L.Trainer) -> None:
         """Write last.ckpt if there are steps that it does not hold; before a step, on all processes."""
-        if not (self._settle(trainer) and _steps(trainer) == self._saved):
+        if not self._is_saved(trainer):
             self.save(trainer)
             self._settle(trainer)
+
+    def _is_saved(self, trainer: L.Trainer) -> bool:
+        return self._settle(trainer) and _steps(trainer) == self._saved
 
     def _settle(self, trainer: L.Trainer) -> bool:
         """Wait for what is being written, on all processes; return whether there was no error."""
@@ -202,33 +267,35 @@ class Checkpoints(Checkpoint):
         except OSError as error:
             _warn(f"{', '.join(names)} cannot be kept: {error}")
 
+    def _check_monitor(self, trainer: L.Trainer) -> None:
+        """Check that something states the monitored value; with ``mode`` it may be of anybody."""
+        known = directions(trainer)
+        if self.monitor is None or self.monitor in known:
+            return
+        close = get_close_matches(self.monitor, known, n=1, cutoff=0.8 if self.mode else 0.0)
+        text = f"checkpoints.monitor: got '{self.monitor}', which nothing states that it logs, expected e.g. "
+        text += f"{' or '.join(close) or 'val/loss'}, or another value with checkpoints.mode min or max"
+        if self.mode is None:
+            raise ValueError(text)
+        if close and trainer.is_global_zero:
+            _warn(text)
+
     def _is_best(self, trainer: L.Trainer) -> bool:
         if self.monitor is None:
             return False
         if self.monitor not in trainer.callback_metrics:
-            self._miss(trainer)
+            logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+            if trainer.is_global_zero:
+                _warn(
+                    f"step {_steps(trainer)}: checkpoints.monitor: '{self.monitor}' was not logged, expected "
+                    f"one of {shorten(logged, 120)}; best.ckpt stays as it is"
+                )
             return False
         value = float(trainer.callback_metrics[self.monitor])
-        mode = self.mode or directions(trainer).get(self.monitor)
-        if mode is None:
-            raise ValueError(
-                f"checkpoints.mode: got none, and the better direction of '{self.monitor}' is not known: "
-                "expected min or max"
-            )
-        sign = 1.0 if mode == "min" else -1.0
+        sign = 1.0 if (self.mode or directions(trainer)[self.monitor]) == "min" else -1.0
         is_best = not math.isnan(value) and (self.best is None or sign * value < sign * self.best)
         self.best = value if is_best else self.best
         return is_best
-
-    def _miss(self, trainer: L.Trainer) -> None:
-        """Say that the monitored value is missing, which is an error where every validation logs the same."""
-        logged = ", ".join(sorted(trainer.callback_metrics))
-        missing = f"checkpoints.monitor: '{self.monitor}' was not logged, expected one of {logged}"
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(getattr(callback, "values_may_be_missing", False) for callback in callbacks):
-            raise ValueError(missing)
-        if trainer.is_global_zero:  # a metric has failed, or is not due yet in a run that was resumed
-            _warn(f"step {_steps(trainer)}: {missing}; best.ckpt stays as it is")
 
     def _due(self, trainer: L.Trainer) -> list[tuple[str, bool]]:
         step = _steps(trainer)

@@ -25,8 +25,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning's own writer goes through the system's temporary folder: on another file system its last
     step is a copy, which can be cut short. What last.ckpt was before stays as previous.ckpt: a file that
-    was written well may still be damaged later.
+    was written well may still be damaged later. One from before a validation does not: that from after it
+    takes its place.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_provisional = False
 
     @override
     def save_checkpoint(
@@ -67,13 +72,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 with temporary.open("wb") as file:
                     torch.save(checkpoint, file)
                 sync(temporary)
-                if target.name == LAST and target.exists():
+                if target.name == LAST and target.exists() and not self._is_provisional:
                     link(target, target.with_name(PREVIOUS))
         except (OSError, RuntimeError) as error:
             if (cause := _cause(error)) is None:
                 raise
             raise OSError(f"checkpoint '{target}' cannot be written: {cause}") from error
         sync(target.parent)
+        self._note(checkpoint, target)
+
+    def _note(self, checkpoint: dict[str, Any], path: Path) -> None:
+        if path.name == LAST:
+            self._is_provisional = checkpoint.get("validation", {}).get("is_due", False)
 
     @override
     def load_checkpoint(
@@ -90,6 +100,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             loaded: dict[str, Any] = torch.load(path, map_location, weights_only=weights_only is not False)
         except Exception as error:
             raise ValueError(f"checkpoint '{path}' cannot be read: {str(error).splitlines()[0]}") from error
+        self._note(loaded, Path(path))
         return loaded
 
 

@@ -96,6 +96,12 @@ class Checkpoint:
         return saved_progress(self.state)
 
     @property
+    def is_validated(self) -> bool:
+        """Whether its run validated these weights, or does not say when it did."""
+        steps = self.progress.steps
+        return bool(self.state.get("validation", {"step": steps})["step"] == steps)
+
+    @property
     def upstream(self) -> dict[str, str]:
         """Checkpoints that the stage was built on, by the path in its config, with their SHA-256."""
         return dict(self.state.get("upstream") or {})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ldm.diffusion.guidance import clamped
+from ldm.io.checkpoint import Checkpoint
 from ldm.io.config import Configurable
 from ldm.io.upstream import open_upstream
 from ldm.nets.autoencoder import KLAutoencoder
@@ -104,15 +105,9 @@ class AutoencoderLatents(LatentSpace):
         net = found.load_net(KLAutoencoder)
         self.net, self.net_config = Frozen(net), found.net_config
         self.channels, self.factor = net.latent_channels, net.factor
-        for name in ("latent_mean", "latent_std"):
+        for name, value in zip(("latent_mean", "latent_std"), latent_scale(found), strict=True):
             # upstream values, like the frozen weights: not saved a second time
-            value = found.state["state_dict"][name].clone().view(1, -1, 1, 1).float()
-            self.register_buffer(name, value, persistent=False)
-        if not torch.isfinite(self.latent_std).all():
-            raise ValueError(
-                f"checkpoint '{checkpoint}' has no measured latent scale: it was saved before the first "
-                "validation of its run; train it further"
-            )
+            self.register_buffer(name, value.clone().view(1, -1, 1, 1), persistent=False)
         self.image_size = found.state.get("image_size")
         self._upstream = {checkpoint: found.sha256}
 
@@ -140,3 +135,23 @@ class AutoencoderLatents(LatentSpace):
     @override
     def upstream(self) -> dict[str, str]:
         return self._upstream
+
+
+def latent_scale(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
+    """Read the mean and standard deviation of an autoencoder's latents, (C,) each.
+
+    Raises:
+        ValueError: If they were not measured, or with other weights than these.
+    """
+    mean, std = (checkpoint.state["state_dict"][name].float() for name in ("latent_mean", "latent_std"))
+    steps = checkpoint.progress.steps
+    measured_at = checkpoint.state.get("latent", {}).get("measured_at", steps)
+    is_measured = bool(torch.isfinite(std).all())
+    if is_measured and measured_at == steps:
+        return mean, std
+    found = f"that of step {measured_at}" if is_measured else "none"
+    raise ValueError(
+        f"checkpoint '{checkpoint.file}' has no measured latent scale for its weights of step {steps}, found "
+        f"{found}: end its run by the same command, with trainer.limit_val_batches above 0: it validates "
+        "at the end"
+    )

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -23,8 +24,8 @@ from ldm.types import Batch
 class Autoencoder(Stage):
     """Trains L = sum of squared errors + kl_weight * KL (Kingma & Welling 2013; Rombach et al. 2021, Eq. 25).
 
-    Every validation measures mean and standard deviation of the latents; the checkpoint holds them, so that
-    no later stage is configured with a scale.
+    Every validation measures mean and standard deviation of the latents; the checkpoint holds them, and the
+    optimizer steps by then, so that no later stage is configured with a scale.
 
     Loss terms get as outputs ``image``, the reconstruction (B, 3, H, W), and ``mean`` and ``log_var`` of
     q(z | image), (B, C, h, w).
@@ -56,6 +57,7 @@ class Autoencoder(Stage):
         self.register_buffer("latent_std", unknown.clone())
         self._moments = torch.zeros(2, net.latent_channels, dtype=torch.float64)
         self._count = 0
+        self._measured_at = 0
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
         """Name the fields of a batch that training needs."""
@@ -92,10 +94,26 @@ class Autoencoder(Stage):
             first, second = (total[:-1] / total[-1]).view(2, -1).cpu()
             self.latent_mean.copy_(first)
             self.latent_std.copy_((second - first.square()).clamp_min(1e-12).sqrt())
+            self._measured_at = self.progress.steps
         self._moments.zero_()
         self._count = 0
 
     @override
+    def on_train_end(self) -> None:
+        if self._measured_at != self.progress.steps:
+            rank_zero_warn(
+                f"the latent scale is not measured at step {self.progress.steps}: ldm.encode and diffusion "
+                "will refuse these weights; validate at the end, see trainer.limit_val_batches"
+            )
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["latent"] = {"mean": self.latent_mean.tolist(), "std": self.latent_std.tolist()}
+        scale = {"mean": self.latent_mean.tolist(), "std": self.latent_std.tolist()}
+        checkpoint["latent"] = {**scale, "measured_at": self._measured_at}
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        # an ldm older than this one did not say when
+        self._measured_at = checkpoint.get("latent", {}).get("measured_at", self.progress.steps)

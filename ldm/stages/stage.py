@@ -119,6 +119,8 @@ class Stage(Configurable, Counted, ABC):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         size = len(batch["key"])
         self.log("samples", float(self.progress.samples), batch_size=size)  # the x axis of every curve
+        if 0 < self.trainer.max_steps <= self.progress.steps:
+            self.trainer.should_stop = True  # Lightning then validates, whatever the interval
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.is_step_complete and every and self.progress.steps % every == 0:  # synchronises processes
             local, group = _mean(self._step_losses), default_group(self.device)

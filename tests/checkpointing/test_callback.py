@@ -1,16 +1,22 @@
 """When a run saves: a full disk costs a checkpoint, not the run."""
 
+import csv
 import resource
+import signal
 from types import MappingProxyType
 
+import lightning as L
 import pytest
 import torch
+from comparing import assert_equal
 from tiny_stage import TinyStage, loader, trainer
 
+from ldm.callbacks.ema import EMA
 from ldm.callbacks.evaluation import Evaluation
 from ldm.checkpointing.async_writer import AsyncCheckpointIO
 from ldm.checkpointing.callback import Checkpoints
 from ldm.checkpointing.writer import AtomicCheckpointIO
+from ldm.loggers.metrics_csv import MetricsCSV
 from ldm.metrics.psnr import PSNR
 
 
@@ -133,11 +139,12 @@ def test_the_best_is_in_the_stated_direction_unless_a_mode_is_given(tmp_path, mo
     assert best_step(tmp_path, monitor="val/score", mode=mode) == expected
 
 
-def test_a_monitor_of_unknown_direction_needs_a_mode(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"checkpoints.mode: got none, .*'val/other' .*: expected min or max"
-    ):
-        best_step(tmp_path, monitor="val/other")
+@pytest.mark.parametrize(("monitor", "meant"), [("val/other", "val/score"), ("val/scroe", "val/score")])
+def test_a_monitor_that_nobody_states_needs_a_mode_before_the_first_step(tmp_path, monitor, meant):
+    with pytest.raises(ValueError, match=f"monitor: got '{monitor}', .* expected e.g. {meant}, or"):
+        best_step(tmp_path, monitor=monitor)
+    assert not (tmp_path / "checkpoints").exists()
+    assert best_step(tmp_path, monitor="val/other", mode="max") == 4
 
 
 class Fails(PSNR):
@@ -194,12 +201,94 @@ def test_a_resumed_run_need_not_measure_at_once(tmp_path, capsys):
     assert steps(tmp_path)["last.ckpt"] == 16
 
 
-def test_a_misspelt_monitor_is_an_error(tmp_path):
+def test_a_monitor_that_is_not_logged_costs_the_best_and_not_the_run(tmp_path, capsys):
+    fit(tmp_path, AtomicCheckpointIO(), max_steps=8, callbacks=[Checkpoints("val/lost", "min")])
+    assert steps(tmp_path) == {"last.ckpt": 8, "previous.ckpt": 4}
+    said = "warning: step 4: checkpoints.monitor: 'val/lost' was not logged, expected one of val/loss; best"
+    errors = capsys.readouterr().err
+    assert said in errors and errors.startswith("warning: checkpoints.monitor: got 'val/lost', which nothing")
+
+
+class Ends(TinyStage):
+    """Is ended in the last validation by what a function does."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.end = end
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        if batch_idx == 1 and self.progress.steps == 8:
+            self.end()
+
+
+class Impatient(L.Callback):
+    """Presses Ctrl-C once more while the first is dealt with."""
+
+    def on_exception(self, trainer, pl_module, exception):
+        if isinstance(exception, KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+class BadCallback(L.Callback):
+    """Fails before Checkpoints is asked, at the beginning of the last validation."""
+
+    def on_validation_start(self, trainer, pl_module):
+        if trainer.global_step == 8:
+            fails()
+
+
+def fails():
+    raise RuntimeError("one bad sample")
+
+
+def interrupted():
+    signal.raise_signal(signal.SIGINT)
+
+
+def logged(folder):
+    return list(csv.DictReader((folder / "metrics.csv").open()))
+
+
+def fit_to_the_end(folder, module, writer, *more, resume=None):
     run = trainer(
-        tmp_path,
-        callbacks=[Checkpoints(monitor="val/lost")],
+        folder,
+        callbacks=[
+            EMA(),
+            Evaluation([PSNR()], 8, every_n_samples=12),
+            *more,
+            Checkpoints("val/loss", keep_every_n_steps=8),
+        ],
         enable_checkpointing=True,
-        plugins=[AtomicCheckpointIO()],
+        logger=MetricsCSV(str(folder)),
+        plugins=[writer()],
     )
-    with pytest.raises(ValueError, match=r"checkpoints.monitor: 'val/lost' was not logged, .*val/loss"):
-        run.fit(TinyStage(), loader(256), loader(8))
+    torch.manual_seed(0)
+    run.fit(module, loader(256), loader(8), ckpt_path=resume)
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture
+def sigint():
+    """Lightning ignores Ctrl-C once it has seen one, for its process is about to end."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.parametrize("writer", [AtomicCheckpointIO, AsyncCheckpointIO])
+@pytest.mark.parametrize("end", [fails, interrupted, BadCallback])
+def test_what_ends_a_validation_costs_no_step(tmp_path, capsys, sigint, writer, end):
+    """Of the last one: weights, averages, metrics and what is kept are those of a run that nothing ended."""
+    whole = fit_to_the_end(tmp_path / "whole", TinyStage(), writer)
+    stage, more = (TinyStage(), [end()]) if end is BadCallback else (Ends(end), [Impatient()])
+    with pytest.raises((RuntimeError, SystemExit)):
+        fit_to_the_end(tmp_path / "parts", stage, writer, *more)
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    assert f"stopped in the validation at step 8: saved {last}\n" in capsys.readouterr().out
+    assert steps(tmp_path / "parts") == {"last.ckpt": 8, "previous.ckpt": 4, "best.ckpt": 4}
+    resumed = fit_to_the_end(tmp_path / "parts", TinyStage(), writer, resume=last)
+    for part in ("state_dict", "callbacks", "optimizer_states", "progress", "validation"):
+        assert_equal(resumed[part], whole[part], part)
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    assert steps(tmp_path / "parts") == steps(tmp_path / "whole")

@@ -44,6 +44,21 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(chain, fresh, capsys
     assert "finished, 8 of 8 steps are done" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("step", [4, 8])
+def test_ctrl_c_in_a_validation_costs_no_step(chain, fresh, capsys, step):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert fit.main(fresh.arguments("autoencoder", *signalled(step, "validation", signal.SIGINT))) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it once it has seen one
+    last = fresh.runs / "autoencoder" / "checkpoints" / "last.ckpt"
+    assert capsys.readouterr().out.endswith(f"stopped in the validation at step {step}: saved {last}\n")
+    assert fit.main(fresh.arguments("autoencoder")) == 0
+    assert_same_run(fresh.runs / "autoencoder", chain.runs / "autoencoder")
+    assert fit.main(fresh.arguments("autoencoder")) == 0
+    assert "finished, 8 of 8 steps are done" in capsys.readouterr().out
+
+
 def scontrol(folder, monkeypatch, code=0):
     """Stand in for SLURM's own: writes down what it was asked."""
     program = folder / "scontrol"

@@ -18,10 +18,11 @@ from ldm import fit, training
         ("autoencoder", 5, "start", 5),
         ("autoencoder", 6, "backward", 6),
         ("autoencoder", 7, "end", 4),
-        ("autoencoder", 8, "validation", 4),
+        ("autoencoder", 8, "validation", 8),
+        ("autoencoder", 4, "validation", 4),
         pytest.param("clip", 5, "start", 5, marks=pytest.mark.slow),
         pytest.param("diffusion", 5, "start", 5, marks=pytest.mark.slow),
-        pytest.param("diffusion", 8, "validation", 4, marks=pytest.mark.slow),
+        pytest.param("diffusion", 8, "validation", 8, marks=pytest.mark.slow),
     ],
 )
 def test_resumed_run_equals_uninterrupted(chain, fresh, name, step, where, resumes_at):

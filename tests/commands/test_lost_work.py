@@ -1,0 +1,53 @@
+"""What a run leaves is complete and usable, however it ends and whatever happens around it."""
+
+import pytest
+import torch
+from comparing import assert_equal, error_of, metrics, state
+
+from ldm import encode, fit
+from ldm.latents.space import AutoencoderLatents
+
+
+def values(run):
+    return [{k: v for k, v in row.items() if v and k.startswith("val/")} for row in metrics(run)]
+
+
+@pytest.mark.parametrize("interval", ["4", "100", None])
+def test_the_end_is_validated_so_the_latent_scale_is_of_the_weights_that_are_saved(fresh, interval):
+    arguments = [a for a in fresh.arguments("autoencoder", "--trainer.max_steps=6") if "interval" not in a]
+    for name, every in (("whole", "6"), ("run", interval)):
+        more = [] if every is None else [f"--trainer.val_check_interval={every}"]
+        assert fit.main([*arguments, *more, f"--run={fresh.runs / name}"]) == 0
+    ours, whole = state(fresh.runs / "run"), state(fresh.runs / "whole")
+    for part in ("state_dict", "latent", "optimizer_states", "progress"):
+        assert_equal(ours[part], whole[part], part)
+    assert ours["latent"]["measured_at"] == 6
+    assert torch.isfinite(ours["state_dict"]["latent_std"]).all()
+    assert values(fresh.runs / "run")[-1] == values(fresh.runs / "whole")[-1] != {}
+
+
+def test_weights_without_a_scale_are_refused_before_anything_is_encoded(fresh, capsys):
+    run = fresh.runs / "autoencoder"
+    arguments = fresh.arguments("autoencoder", "--trainer.max_steps=5")
+    with pytest.warns(UserWarning, match="the latent scale is not measured at step 5"):
+        assert fit.main([*arguments, "--trainer.limit_val_batches=0"]) == 0
+    out = fresh.runs / "latents"
+    line = error_of(capsys, [*fresh.encode(), f"--out={out}"], encode.main)
+    assert f"'{run}/checkpoints/last.ckpt' has no measured latent scale for its weights of step 5" in line
+    assert "found none" in line and len(line) < 300 and not out.exists()
+    with pytest.raises(ValueError, match="no measured latent scale"):
+        AutoencoderLatents(str(run))
+    assert fit.main(arguments) == 0  # validates what it finds
+    assert AutoencoderLatents(str(run)).channels > 0
+    assert fit.main(arguments) == 0
+    assert "finished, 5 of 5 steps are done" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_has_the_scale_of_other_weights(chain, fresh, capsys):
+    stop = ["--trainer.callbacks+=interruptions.Stop", "--trainer.callbacks.step=6"]
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        fit.main(fresh.arguments("autoencoder", *stop, "--trainer.callbacks.where=start"))
+    line = error_of(capsys, [*fresh.encode(), f"--out={fresh.runs / 'latents'}"], encode.main)
+    assert "no measured latent scale for its weights of step 6, found that of step 4" in line
+    assert fit.main(fresh.arguments("autoencoder", "--trainer.max_steps=6")) == 0  # ends here
+    assert state(fresh.runs / "autoencoder")["latent"]["measured_at"] == 6
