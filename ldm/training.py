@@ -27,7 +27,7 @@ from ldm.data.module import Shards
 from ldm.distributed.ddp import check_strategy, register
 from ldm.distributed.launch import launched
 from ldm.io.checkpoint import Checkpoint
-from ldm.io.upstream import rebuilding, upstream_options
+from ldm.io.upstream import keep_upstream, rebuilding, upstream_options
 from ldm.loggers.directions import directions
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.folder import RunFolder, start_wandb
@@ -85,6 +85,8 @@ class FitCLI(LightningCLI):
         resumed = nullcontext() if self.checkpoint is None else rebuilding(self.checkpoint)
         with upstream_options(self.config.upstream), resumed:
             super().instantiate_classes()
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                keep_upstream(self.run_folder.folder, self.model.upstream())
         self.checkpoint = None  # keeps a file on the disk that training will replace
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

@@ -14,8 +14,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
-from ldm.checkpointing.writer import LAST, AtomicCheckpointIO, link
+from ldm.checkpointing.writer import LAST, AtomicCheckpointIO
 from ldm.distributed.dtensor import is_sharded
+from ldm.io.atomic import link
 from ldm.io.checkpoint import saved_progress
 from ldm.lightning_internals import dump_checkpoint, set_max_steps, validate
 from ldm.loggers.directions import Direction, directions

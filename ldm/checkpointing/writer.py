@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
-from ldm.io.atomic import MARK, replacing, sync
+from ldm.io.atomic import MARK, link, replacing, sync
 from ldm.io.checkpoint import verify
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -134,16 +133,6 @@ def newest_complete(folder: Path) -> Path | None:
     if damages:
         raise ValueError(f"{'; '.join(damages)}; there is no earlier one: name another with --ckpt_path")
     return None
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name, atomically; copies where the file system has no hard links."""
-    with replacing(target) as temporary:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
 
 
 def _cause(error: BaseException | None) -> OSError | None:

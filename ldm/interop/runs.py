@@ -20,7 +20,7 @@ from ldm.interop.model import Latents, Network, Process, TextToImage, arguments
 from ldm.interop.schedules import PREDICTIONS, betas, named, recognised, sampler
 from ldm.io.atomic import write_text
 from ldm.io.checkpoint import Checkpoint, find
-from ldm.io.upstream import run_folder
+from ldm.io.upstream import keep_upstream, run_folder
 from ldm.io.weights import sha256
 from ldm.latents.space import AutoencoderLatents
 from ldm.nets.autoencoder import KLAutoencoder
@@ -103,6 +103,7 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
     weights = {f"denoiser.{name}": tensor for name, tensor in model.unet.float().weights.items()}
     built_on = {str(run): sha256(find(run)) for run in (latents, text)}
     write_checkpoint(out / "diffusion", "diffusion", config, weights, source, model.image_size, built_on)
+    keep_upstream(out / "diffusion", built_on)
     yaml_text = yaml.safe_dump({"model": config}, sort_keys=False, default_flow_style=None, width=110)
     write_text(out / "model.yaml", HEAD.format(source=source.get("name"), out=out) + yaml_text)
     return out / "diffusion"

@@ -4,11 +4,12 @@ The config of a stage names them by a path of the machine that trained it; its c
 SHA-256. While a stage is rebuilt, ``open_upstream`` looks for a path
 
 1. at the path of ``--upstream NAME=PATH``,
-2. in the folder that the rebuilt stage's own run folder lies in, under the same name,
-3. at the path itself,
+2. in the rebuilt stage's own run folder, where ``keep_upstream`` put it when its run started,
+3. in the folder that this run folder lies in, under the same name,
+4. at the path itself,
 
 and takes the first file that has the recorded hash. Where no hash is recorded, as when a new run starts, it
-takes the first of 1 and 3.
+takes the first of 1 and 4.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ldm.io.atomic import link
 from ldm.io.checkpoint import Checkpoint, find
 
 OPTION: dict[str, Any] = {
@@ -31,6 +33,10 @@ OPTION: dict[str, Any] = {
     "autoencoder=/data/runs/autoencoder; default: next to its own run folder, or where they were.",
 }
 """Arguments of a parser for the option --upstream."""
+
+
+KEPT = "upstream"
+"""Folder of a run that holds what it was built on."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
     paths = [path]
     if expected is not None and search.owner is not None:
         paths.insert(0, str(_sibling(Path(path), search.owner)))
+        if (kept := _kept(run_folder(search.owner), expected)).exists():
+            paths.insert(0, str(kept))
     if name in search.overrides:
         search.used.add(name)
         paths.insert(0, str(find(search.overrides[name])))
@@ -114,9 +122,40 @@ def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
     raise _not_found(path, expected, outcomes)
 
 
+def keep_upstream(run: Path, upstream: Mapping[str, str]) -> None:
+    """Keep what a run is built on in its own folder: whatever becomes of the originals, it can be used.
+
+    Files are named by their hash, and are hard links: they cost nothing while the original is there. On
+    another file system they are copies.
+
+    Args:
+        run: Folder of the run.
+        upstream: Checkpoints that its stage is built on, with their SHA-256.
+
+    Raises:
+        ValueError: If one of them was replaced meanwhile.
+        OSError: If one cannot be copied.
+    """
+    for path, sha256 in upstream.items():
+        found = open_upstream(path)
+        if not (kept := _kept(run, sha256)).exists():
+            link(found.file, kept)
+        if Checkpoint.open(kept).sha256 != sha256:
+            kept.unlink()
+            raise ValueError(
+                f"upstream checkpoint '{path}' was replaced meanwhile: wait for the end of its run"
+            )
+        with rebuilding(found):
+            keep_upstream(run, found.upstream)
+
+
 def run_folder(path: Path) -> Path:
     """Return the run folder of a checkpoint in it; any other path stands for itself."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path
+    return path.parent.parent if path.parent.name in ("checkpoints", KEPT) else path
+
+
+def _kept(run: Path, sha256: str) -> Path:
+    return run / KEPT / f"{sha256}.ckpt"
 
 
 def _sibling(path: Path, owner: Path) -> Path:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from ldm.checkpointing.writer import AtomicCheckpointIO, link, newest_complete
+from ldm.checkpointing.writer import AtomicCheckpointIO, newest_complete
+from ldm.io.atomic import link
 from ldm.io.checkpoint import Checkpoint, header, verify
 
 

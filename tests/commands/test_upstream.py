@@ -1,23 +1,38 @@
 """A chain of runs works wherever it lies: what a run was built on is found next to it, by its hash."""
 
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from comparing import error_of
+from comparing import assert_equal, error_of
+from PIL import Image
+from safetensors.torch import load_file
 
 from ldm import convert, evaluate, fit, sample
+from ldm.checkpointing.writer import AtomicCheckpointIO
 from ldm.io.checkpoint import Checkpoint
+
+
+def copied(chain, tmp_path, monkeypatch, *without):
+    copy = tmp_path / "copy"
+    shutil.copytree(chain.runs, copy, ignore=shutil.ignore_patterns("images", "wandb", *without))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    return copy
+
+
+@pytest.fixture
+def whole(chain, tmp_path, monkeypatch):
+    """A copy of the chain, and a working directory where relative paths of its configs lead nowhere."""
+    return copied(chain, tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def elsewhere(chain, tmp_path, monkeypatch):
-    """A copy of the chain, and a working directory where relative paths of its configs lead nowhere."""
-    copy = tmp_path / "copy"
-    shutil.copytree(chain.runs, copy, ignore=shutil.ignore_patterns("images", "wandb"))
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty")
-    return copy
+    """The same, of runs that have not kept what they were built on."""
+    return copied(chain, tmp_path, monkeypatch, "upstream")
 
 
 def command(run, *more):
@@ -27,7 +42,57 @@ def command(run, *more):
 def train_further(run):
     """Change a checkpoint as further training would: another file in its place."""
     last = run / "checkpoints" / "last.ckpt"
-    torch.save({**torch.load(last, weights_only=True), "samples_seen": 1}, last)
+    state = torch.load(last, weights_only=True)
+    weights = {name: weight + 1 for name, weight in state["state_dict"].items()}
+    AtomicCheckpointIO().save_checkpoint({**state, "state_dict": weights}, last)
+
+
+def kept(run):
+    return sorted(path.name for path in (run / "upstream").iterdir())
+
+
+def pixels(folder):
+    return {path.name: np.asarray(Image.open(path)).tolist() for path in folder.glob("*.png")}
+
+
+def test_a_run_keeps_what_it_is_built_on_and_draws_the_same_whatever_becomes_of_it(whole):
+    run = whole / "diffusion"
+    assert kept(run) == sorted(f"{sha}.ckpt" for sha in Checkpoint.open(run).upstream.values())
+    assert sample.main(command(run)) == 0
+    before = pixels(Path("out"))
+    assert len(before) > 0
+    shutil.rmtree(whole / "autoencoder")
+    train_further(whole / "clip")
+    (whole / "diffusion").rename(whole.parent / "alone")
+    assert sample.main(command(whole.parent / "alone", "--out=again")) == 0
+    assert pixels(Path("again")) == before
+
+
+def test_what_is_kept_costs_nothing_while_the_original_is_there(chain):
+    for sha256 in kept(chain.runs / "diffusion"):
+        assert (chain.runs / "diffusion" / "upstream" / sha256).stat().st_nlink > 1
+
+
+@pytest.mark.slow
+def test_a_run_exports_and_resumes_the_same_after_its_upstream_went_on(chain, whole):
+    run = whole / "diffusion"
+    assert convert.main(["to-diffusers", f"--run={run}", "--out=before"]) == 0
+    train_further(whole / "autoencoder")
+    shutil.rmtree(whole / "clip")
+    assert convert.main(["to-diffusers", f"--run={run}", "--out=after"]) == 0
+    files = sorted(path.relative_to("before") for path in Path("before").rglob("*.safetensors"))
+    assert len(files) == 4
+    for file in files:
+        assert_equal(load_file(Path("before") / file), load_file(Path("after") / file), str(file))
+    arguments = [a for a in chain.arguments("diffusion", "--trainer.max_steps=9") if "--run=" not in a]
+    assert fit.main([*arguments, f"--run={run}"]) == 0
+    assert kept(run) == kept(chain.runs / "diffusion")
+
+
+def test_a_kept_file_that_was_damaged_is_passed_over(whole):
+    for file in (whole / "diffusion" / "upstream").iterdir():
+        file.write_bytes(b"")
+    assert sample.main(command(whole / "diffusion")) == 0
 
 
 def test_a_copied_chain_is_used_from_any_working_directory(elsewhere):
