@@ -10,7 +10,6 @@ from ldm.diffusion.schedule import (
     RectifiedFlow,
     ScaledLinear,
     Schedule,
-    VarianceExploding,
     ZeroTerminalSNR,
 )
 from ldm.diffusion.timesteps import (
@@ -20,6 +19,7 @@ from ldm.diffusion.timesteps import (
     TimestepDistribution,
     UniformTimesteps,
 )
+from ldm.diffusion.variance_exploding import VarianceExploding
 from ldm.diffusion.weighting import (
     EDMWeighting,
     MinSNR,

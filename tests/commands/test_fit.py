@@ -57,7 +57,7 @@ def test_the_configuration_of_a_run_is_a_configuration(chain, tmp_path):
 def test_a_run_trains_at_the_noise_levels_of_edm(fresh):
     """All of the objective by name: the run learns, draws images, and its checkpoint knows its objective."""
     edm = {
-        "schedule": "ldm.diffusion.schedule.VarianceExploding",
+        "schedule": "ldm.diffusion.VarianceExploding",
         "prediction": "ldm.diffusion.prediction.EDM",
         "prediction.sigma_data": "1",
         "timesteps": "ldm.diffusion.timesteps.LogNormal",

@@ -15,8 +15,9 @@ from ldm.diffusion.samplers.euler import Euler
 from ldm.diffusion.samplers.heun import Heun
 from ldm.diffusion.samplers.plms import PLMS
 from ldm.diffusion.samplers.spacing import Karras, Trailing
-from ldm.diffusion.schedule import Cosine, Linear, ScaledLinear, VarianceExploding
+from ldm.diffusion.schedule import Cosine, Linear, ScaledLinear
 from ldm.diffusion.timesteps import LogNormal
+from ldm.diffusion.variance_exploding import VarianceExploding
 from ldm.diffusion.weighting import EDMWeighting, Uniform
 from ldm.rng import SampleNoise
 

@@ -26,7 +26,7 @@ part:
 
 EDM = """
 part:
-  schedule: {class_path: ldm.diffusion.schedule.VarianceExploding, init_args: {sigma_max: 160}}
+  schedule: {class_path: ldm.diffusion.VarianceExploding, init_args: {sigma_max: 160}}
   prediction: {class_path: ldm.diffusion.prediction.EDM, init_args: {sigma_data: 1}}
   timesteps: {class_path: ldm.diffusion.timesteps.LogNormal, init_args: {mean: -0.5}}
 """

@@ -12,10 +12,10 @@ from ldm.diffusion.schedule import (
     RectifiedFlow,
     ScaledLinear,
     Schedule,
-    VarianceExploding,
     ZeroTerminalSNR,
     of_betas,
 )
+from ldm.diffusion.variance_exploding import VarianceExploding
 
 SCHEDULES = [Linear(), ScaledLinear(), Cosine(), Linear(50, 0.002, 0.3), Cosine(10)]
 PRESERVING = [*SCHEDULES, ZeroTerminalSNR(ScaledLinear()), ZeroTerminalSNR(Cosine(50))]

@@ -8,8 +8,9 @@ import torch
 
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.prediction import Velocity
-from ldm.diffusion.schedule import RectifiedFlow, ScaledLinear, VarianceExploding
+from ldm.diffusion.schedule import RectifiedFlow, ScaledLinear
 from ldm.diffusion.timesteps import LogitNormal, LogNormal, LowDiscrepancy, UniformTimesteps
+from ldm.diffusion.variance_exploding import VarianceExploding
 from ldm.rng import SampleNoise
 
 FINE = VarianceExploding(1_000_000)

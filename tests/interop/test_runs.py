@@ -80,7 +80,7 @@ def set_edm(args):
 
 
 def set_variance_exploding(args):
-    args["objective"]["init_args"]["schedule"] = {"class_path": "ldm.diffusion.schedule.VarianceExploding"}
+    args["objective"]["init_args"]["schedule"] = {"class_path": "ldm.diffusion.VarianceExploding"}
 
 
 def set_two_captions(args):

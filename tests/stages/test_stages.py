@@ -13,8 +13,9 @@ from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.prediction import EDM, Velocity
 from ldm.diffusion.samplers.ddim import DDIM
-from ldm.diffusion.schedule import ScaledLinear, VarianceExploding
+from ldm.diffusion.schedule import ScaledLinear
 from ldm.diffusion.timesteps import LogNormal
+from ldm.diffusion.variance_exploding import VarianceExploding
 from ldm.io.checkpoint import Checkpoint
 from ldm.latents.space import AutoencoderLatents, Pixels
 from ldm.optim.recipes import AdamW, Muon
