@@ -7,31 +7,47 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from data.captions import Item, Skipped, from_folder, from_table, images_only
+from data.captions import (
+    Item,
+    Skipped,
+    advice,
+    class_names,
+    from_classes,
+    from_folder,
+    from_table,
+    images_only,
+)
 from data.masks import random_mask
+from data.report import CLASSES, REPORT, Report
 from data.writing import Members, pack
 from ldm.data.raster import rgb
 
 MASK_SIDE = 256
 """Shorter side of a mask in pixels, at most: data loading brings it to the image's size."""
 
+WAYS = {"beside": from_folder, "folders": from_classes, "none": images_only}
+"""What --captions may say, besides a table."""
+
 HELP = """\
 Pack a folder of images with captions into tar shards.
 
-The captions come from files beside the images (cat.jpg, cat.txt), or from a table given with --captions:
-CSV with a header or JSONL, with the columns file (relative to the folder), caption and, if there are classes,
-label. "--captions none" packs the images alone. Images are jpg, jpeg, png or webp; their bytes are kept
-unless --resize asks for smaller ones. What cannot be used is skipped, counted and listed in skipped.txt.
---masks adds a random mask to each image, to train inpainting; --low-res N a copy whose shorter side is N
-pixels, to train super-resolution.
+Captions lie beside the images (cat.jpg, cat.txt), or where --captions says: "folders" takes the name of the
+folder that images lie in (one per class) as caption and class, "none" packs the images alone, and a table
+(CSV, TSV or JSONL) has the columns file (relative to the folder), caption and, if there are classes, label.
+The columns may also be called file_name, image or path, and text or prompt, as in the metadata.jsonl of
+Hugging Face; --columns names others.
 
-If the folder already holds the same set, nothing is done."""
+Images are jpg, jpeg, png or webp; their bytes are kept unless --resize asks for smaller ones. What cannot be
+used is skipped, counted and listed in skipped.txt. --masks adds a random mask to each image, to train
+inpainting; --low-res N a copy whose shorter side is N pixels, to train super-resolution.
+
+If the folder already holds the same set, nothing is done. docs/own-images.md says how to go on."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +89,19 @@ def pack_folder(
     resize: int | None = None,
     shard_size: int = 1000,
     extras: Extras | None = None,
+    columns: Sequence[str] = (),
 ) -> tuple[bool, Skipped]:
     """Write train and val shards of a folder of images.
 
     Args:
         source: Folder of images, searched with its subfolders.
         out: Folder for the shards.
-        captions: "beside" (x.txt beside x.jpg), "none", or a CSV or JSONL file.
+        captions: "beside" (x.txt beside x.jpg), "folders" (one per class), "none", or a table.
         val_fraction: Share of the images for val-*.tar, in [0, 1); which ones is decided by their names.
         resize: Shorter side in pixels to which larger images are reduced; None keeps the files' bytes.
         shard_size: Samples per shard.
         extras: What is made of each image to condition on; None makes nothing.
+        columns: Columns of the table: file, caption and perhaps label; none takes the usual names.
 
     Returns:
         False if the shards were already there, and what was skipped.
@@ -93,9 +111,13 @@ def pack_folder(
         ValueError: If there are no images, the table lacks a column, or ``out`` holds other shards.
     """
     _check(source, val_fraction, resize, shard_size)
+    if columns and (len(columns) not in (2, 3) or captions in WAYS):
+        raise ValueError(
+            f"--columns: got {' '.join(columns)}, expected FILE CAPTION [LABEL] of a table of --captions"
+        )
     extras = extras or Extras()
     skipped = Skipped()
-    items = _find(source, captions, skipped)
+    items = _find(source, captions, columns, skipped)
     items.sort(key=lambda item: hashlib.sha256(item.name.encode()).digest())
     num_val = max(1, round(val_fraction * len(items))) if val_fraction else 0
     if num_val >= len(items):
@@ -103,8 +125,11 @@ def pack_folder(
             f"{source}: {len(items)} usable images are too few for --val-fraction {val_fraction}"
         )
     split_items = {"train": items[num_val:], "val": items[:num_val]}
+    report = Report(out)
     splits = {
-        n: _samples(found, source, resize, extras, skipped) for n, found in split_items.items() if found
+        name: _samples(found, source, resize, extras, skipped, report.add(name))
+        for name, found in split_items.items()
+        if found
     }
     settings = {
         "set": "folder",
@@ -116,9 +141,14 @@ def pack_folder(
         "masks": extras.masks or None,
         "low_res": extras.low_res,
     }
-    packed = pack(out, settings, splits, shard_size, len(items))
+    words = {"source": f"{len(items)} images of {source.name}, captions {Path(captions).name}"}
+    packed = pack(out, settings, splits, shard_size, len(items), words)
     if packed:
-        (out / "skipped.txt").write_text(skipped.listing())
+        (out / "skipped.txt").write_text(skipped.listing(), encoding="utf-8")
+        if captions == "folders":
+            kinds = class_names([item.name for item in items])
+            (out / CLASSES).write_text("".join(f"{kind}\n" for kind in kinds), encoding="utf-8")
+        (out / REPORT).write_text(report.text(skipped), encoding="utf-8")
     return packed, skipped
 
 
@@ -133,17 +163,14 @@ def _check(source: Path, val_fraction: float, resize: int | None, shard_size: in
         raise ValueError(f"--shard-size: {shard_size}, expected at least 1")
 
 
-def _find(source: Path, captions: str, skipped: Skipped) -> list[Item]:
-    if captions == "beside":
-        items = from_folder(source, skipped)
-    elif captions == "none":
-        items = images_only(source, skipped)
+def _find(source: Path, captions: str, columns: Sequence[str], skipped: Skipped) -> list[Item]:
+    if captions in WAYS:
+        items = WAYS[captions](source, skipped)
     else:
-        items = from_table(Path(captions), source, skipped)
+        items = from_table(Path(captions), source, columns, skipped)
     if not items:
-        raise ValueError(
-            f"{source}: no usable image (jpg, jpeg, png, webp) with a caption{skipped.summary()}"
-        )
+        found = f"skipped {skipped.counts()}" if skipped else "no jpg, jpeg, png or webp"
+        raise ValueError(f"--images: nothing to pack in '{source}', {found}{advice(source, captions)}")
     return items
 
 
@@ -157,16 +184,22 @@ def _fingerprint(items: Sequence[Item], source: Path) -> str:
 
 
 def _samples(
-    items: Sequence[Item], source: Path, resize: int | None, extras: Extras, skipped: Skipped
+    items: Sequence[Item],
+    source: Path,
+    resize: int | None,
+    extras: Extras,
+    skipped: Skipped,
+    packed: Callable[[Item, tuple[int, int]], None],
 ) -> Iterator[Members]:
     for item in items:
         path = source / item.name
         content, kind = path.read_bytes(), path.suffix[1:].lower()
         try:  # by the code that will read it in training: what passes here is not a bad sample there
             image = _image(content)
-        except ValueError as error:
+        except Exception as error:  # a damaged file may drive Pillow into any kind
             skipped.add("cannot be decoded", f"{item.name} ({error})")
             continue
+        packed(item, image.size)
         if resize is not None and min(image.size) > resize:
             content, kind = _reduce(image, kind, resize)
         yield {**_members(item, content, kind), **extras.members(item.name, content)}
@@ -219,7 +252,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--images", type=Path, required=True, help="folder of images, searched with its subfolders")
     add("--out", type=Path, required=True, help="folder for the shards; made if missing")
-    add("--captions", default="beside", help='"beside" (default), "none", or a CSV or JSONL file')
+    add(
+        "--captions",
+        default="beside",
+        help='"beside" (default), "folders", "none", or a CSV, TSV or JSONL file',
+    )
+    add("--columns", nargs="+", default=(), metavar="NAME", help="the table's columns: FILE CAPTION [LABEL]")
     add("--val-fraction", type=float, default=0.05, metavar="X", help="share for val-*.tar (default 0.05)")
     add("--resize", type=int, metavar="N", help="reduce larger images to this shorter side in pixels")
     add("--shard-size", type=int, default=1000, metavar="N", help="samples per shard (default 1000)")
@@ -232,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; ends with one line on bad settings."""
     given = _parser().parse_args(arguments)
     try:
-        packed, skipped = pack_folder(
+        packed, _ = pack_folder(
             given.images,
             given.out,
             given.captions,
@@ -240,11 +278,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.resize,
             given.shard_size,
             Extras(given.masks, given.low_res),
+            given.columns,
         )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    state = "packed" if packed else "already packed with these settings, nothing to do"
-    print(f"{given.out}: {state}{skipped.summary()}")
+    if not packed:
+        print(f"{given.out}: already packed with these settings, nothing to do")
+    if (given.out / REPORT).exists():  # sets of earlier versions have none
+        print((given.out / REPORT).read_text(encoding="utf-8"), end="")
 
 
 if __name__ == "__main__":

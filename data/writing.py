@@ -44,6 +44,7 @@ def pack(
     splits: Mapping[str, Iterable[Members]],
     shard_size: int,
     total: int,
+    words: Mapping[str, str] | None = None,
 ) -> bool:
     """Write all splits of a set into a folder, once.
 
@@ -55,6 +56,7 @@ def pack(
         splits: Name ("train", "val") to its samples.
         shard_size: Samples per shard.
         total: Number of samples, for the progress bar.
+        words: What an error says of settings whose values say nothing to a person.
 
     Returns:
         False if the folder already held this set.
@@ -62,10 +64,12 @@ def pack(
     Raises:
         ValueError: If the folder holds a set with other settings or tar files of others, or a split is empty.
     """
-    if _is_packed(folder, settings):
+    words = dict(words or {})
+    if _is_packed(folder, settings, words):
         return False
     _make_room(folder, tuple(splits))
-    _write_manifest(folder, settings, None)
+    manifest = {"settings": settings, "words": words}
+    _write_manifest(folder, {**manifest, "shards": None})
     sizes: dict[str, int] = {}
     with tqdm(total=total, unit=" samples", desc=f"pack {folder}") as bar:
         for name, samples in splits.items():
@@ -73,7 +77,7 @@ def pack(
             if not shards:
                 raise ValueError(f"{folder}: the split '{name}' has no samples, expected at least one")
             sizes |= {shard.name: shard.stat().st_size for shard in shards}
-    _write_manifest(folder, settings, sizes)
+    _write_manifest(folder, {**manifest, "shards": sizes})
     return True
 
 
@@ -93,16 +97,16 @@ def _content(name: str, value: str | bytes) -> str | bytes:
     return value.encode() if isinstance(value, str) and name != "__key__" else value
 
 
-def _is_packed(folder: Path, settings: dict[str, Any]) -> bool:
+def _is_packed(folder: Path, settings: dict[str, Any], words: dict[str, str]) -> bool:
     """Say if the folder holds the whole set; refuse one with other settings."""
     found = _read_manifest(folder)
     if found is None or found["shards"] is None:
         return False
-    now = json.loads(json.dumps(settings))
+    now, before = json.loads(json.dumps(settings)), found["settings"]
     differences = [
-        f"{name}={found['settings'].get(name)!r} instead of {value!r}"
+        _difference(name, before.get(name), value, found.get("words", {}).get(name), words.get(name))
         for name, value in now.items()
-        if found["settings"].get(name) != value
+        if before.get(name) != value
     ]
     if differences:
         raise ValueError(
@@ -111,6 +115,14 @@ def _is_packed(folder: Path, settings: dict[str, Any]) -> bool:
         )
     paths = {folder / name: size for name, size in found["shards"].items()}
     return all(path.exists() and path.stat().st_size == size for path, size in paths.items())
+
+
+def _difference(name: str, before: Any, now: Any, words_before: str | None, words_now: str | None) -> str:
+    if words_now is None:
+        return f"{name}={before!r} instead of {now!r}"
+    if words_before == words_now:
+        return f"{words_now}, which have changed since"
+    return f"{words_before or f'another {name}'} instead of {words_now}"
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -130,5 +142,5 @@ def _make_room(folder: Path, splits: tuple[str, ...]) -> None:
         path.unlink()
 
 
-def _write_manifest(folder: Path, settings: dict[str, Any], shards: dict[str, int] | None) -> None:
-    write_text(folder / MANIFEST, json.dumps({"settings": settings, "shards": shards}, indent=2) + "\n")
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")

@@ -155,7 +155,12 @@ def test_a_folder_with_a_table_of_captions_and_labels(images, tmp_path, kind):
     else:
         table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, skipped = folder.pack_folder(images, tmp_path / "out", str(table), val_fraction=0)
-    assert set(skipped.files) == {"missing", "with an empty caption"}
+    assert {reason: len(names) for reason, names in skipped.files.items()} == {
+        "missing": 1,
+        "with an empty caption": 1,
+        "not named in the table": 9,
+        "of another format, bmp": 1,
+    }
     found = read_all(tmp_path / "out")
     assert {name: (s["txt"].decode(), s["cls"]) for name, s in found.items()} == {
         f"p{n}.png": (f"table {n}, with a comma", str(n).encode()) for n in (0, 2, 4)
@@ -181,7 +186,7 @@ def test_bad_settings_end_in_one_line(images, tmp_path):
     table.write_text("name,caption\np0.png,x\n")
     cases = {
         "not a folder": ["--images", str(tmp_path / "gone")],
-        r"line 2: has \['name', 'caption'\], expected also \['file'\]": ["--captions", str(table)],
+        "line 2: has the columns name, caption, expected file and caption": ["--captions", str(table)],
         "is not a file": ["--captions", str(tmp_path / "gone.csv")],
         "--val-fraction: 1.5": ["--val-fraction", "1.5"],
         "--resize: 0": ["--resize", "0"],

@@ -1,0 +1,95 @@
+"""What a folder of images was packed into, in words, and what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from data.captions import Item, Skipped
+from ldm.cli import default_device
+
+REPORT = "packed.txt"
+CLASSES = "classes.txt"
+RECIPES = Path("shards/own")
+"""Where the configurations of configs/own look for shards."""
+SIDES = (256, 128, 64)
+"""Sides of images in pixels that there is a recipe for."""
+
+
+@dataclass
+class Report:
+    """Counts what is packed.
+
+    Args:
+        out: Folder of the shards.
+        items: Images by split.
+        sides: Shorter side of each image in pixels.
+    """
+
+    out: Path
+    items: dict[str, list[Item]] = field(default_factory=dict)
+    sides: list[int] = field(default_factory=list)
+
+    def add(self, split: str) -> Callable[[Item, tuple[int, int]], None]:
+        """Return what takes an image of a split and its width and height."""
+        found = self.items.setdefault(split, [])
+
+        def take(item: Item, size: tuple[int, int]) -> None:
+            found.append(item)
+            self.sides.append(min(size))
+
+        return take
+
+    def text(self, skipped: Skipped) -> str:
+        """Say what was packed and left out, and the next command."""
+        lines = [self._packed(), self._sizes(), *self._captions(), *self._skipped(skipped), *self._next()]
+        return "".join(f"{line}\n" for line in lines)
+
+    def _packed(self) -> str:
+        shards = list(self.out.glob("*.tar"))
+        megabytes = sum(shard.stat().st_size for shard in shards) / 1e6
+        counts = " and ".join(f"{len(items)} {split}" for split, items in self.items.items())
+        return f"{self.out}: {counts} images in {len(shards)} shards, {megabytes:.1f} MB"
+
+    def _sizes(self) -> str:
+        low, middle, high = min(self.sides), median(self.sides), max(self.sides)
+        return f"  shorter sides: {low} to {high} pixels, median {middle:.0f}"
+
+    def _captions(self) -> list[str]:
+        items = [item for found in self.items.values() for item in found]
+        captions = [item.caption for item in items if item.caption is not None]
+        if not captions:
+            return ["  captions: none (CLIP and diffusion by text need some)"]
+        words = [len(caption.split()) for caption in captions]
+        distinct = len(set(captions))
+        line = (
+            f"  captions: {len(captions)}, {distinct} of them distinct, of {min(words)} to {max(words)} words"
+        )
+        labels = {item.label for item in items if item.label is not None}
+        return [f"{line}, such as {captions[0]:.60}", *([f"  classes: {len(labels)}"] if labels else [])]
+
+    def _skipped(self, skipped: Skipped) -> list[str]:
+        if not skipped:
+            return []
+        reasons = [
+            f"    {len(names)} {reason} (first: {names[0]})" for reason, names in skipped.files.items()
+        ]
+        return [f"  skipped {len(skipped)}, all listed in {self.out / 'skipped.txt'}:", *reasons]
+
+    def _next(self) -> list[str]:
+        """Say which recipe comes next: the largest that fits the images, on a CPU that of 64 pixels."""
+        if "val" not in self.items:
+            return [
+                "next: name shards of other images as --data.val; the recipes in docs/own-images.md need some"
+            ]
+        fitting = [side for side in SIDES if side <= median(self.sides)] or [SIDES[-1]]
+        side = SIDES[-1] if default_device() == "cpu" else fitting[0]
+        command = f"python -m ldm.fit --config own/{side}/autoencoder"
+        if self.out != RECIPES:
+            command += f' --data.train "{self.out}/train-*.tar" --data.val "{self.out}/val-*.tar"'
+        return [
+            f"next: {command}",
+            "docs/own-images.md has the steps after it, other sizes, and how many steps to train",
+        ]
