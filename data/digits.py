@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data.writing import Members, pack
+from ldm.cli import run_command
 from ldm.data.order import permutation
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -120,15 +121,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends with one line on bad settings."""
+def _run(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
-    try:
-        packed = pack_digits(options.out, options.val, options.size, options.seed)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    packed = pack_digits(options.out, options.val, options.size, options.seed)
     print(f"{options.out}: " + ("packed" if packed else "already packed with these settings, nothing to do"))
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run_command(lambda: _run(arguments))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

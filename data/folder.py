@@ -26,6 +26,7 @@ from data.captions import (
 from data.masks import random_mask
 from data.report import CLASSES, REPORT, Report
 from data.writing import Members, pack
+from ldm.cli import run_command
 from ldm.data.raster import rgb
 
 MASK_SIDE = 256
@@ -266,27 +267,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends with one line on bad settings."""
+def _run(arguments: Sequence[str] | None) -> None:
     given = _parser().parse_args(arguments)
-    try:
-        packed, _ = pack_folder(
-            given.images,
-            given.out,
-            given.captions,
-            given.val_fraction,
-            given.resize,
-            given.shard_size,
-            Extras(given.masks, given.low_res),
-            given.columns,
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    packed, _ = pack_folder(
+        given.images,
+        given.out,
+        given.captions,
+        given.val_fraction,
+        given.resize,
+        given.shard_size,
+        Extras(given.masks, given.low_res),
+        given.columns,
+    )
     if not packed:
         print(f"{given.out}: already packed with these settings, nothing to do")
     if (given.out / REPORT).exists():  # sets of earlier versions have none
         print((given.out / REPORT).read_text(encoding="utf-8"), end="")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run_command(lambda: _run(arguments))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

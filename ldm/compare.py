@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 
-from ldm.cli import check_at_least, command_parser, run_command
+from ldm.cli import command_parser, run_command
 from ldm.comparison.page import page
 from ldm.comparison.runs import read_runs
 from ldm.io.atomic import write_text
@@ -28,7 +29,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--out", type=str, default="compare.html", help="File to write.")
     parser.add_argument(
         "--images",
-        type=int,
+        type=PositiveInt,
         default=12,
         help="Image grids of each run, at most; they make the file large.",
     )
@@ -42,7 +43,6 @@ def compare(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line; None takes that of the process.
     """
     options = parser().parse_args(arguments)
-    check_at_least("--images", options.images, 1)
     text = page(read_runs(options.runs), options.images)
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)

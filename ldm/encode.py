@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from ldm.cli import check_at_least, command_parser, default_device, run_command
+from ldm.cli import check_multiple, command_parser, default_device, run_command
 from ldm.data.tar import expand
 from ldm.distributed.launch import processes
 from ldm.io.checkpoint import Checkpoint
@@ -51,12 +52,17 @@ def parser() -> ArgumentParser:
         help="Folder for the indices of --shards; default: beside them, which must be writable then.",
     )
     parser.add_argument("--keep-images", action="store_true", help="Keep the images beside the latents.")
-    parser.add_argument("--size", type=int | None, help="Side of the images in pixels; default: as trained.")
     parser.add_argument(
-        "--batch-size", type=int, default=256, help="Images encoded at once, by each process."
+        "--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained."
     )
     parser.add_argument(
-        "--num-workers", type=int, default=0, help="Further processes that read and decode, for each one."
+        "--batch-size", type=PositiveInt, default=256, help="Images encoded at once, by each process."
+    )
+    parser.add_argument(
+        "--num-workers",
+        type=NonNegativeInt,
+        default=0,
+        help="Further processes that read and decode, for each one.",
     )
     parser.add_argument(
         "--wandb", type=WandB, default=WandB(), help="Weights & Biases, used for artifacts only."
@@ -73,8 +79,6 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     """
     command = parser()
     options = command.instantiate(command.parse_args(arguments))
-    check_at_least("--batch-size", options.batch_size, 1)
-    check_at_least("--num-workers", options.num_workers, 0)
     with processes(options.device) as (group, where):
         checkpoint = Checkpoint.open(options.autoencoder, Autoencoder.name)
         encoder = load_encoder(checkpoint, options, where)
@@ -102,9 +106,7 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
     latent_scale(checkpoint)  # what diffusion will need
     stage = load_stage(checkpoint, Autoencoder).to(where)
     size = int(options.size or stage.image_size or 0)
-    check_at_least("--size", size, stage.net.factor)
-    if size % stage.net.factor:
-        raise ValueError(f"--size: {size} is not a multiple of the autoencoder's factor {stage.net.factor}")
+    check_multiple("--size", size, stage.net.factor)
     return ShardEncoder(stage.net, where, size, options.batch_size, options.num_workers, options.keep_images)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
 
 import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
-from ldm.cli import check_at_least, command_parser, default_device, run_command
+from ldm.cli import command_parser, default_device, run_command
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.distributed.launch import processes
@@ -41,6 +43,9 @@ the number of processes. A checkpoint may also be of an autoencoder (PSNR, SSIM,
 and with --classes zero-shot accuracy)."""
 
 
+AtLeastTwo = restricted_number_type("AtLeastTwo", int, (">=", 2))
+
+
 def parser() -> ArgumentParser:
     """Describe the command line."""
     parser = command_parser("ldm.evaluate", HELP)
@@ -50,7 +55,7 @@ def parser() -> ArgumentParser:
     add("--images", type=str, nargs="+", default=[], help="Folders, or .npz files with arr_0.")
     add("--data", type=str | None, help="Shards with real images, and with what is drawn for.")
     add("--reference", type=str | None, help="Folder or .npz (ADM) to compare with instead of --data.")
-    add("--num-images", type=int | None, help="Images per candidate; default: one for each sample.")
+    add("--num-images", type=AtLeastTwo | None, help="Images per candidate; default: one for each sample.")
     add("--inception", type=str | None, help="Inception weights of torch-fidelity: FID, sFID, IS, KID ...")
     add("--clip", type=str | None, help="Run folder of a CLIP: CLIP score, CMMD, distance of its features.")
     add("--lpips", type=str | None, help="AlexNet weights of torchvision: LPIPS of an autoencoder.")
@@ -62,7 +67,7 @@ def parser() -> ArgumentParser:
         type=Sampler | list[Sampler] | None,
         help='DDIM, DDPM, DPMSolver or a class path, or several: "[DDIM, UniPC]"; default: as trained.',
     )
-    add("--steps", type=int, nargs="+", default=[], help="Steps of the sampler; default: as trained.")
+    add("--steps", type=PositiveInt, nargs="+", default=[], help="Steps of the sampler; default: as trained.")
     add(
         "--guidance",
         type=float | Guidance,
@@ -72,10 +77,15 @@ def parser() -> ArgumentParser:
         '\'{"class_path": "Rescaled", "init_args": {"scale": 3}}\'; default: as trained.',
     )
     add("--seed", type=int, default=0, help="Seed of the random numbers.")
-    add("--precision", type=str, default="32-true", help="Of drawing: " + ", ".join(PRECISIONS) + ".")
-    add("--size", type=int | None, help="Side of the images in pixels; default: as trained.")
-    add("--batch-size", type=int, default=64, help="Images drawn at once on each process.")
-    add("--num-workers", type=int, default=0, help="Further processes that read and decode, for each one.")
+    add("--precision", type=Literal[tuple(PRECISIONS)], default="32-true", help="Of drawing.")
+    add("--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained.")
+    add("--batch-size", type=PositiveInt, default=64, help="Images drawn at once on each process.")
+    add(
+        "--num-workers",
+        type=NonNegativeInt,
+        default=0,
+        help="Further processes that read and decode, for each one.",
+    )
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
     add("--cache", type=str | None, help="Folder for statistics of real images, which later calls find.")
     add("--save-images", action="store_true", help="Write an .npz per candidate that ADM's program reads.")
@@ -131,14 +141,6 @@ def check(options: Namespace) -> None:
     Raises:
         ValueError: If they do not fit.
     """
-    check_at_least("--batch-size", options.batch_size, 1)
-    check_at_least("--num-workers", options.num_workers, 0)
-    if options.num_images is not None:
-        check_at_least("--num-images", options.num_images, 2)
-    for steps in options.steps:
-        check_at_least("--steps", steps, 1)
-    if options.precision not in PRECISIONS:
-        raise ValueError(f"--precision: got {options.precision}, expected one of {', '.join(PRECISIONS)}")
     if not options.checkpoint and not options.images:
         raise ValueError("got neither --checkpoint nor --images, expected one of them at least")
     if options.checkpoint and not options.data:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt, restricted_number_type
 from torch import Tensor
 from tqdm import tqdm
 
 import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm import __version__
-from ldm.cli import check_at_least, command_parser, default_device, device, run_command
+from ldm.cli import check_multiple, command_parser, default_device, device, run_command
 from ldm.data.fields import FIELDS, converted
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
@@ -40,6 +41,7 @@ GRID_SIZE = 64
 """Images of the grid, at most."""
 STRENGTH = 0.75
 """Default of --strength."""
+Strength = restricted_number_type("Strength", float, [(">", 0), ("<=", 1)])
 HELP = """Draw images with a trained diffusion stage.
 
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "a large red ring in the center"
@@ -86,14 +88,14 @@ def parser() -> ArgumentParser:
     add("--labels", type=int, nargs="+", help="Class labels to draw.")
     add(
         "--num",
-        type=int | None,
+        type=PositiveInt | None,
         help="Number of images without caption and label, or of samples of --shards.",
     )
-    add("--num-per-prompt", type=int, default=1, help="Images of each prompt, label or sample.")
+    add("--num-per-prompt", type=PositiveInt, default=1, help="Images of each prompt, label or sample.")
     _add_conditions(parser)
     add(
         "--strength",
-        type=float | None,
+        type=Strength | None,
         help=f"How much of --image is redrawn, in (0, 1]; default: {STRENGTH}, with --mask 1.",
     )
     add(
@@ -101,7 +103,7 @@ def parser() -> ArgumentParser:
         type=Sampler | None,
         help="DDIM, DPMSolver, Euler, ... or a class path; default: as trained.",
     )
-    add("--steps", type=int | None, help="Steps of the sampler; default: as trained.")
+    add("--steps", type=PositiveInt | None, help="Steps of the sampler; default: as trained.")
     add(
         "--guidance",
         type=float | Guidance | None,
@@ -109,8 +111,8 @@ def parser() -> ArgumentParser:
         "Autoguidance; default: as trained.",
     )
     add("--seed", type=int, default=0, help="Seed of the random numbers.")
-    add("--size", type=int | None, help="Side of the images in pixels; default: as trained.")
-    add("--batch-size", type=int, default=64, help="Images drawn at once.")
+    add("--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained.")
+    add("--batch-size", type=PositiveInt, default=64, help="Images drawn at once.")
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
     add("--out", type=str | None, help="Folder for the images; default: samples, or samples-2 ...")
     return parser
@@ -143,13 +145,11 @@ def load_diffusion(checkpoint: Checkpoint, options: Namespace, objects: Namespac
         stage = load_stage(checkpoint, Diffusion)
     stage.sampler = objects.sampler or stage.sampler
     if options.steps is not None:
-        check_at_least("--steps", options.steps, 1)
         stage.sampler.num_steps = options.steps
     if (guidance := objects.guidance) is not None:
         stage.guidance = ClassifierFree(guidance) if isinstance(guidance, float | int) else guidance
     if options.size is not None:
-        check_at_least("--size", options.size, stage.latents.factor)
-        stage.latents.shape(options.size)
+        check_multiple("--size", options.size, stage.latents.factor)
         stage.image_size = options.size
     if stage.image_size is None:
         raise ValueError(
@@ -160,9 +160,6 @@ def load_diffusion(checkpoint: Checkpoint, options: Namespace, objects: Namespac
 
 def sample_options(options: Namespace) -> SampleOptions:
     """Collect the options that name what to draw."""
-    check_at_least("--num-per-prompt", options.num_per_prompt, 1)
-    if options.num is not None:
-        check_at_least("--num", options.num, 1)
     files = {field: getattr(options, field) for field in file_options()}
     return SampleOptions(
         prompts=(options.prompt or []) + (read_prompts(options.prompts) if options.prompts else []),
@@ -178,7 +175,7 @@ def redraw(options: Namespace, reads: Sequence[str], size: int) -> Redraw | None
     """Read the image to start from; None if there is none, or if the model is conditioned on it.
 
     Raises:
-        ValueError: If --mask or --strength have no image, or the strength is out of range.
+        ValueError: If --mask or --strength have no image.
     """
     if "image" in reads:
         if options.strength is not None:
@@ -190,8 +187,6 @@ def redraw(options: Namespace, reads: Sequence[str], size: int) -> Redraw | None
                 raise ValueError(f"--{name}: there is no image to redraw, expected --image")
         return None
     strength = options.strength if options.strength is not None else 1.0 if options.mask else STRENGTH
-    if not 0.0 < strength <= 1.0:
-        raise ValueError(f"--strength: got {strength}, expected a number in (0, 1]")
     files = {field: getattr(options, field) for field in ("image", "mask")}
     sample: dict[str, Any] = dict(
         read_files({k: path for k, path in files.items() if path is not None}, size)
@@ -253,7 +248,6 @@ def sample(arguments: Sequence[str] | None = None) -> None:
     """
     command = parser()
     options = command.parse_args(arguments)
-    check_at_least("--batch-size", options.batch_size, 1)
     checkpoint = Checkpoint.open(options.checkpoint, "diffusion")
     stage = load_diffusion(checkpoint, options, command.instantiate(options))
     reads, size = stage.conditioner.reads, int(stage.image_size or 0)

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from enum import Enum
 from typing import Any
 
 import lightning as L
@@ -156,6 +157,8 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
         arguments: The command line; None takes that of the process.
     """
     _quieten()
+    # jsonargparse cannot write the defaults of some of Lightning's callbacks, e.g. Timer
+    yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
     import_exports(ROOMS)
     register()
     is_other = names_class("data", sys.argv[1:] if arguments is None else arguments)

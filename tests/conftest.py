@@ -5,6 +5,7 @@ that processes started by tests have as many: runs that are compared bit for bit
 """
 
 import os
+import re
 import shutil
 from collections import Counter
 
@@ -14,6 +15,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PYTHONFAULTHANDLER"] = "1"  # a process that a signal ends says where it was
 
 import torch
+
+from ldm import cli
 
 if "LDM_TEST_GPUS" not in os.environ:  # for the processes of pytest-xdist, which see none
     os.environ["LDM_TEST_GPUS"] = str(torch.cuda.device_count())
@@ -61,6 +64,29 @@ def _restore_environment():
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+NAMED = re.compile(r"--[a-z]|'[^']+'|/\w|\w\.\w|^error: [\w.]+: ")
+"""What a message names: an option, a file, a quoted value, a key."""
+
+
+@pytest.fixture(autouse=True)
+def _errors_are_short(monkeypatch):
+    """Whatever a command says of an error in any test is one line of 300 characters that names something."""
+    original = cli.error_line
+
+    def checked(error):
+        line = original(error)
+        if log := os.environ.get("LDM_TEST_ERRORS"):
+            with open(log, "a") as file:
+                file.write(f"{len(str(cli.Reason.of(error))):5} {line}\n")
+        assert len(line) <= 300 and "\n" not in line, line
+        assert NAMED.search(line), f"names no option, file or key: {line}"
+        for noise in ("Union subtypes", "Namespace(", "Traceback", "Given value"):
+            assert noise not in line
+        return line
+
+    monkeypatch.setattr(cli, "error_line", checked)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ from data.shapes.scene import (
     sample_wording,
     training_captions,
 )
+from ldm.cli import run_command
 from ldm.data.writer import tar_writer
 from ldm.io.atomic import write_text
 
@@ -277,16 +278,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends with one line on bad settings."""
+def _run(arguments: Sequence[str] | None) -> None:
     options = vars(_parser().parse_args(arguments))
     out, workers = options.pop("out"), options.pop("workers")
-    try:
-        packed = pack(out, Settings(**options), workers)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    packed = pack(out, Settings(**options), workers)
     print(f"{out}: " + ("packed" if packed else "already packed with these settings, nothing to do"))
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run_command(lambda: _run(arguments))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -29,7 +29,9 @@ class ClassLabel(Conditioner):
     def forward(self, batch: Batch) -> Cond:
         """Look up ``batch["label"]`` (B,)."""
         if "label" not in batch:
-            raise ValueError("ClassLabel needs labels: add 'label' to data.fields, or name them with --label")
+            raise ValueError(
+                "ClassLabel needs labels: add 'label' to data.fields, or name them with --labels"
+            )
         return Cond(vector=self.embedding(batch["label"]))
 
     def check_values(self, batch: Batch) -> None:

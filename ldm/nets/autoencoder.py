@@ -97,7 +97,7 @@ class KLAutoencoder(Configurable, nn.Module):
         if image.shape[2] % self.factor or image.shape[3] % self.factor:
             raise ValueError(
                 f"net.block_out_channels: the autoencoder needs sizes divisible by {self.factor}, got "
-                f"{image.shape[2]}x{image.shape[3]}: use fewer levels or another data.image_size"
+                f"{image.shape[2]}x{image.shape[3]}: use fewer levels or another size of images"
             )
         return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)))
 

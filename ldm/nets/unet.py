@@ -78,7 +78,7 @@ class UNet(Configurable, nn.Module):
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
                 f"denoiser.block_out_channels: {len(self.down_blocks)} levels need sizes divisible by "
-                f"{self.factor}, got {x.shape[2]}x{x.shape[3]}: use fewer levels or another data.image_size"
+                f"{self.factor}, got {x.shape[2]}x{x.shape[3]}: use fewer levels or another size of images"
             )
         time = self._embed(t, cond, x.dtype)
         hidden = self.conv_in(self._with_map(x, cond.spatial))

@@ -89,7 +89,8 @@ class Recipe(ActionConfigFile):
             try:
                 self.apply_config(parser, cfg, self.dest, yaml.safe_dump(content, sort_keys=False))
             except TypeError as error:
-                raise TypeError(f"{path}: {error}") from error
+                error.add_note(str(path))
+                raise
 
 
 def names_class(key: str, arguments: Sequence[str]) -> bool:

@@ -137,6 +137,7 @@ def _check(options: SampleOptions, reads: Sequence[str]) -> None:
             f"the model of --checkpoint is conditioned on {' and '.join(reads) or 'nothing'}: got "
             f"{' and '.join(got) or 'nothing'}, expected {' and '.join(expected) or '--num'}"
             f"{', or --shards' if reads else ''}"
+            f"{'; how many of each: --num-per-prompt' if '--num' in surplus else ''}"
         )
 
 

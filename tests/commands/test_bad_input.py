@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tiny_runs import ROOT
 
 from ldm import fit, sample
-from ldm.cli import is_user_error
+from ldm.cli import Reason
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,10 @@ from ldm.cli import is_user_error
         ("--data.batch_siz=8", "--data.batch_siz"),
         ("--data.image_size=30", "30"),
         ("--data.fields=[image,latent]", "latent"),
-        ("--model.optimizer.lrr=1", "model.optimizer: got the unknown key 'lrr', expected of ldm"),
+        (
+            "--model.optimizer.lrr=1",
+            "model.optimizer: got the unknown key 'lrr', did you mean lr?, expected of Muon: lr, ",
+        ),
         ("--model.net.norm_groups=eight", "model.net.norm_groups: got eight, expected int"),
         ("--model.net.norm_groups=7", "net.norm_groups=7 does not divide"),
         ("--model.class_path=ldm.stages.Nothing", "has no attribute 'Nothing'"),
@@ -114,7 +117,7 @@ def test_latents_of_another_autoencoder_are_refused(fresh, capsys):
     other = fresh.runs / "autoencoder"
     line = error_of(capsys, fresh.arguments("diffusion", f"--model.latents.checkpoint={other}"))
     assert "were encoded by another autoencoder" in line
-    assert str(other) in line
+    assert "runs/autoencoder" in line
 
 
 @pytest.mark.slow
@@ -140,6 +143,5 @@ def test_a_device_that_is_not_here(capsys, chain):
 
 
 def test_an_error_of_lightning_is_the_user_s():
-    assert is_user_error(MisconfigurationException("no such accelerator")) and not is_user_error(
-        TypeError("a bug")
-    )
+    assert Reason.of(MisconfigurationException("no such accelerator")).is_of_input()
+    assert not Reason.of(TypeError("a bug")).is_of_input()
