@@ -49,7 +49,7 @@ def default_device() -> str:
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 0, or 2 after a line on stderr about bad input.
+    """Run a command and return its exit code: 0, or after a line on stderr 2, or what the error asks for.
 
     With ``LDM_TRACEBACK=1`` in the environment errors keep their traceback.
     """
@@ -59,7 +59,7 @@ def run_command(command: Callable[[], None]) -> int:
         if os.environ.get("LDM_TRACEBACK") or not Reason.of(error).is_of_input():
             raise
         print(error_line(error), file=sys.stderr)
-        return 2
+        return int(getattr(error, "exit_code", 2))
     return 0
 
 

@@ -1,8 +1,10 @@
-"""What a processor computes natively, and what it only emulates."""
+"""What a processor computes natively, what it only emulates, and what memory processes share."""
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 import time
 
 import torch
@@ -93,3 +95,28 @@ def _cpu_computes(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16 and platform.machine().lower() in ("x86_64", "amd64"):
         return found and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return found
+
+
+SHARED_MEMORY = "/dev/shm"
+
+
+def check_shared_memory(option: str, num_workers: int, batch_bytes: int) -> None:
+    """Check that there is room for the batches that workers hand over: without it they die, or hang.
+
+    Args:
+        option: What sets the number of workers, for the message.
+        num_workers: Processes that read and decode.
+        batch_bytes: Size of the tensors of a batch.
+
+    Raises:
+        ValueError: If there is less than two batches of each worker, and the one in use, need.
+    """
+    if not num_workers or not os.path.isdir(SHARED_MEMORY):
+        return
+    needed, free = (2 * num_workers + 1) * batch_bytes, shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise ValueError(
+            f"{option}: {num_workers} workers need {needed / 1e6:.1f} MB in {SHARED_MEMORY}, which has "
+            f"{free / 1e6:.1f} MB free (batches are of {batch_bytes / 1e6:.1f} MB): enlarge it (docker run "
+            "--shm-size=8g), or set 0 workers or smaller batches"
+        )

@@ -49,6 +49,17 @@ class Field:
     help: str | None = None
 
 
+class Packed(list[Tensor]):
+    """A list of tensors (n, ...) that travels to another process as one: each would cost an open file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpacked, (torch.cat(list(self)), [len(rows) for rows in self])
+
+
+def _unpacked(rows: Tensor, counts: list[int]) -> list[Tensor]:
+    return list(rows.split(counts))
+
+
 _rgb, _low_res = decode.pixels(raster.rgb), decode.pixels(raster.rgb, resize=False)
 _mask = decode.pixels(raster.mask, "nearest-exact")
 _CLASSES = "Image whose grey levels or palette are classes."
@@ -65,7 +76,7 @@ FIELDS: dict[str, Field] = {
         ("low.png", "low.jpg"), _low_res, stack, from_bytes, (), "--low-res", "Image to enlarge."
     ),
     "label_map": Field(("map.png",), decode.label_map, stack, Tensor.long, (), "--label-map", _CLASSES),
-    "layout": Field(("json",), decode.layout, list, None, ("layout",), "--layout", _BOXES),
+    "layout": Field(("json",), decode.layout, Packed, None, ("layout",), "--layout", _BOXES),
 }
 """Name of each field, as in ``Batch``, to how it is read."""
 

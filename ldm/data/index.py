@@ -1,7 +1,8 @@
 """Sidecar index of a tar shard: where each member of each sample lies, so that any sample is one seek away.
 
-The index is written beside the shard (``000017.tar`` -> ``000017.tar.index.npz``) or into a folder of its
-own, by rename, and is rebuilt when size or modification time of the shard differ from what it was built for.
+The index is written beside the shard (``000017.tar`` -> ``000017.tar.index.npz``), by rename, or into a cache
+of the user if that is read-only, or into a folder of its own. It is rebuilt when size or modification time of
+the shard differ from what it was built for.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,8 +157,7 @@ def sidecar(path: str, index_dir: str | None) -> Path:
 
 def load_index(path: str, index_dir: str | None) -> Index:
     """Read the index of a shard, building it if it is missing or stale."""
-    summarize(path, index_dir)
-    with np.load(sidecar(path, index_dir), allow_pickle=False) as arrays:
+    with np.load(_found(path, index_dir)[0], allow_pickle=False) as arrays:
         members = tuple(arrays["members"].tolist())
         return Index(members, arrays["keys"], arrays["offsets"], arrays["sizes"])
 
@@ -169,9 +170,25 @@ def summarize(path: str, index_dir: str | None) -> Summary:
         ValueError: If it is not an intact tar with samples.
         PermissionError: If the index cannot be written.
     """
+    return _found(path, index_dir)[1]
+
+
+def _found(path: str, index_dir: str | None) -> tuple[Path, Summary]:
+    """Find or build the index of a shard: in ``index_dir``, or else beside it or in a cache."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such shard")
-    return _read_summary(path, index_dir) or _build(path, index_dir)
+    places = [sidecar(path, folder) for folder in ([index_dir] if index_dir else [None, *_caches()])]
+    for place in places:
+        if summary := _read_summary(path, place):
+            return place, summary
+    return _build(path, places)
+
+
+def _caches() -> list[str]:
+    """List folders for indices of shards that are read-only."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folders = [os.path.join(home, "ldm", "indices")] if os.path.isabs(home) else []
+    return [*folders, os.path.join(tempfile.gettempdir(), f"ldm-indices-{os.getuid()}")]
 
 
 def summarize_all(paths: Sequence[str], index_dir: str | None) -> list[Summary]:
@@ -193,11 +210,11 @@ def fingerprint(summaries: Sequence[Summary]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read_summary(path: str, index_dir: str | None) -> Summary | None:
+def _read_summary(path: str, place: Path) -> Summary | None:
     """Return the summary; None if its sidecar is missing, damaged, stale or of another whitelist."""
     stat = os.stat(path)
     try:
-        with np.load(sidecar(path, index_dir), allow_pickle=False) as arrays:
+        with np.load(place, allow_pickle=False) as arrays:
             version, found = json.loads(str(arrays["summary"]))
         summary = Summary.from_json({**found, "path": path})
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
@@ -206,7 +223,8 @@ def _read_summary(path: str, index_dir: str | None) -> Summary | None:
     return summary if is_same and tuple(summary.present) == whitelist() else None
 
 
-def _build(path: str, index_dir: str | None) -> Summary:
+def _build(path: str, places: Sequence[Path]) -> tuple[Path, Summary]:
+    """Build an index and write it to the first place that can be written."""
     stat = os.stat(path)
     index = scan(path)
     counts = (index.offsets >= 0).sum(axis=0).tolist()
@@ -221,18 +239,18 @@ def _build(path: str, index_dir: str | None) -> Summary:
         len(index.lost),
         index.lost[0] if index.lost else "",
     )
-    _write(sidecar(path, index_dir), summary, index)
-    return summary
-
-
-def _write(target: Path, summary: Summary, index: Index) -> None:
-    try:
-        with replacing(target) as temporary, temporary.open("wb") as file:
-            about = np.array(json.dumps([_VERSION, vars(summary)]))
-            arrays = {name: value for name, value in vars(index).items() if name != "lost"}
-            np.savez(file, summary=about, **arrays)
-    except OSError as error:
-        raise PermissionError(
-            f"{target}: the index of the shard cannot be written ({error.strerror}): name a folder that can "
-            "be written in data.reader.init_args.index_dir (ldm.encode: --index-dir)"
-        ) from error
+    about = np.array(json.dumps([_VERSION, vars(summary)]))
+    arrays = {name: value for name, value in vars(index).items() if name != "lost"}
+    reason = ""
+    for place in places:
+        try:
+            with replacing(place) as temporary, temporary.open("wb") as file:
+                np.savez(file, summary=about, **arrays)
+        except OSError as error:
+            reason = reason or f"{place}: the index of the shard cannot be written ({error.strerror})"
+        else:
+            return place, summary
+    raise PermissionError(
+        f"{reason}: name a folder that can be written in data.reader.init_args.index_dir (ldm.encode: "
+        "--index-dir)"
+    )

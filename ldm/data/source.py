@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.decode import BadSample, Members
@@ -19,6 +20,7 @@ from ldm.data.files import ShardFiles, warn_once
 from ldm.data.index import fingerprint
 from ldm.data.order import mix
 from ldm.data.raster import DECODER
+from ldm.hardware import check_shared_memory
 
 MAX_BAD = 100
 """Samples that cannot be used in a row, after which training stops."""
@@ -174,13 +176,15 @@ class EvaluationSet(Dataset[Sample]):
         positions = np.arange(process.rank, len(self), process.world_size)
         num_batches = max(1, -(-(len(self) // process.world_size) // batch_size))
         batches = [batch.tolist() for batch in np.array_split(positions, num_batches)]
-        return make_loader(self, batches, num_workers, persistent=True)
+        return make_loader(self, batches, batch_size, num_workers, persistent=True)
 
 
 def make_loader(
-    dataset: Dataset[Sample], batches: Any, num_workers: int, persistent: bool = False
+    dataset: Dataset[Sample], batches: Any, batch_size: int, num_workers: int, persistent: bool = False
 ) -> DataLoader[Sample]:
-    """Make a loader over lists of positions that ``batches`` yields."""
+    """Make a loader over lists of ``batch_size`` positions that ``batches`` yields."""
+    if num_workers:
+        check_shared_memory("data.num_workers", num_workers, batch_size * num_bytes(dataset[0]))
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -189,6 +193,11 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=persistent and num_workers > 0,
     )
+
+
+def num_bytes(sample: Sample) -> int:
+    """Return the size of a sample's tensors."""
+    return sum(value.nbytes for value in sample.values() if isinstance(value, Tensor))
 
 
 def first_usable(read: Callable[[int], Sample], positions: Sequence[int]) -> Sample:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import count, islice
 from random import Random
 from typing import Any
@@ -17,8 +20,12 @@ from ldm.data.decode import BadSample, SampleId
 from ldm.data.fields import Sample, collate, decode_sample, whitelist
 from ldm.data.order import mix, permutation
 from ldm.data.readers import Reader
-from ldm.data.source import MAX_BAD, DataRank, SampleSpec, Source
+from ldm.data.source import MAX_BAD, DataRank, SampleSpec, Source, num_bytes
 from ldm.data.tar import expand, split_name, urls
+from ldm.hardware import check_shared_memory
+
+WAITS = (1.0, 4.0, 16.0, 64.0)
+"""Seconds to wait before a shard whose connection broke is opened again, without a sample in between."""
 
 
 class Streaming(Reader):
@@ -50,17 +57,29 @@ class Streaming(Reader):
         Raises:
             ValueError: If it lacks one of the fields, or the shards are not listed plainly.
         """
-        source = StreamingSource(_shards(patterns), spec, self.shuffle_buffer)
-        first = next(iter(_samples([{"url": source.shards[0], "turn": 0}])), None)
-        if first is None:
-            raise ValueError(
-                f"{source.shards[0]}: empty shard, expected KEY.jpg, KEY.txt ... (data/README.md)"
-            )
-        try:
-            _decode(first, spec)
-        except BadSample as error:
-            raise ValueError(f"data.fields: asks for {list(spec.fields)}, but {error}") from error
-        return source
+        shards = _shards(patterns)
+        raw = _samples({"url": url, "turn": 0} for url in shards)
+        reason: BadSample | None = None
+        for first in islice(raw, MAX_BAD):
+            try:
+                sample = _decode(first, spec)
+            except BadSample as error:
+                reason = reason or error
+            else:
+                return StreamingSource(shards, spec, self.shuffle_buffer, num_bytes(sample))
+        if reason is None:
+            raise ValueError(f"{shards[0]}: empty shard, expected KEY.jpg, KEY.txt ... (data/README.md)")
+        again = _samples([{"url": shards[0], "turn": 0}])
+        keys = [sample["__key__"] for sample in islice(again, 10_000)]
+        is_mixed = len(keys) > len({*keys})
+        hint = ": members of a sample must be neighbours (tar --sort=name)" if is_mixed else ""
+        raise ValueError(f"data.fields: asks for {list(spec.fields)}, but {reason}{hint}")
+
+
+class Unreachable(ConnectionError):
+    """A shard that cannot be read over the network, although it was there; later it may be."""
+
+    exit_code = 75
 
 
 class StreamingSource(Source):
@@ -70,12 +89,15 @@ class StreamingSource(Source):
         shards: Paths or URLs.
         spec: What the samples must hold.
         shuffle_buffer: Samples among which each next one is drawn.
+        sample_bytes: Size of the tensors of a sample.
     """
 
     num_samples = None
 
-    def __init__(self, shards: list[str], spec: SampleSpec, shuffle_buffer: int) -> None:
-        self.shards = shards
+    def __init__(
+        self, shards: list[str], spec: SampleSpec, shuffle_buffer: int, sample_bytes: int = 0
+    ) -> None:
+        self.shards, self.sample_bytes = shards, sample_bytes
         self.spec = spec
         self.shuffle_buffer = shuffle_buffer
         self.turn = 0
@@ -94,6 +116,7 @@ class StreamingSource(Source):
         self, position: Callable[[], int], batch_size: int, num_workers: int, process: DataRank
     ) -> DataLoader[Sample]:
         """Make a loader without end; it begins at ``turn`` and not at ``position``."""
+        check_shared_memory("data.num_workers", num_workers, batch_size * self.sample_bytes)
         self._first, self._width = self.turn, process.world_size * max(1, num_workers)
         return DataLoader(
             _Stream(self, process),
@@ -149,14 +172,67 @@ def _shards(patterns: str | Sequence[str]) -> list[str]:
 
 
 def _samples(turns: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield raw samples, whitelisted members only, with the "turn" of their shard."""
+    """Yield raw samples, whitelisted members only, with the "turn" of their shard.
+
+    A shard whose connection breaks is opened again, after a while, and read on where it broke.
+    """
     for turn in turns:
-        try:
-            for sample in wds.tariterators.tarfile_samples(iter([dict(turn)]), select_files=_is_whitelisted):
-                yield {**sample, "turn": turn["turn"]}
-        except Exception as error:  # webdataset and its openers raise anything
-            reason = str(error).replace("\n", " ")
-            raise ValueError(f"{turn['url']}: cannot be read as a tar ({reason:.200})") from error
+        done, waits = 0, list(WAITS)
+        while True:
+            begun = done
+            try:
+                for sample in islice(_read(turn["url"]), done, None):
+                    done += 1
+                    yield {**sample, "turn": turn["turn"]}
+                break
+            except Exception as error:  # webdataset and its openers raise anything
+                waits = list(WAITS) if done > begun else waits
+                if not waits or not _is_connection(turn["url"], error):
+                    raise _failure(turn["url"], error) from error
+                time.sleep(waits.pop(0))
+
+
+def _read(url: str) -> Iterator[dict[str, Any]]:
+    """Yield the raw samples of a shard, the last one once all of it has come."""
+    stream = wds.gopen(url)
+    try:
+        members = wds.tariterators.tar_file_expander(
+            iter([{"url": url, "stream": stream}]), select_files=_is_whitelisted
+        )
+        last: dict[str, Any] | None = None
+        for sample in wds.tariterators.group_by_keys(members):
+            if last is not None:
+                yield last
+            last = sample
+        while stream.read(1 << 20):
+            pass
+        stream.close()  # waits for the program that reads a URL: a tar cut between two members is no error
+    except Exception:
+        stream.close()  # what that program says of itself is the better reason
+        raise
+    finally:
+        with suppress(Exception):
+            stream.close()
+    if last is not None:
+        yield last
+
+
+def _is_connection(url: str, error: Exception) -> bool:
+    """Tell a connection that broke from a local file, a missing program and a page that is not there."""
+    is_remote = "://" in url and not url.startswith("file:")
+    return is_remote and not isinstance(error, FileNotFoundError) and "exit 22 " not in str(error)
+
+
+def _failure(url: str, error: Exception) -> Exception:
+    """Make one line of an error."""
+    text = str(error.args[0] if error.args and not isinstance(error, FileNotFoundError) else error)
+    code = re.search(r"\[+'(\w+)'.*exit (\d+) ", text, re.DOTALL)
+    reason = f"{code[1]} ended with code {code[2]}" if code else " ".join(text.split())
+    if _is_connection(url, error):
+        return Unreachable(
+            f"{url}: the connection broke {len(WAITS) + 1} times ({reason:.80}): try again later"
+        )
+    return ValueError(f"{url}: cannot be read as a tar ({reason:.100})")
 
 
 def _is_whitelisted(name: str) -> bool:
@@ -186,10 +262,19 @@ def _decode(raw: dict[str, Any], spec: SampleSpec) -> Sample:
     members = {name: raw[name] for name in whitelist(spec.fields) if name in raw}
     # the key, not a counter, draws the caption: a counter would depend on the worker
     draw = spec.draw(raw["turn"], int.from_bytes(sample.key.encode()[-8:], "big"))
-    return {**decode_sample(members, sample, spec.fields, spec.image_size, draw), "turn": raw["turn"]}
+    decoded = decode_sample(members, sample, spec.fields, spec.image_size, draw)
+    return {**decoded, "turn": raw["turn"], "shard": sample.shard}
 
 
 def _collate(samples: Sequence[Sample]) -> Any:
-    batch: Any = collate(samples)
+    shards: dict[str, list[str]] = {}
+    told_apart: list[Sample] = []
+    for sample in samples:  # equal keys, of shards that count anew each, would draw equal noise
+        key, shard = sample["key"], sample["shard"]
+        of_key = shards.setdefault(key, [])
+        of_key += [shard] if shard not in of_key else []
+        key += f"@{of_key.index(shard)}" if of_key[0] != shard else ""
+        told_apart.append({**{k: v for k, v in sample.items() if k != "shard"}, "key": key})
+    batch: Any = collate(told_apart)
     batch["turn"] = max(batch["turn"])
     return batch

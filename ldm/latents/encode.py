@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,9 +48,9 @@ class ShardEncoder:
     keep_images: bool
 
     @torch.no_grad()
-    def latents(self, images: list[torch.Tensor]) -> np.ndarray:
-        """Encode B images (3, S, S) uint8 to (B, 2C, h, w) float16: mean and standard deviation."""
-        posterior = self.net.encode(from_bytes(torch.stack(images).to(self.device)))
+    def latents(self, images: torch.Tensor) -> np.ndarray:
+        """Encode images (B, 3, S, S) uint8 to (B, 2C, h, w) float16: mean and standard deviation."""
+        posterior = self.net.encode(from_bytes(images.to(self.device)))
         return torch.cat([posterior.mean, posterior.std], dim=1).half().cpu().numpy()
 
 
@@ -101,12 +101,18 @@ class EncodingItem:
     Args:
         key: The sample's.
         members: Its files.
-        image: (3, S, S) uint8, or what is wrong with it.
+        image: (3, S, S) uint8, or None.
+        bad: What is wrong with it, or None.
     """
 
     key: str
     members: dict[str, bytes]
-    image: torch.Tensor | str
+    image: torch.Tensor | None
+    bad: str | None = None
+
+
+EncodingBatch = tuple[list[EncodingItem], torch.Tensor | None]
+"""Items without their images, and the images (B, 3, S, S) uint8 of the good ones."""
 
 
 class EncodingDataset(Dataset[EncodingItem]):
@@ -126,7 +132,7 @@ class EncodingDataset(Dataset[EncodingItem]):
         try:
             image = decode_sample(members, sample, ["image"], self.image_size, None)["image"]
         except BadSample as error:
-            return EncodingItem(sample.key, members, str(error))
+            return EncodingItem(sample.key, members, None, str(error))
         return EncodingItem(sample.key, members, image)
 
 
@@ -140,7 +146,7 @@ def _encode(
             EncodingDataset(files, encoder.image_size),
             batch_sampler=chain.from_iterable(batches),
             num_workers=encoder.num_workers,
-            collate_fn=list,
+            collate_fn=_collate,
         )
     )
     for number in numbers:
@@ -153,7 +159,7 @@ def _encode(
 
 
 def _encode_shard(
-    encoder: ShardEncoder, batches: Iterable[list[EncodingItem]], target: Path, bar: tqdm[Any]
+    encoder: ShardEncoder, batches: Iterable[EncodingBatch], target: Path, bar: tqdm[Any]
 ) -> tuple[int, list[str]]:
     """Write one shard, atomically; return its number of samples, and what was wrong with others."""
     count = 0
@@ -161,9 +167,9 @@ def _encode_shard(
     for stale in target.parent.glob(f"{target.name}{MARK}*"):
         stale.unlink()  # of a call that was killed
     with tar_writer(target) as writer:
-        for items in batches:
-            bad = [item.image for item in items if isinstance(item.image, str)]
-            for sample in _encode_batch(encoder, items):
+        for items, images in batches:
+            bad = [item.bad for item in items if item.bad is not None]
+            for sample in _encode_batch(encoder, items, images):
                 writer.write(sample)
             for message in bad:
                 tqdm.write(f"skipped: {message}", file=sys.stderr)
@@ -172,12 +178,19 @@ def _encode_shard(
     return count, skipped
 
 
-def _encode_batch(encoder: ShardEncoder, items: list[EncodingItem]) -> Iterator[dict[str, Any]]:
+def _collate(items: list[EncodingItem]) -> EncodingBatch:
+    """Take the images out of items: each alone would cost a file descriptor on its way from a worker."""
+    images = [item.image for item in items if item.image is not None]
+    return [replace(item, image=None) for item in items], torch.stack(images) if images else None
+
+
+def _encode_batch(
+    encoder: ShardEncoder, items: list[EncodingItem], images: torch.Tensor | None
+) -> Iterator[dict[str, Any]]:
     """Yield the members of the new samples: those of the good items."""
-    good = [item for item in items if not isinstance(item.image, str)]
+    good = [item for item in items if item.bad is None]
     dropped = (LATENT,) if encoder.keep_images else (LATENT, *FIELDS["image"].members)
-    images = [cast(torch.Tensor, item.image) for item in good]
-    latents: Iterable[np.ndarray] = encoder.latents(images) if good else []
+    latents: Iterable[np.ndarray] = [] if images is None else encoder.latents(images)
     for item, latent in zip(good, latents, strict=True):
         kept = {name: member for name, member in item.members.items() if name not in dropped}
         yield {"__key__": item.key, **kept, LATENT: _npy(latent)}
