@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ldm.cli import check_multiple, command_parser, default_device, run_command
 from ldm.data.tar import expand
 from ldm.distributed.launch import processes
 from ldm.io.checkpoint import Checkpoint
+from ldm.io.lock import held
 from ldm.latents.encode import ShardEncoder, encode_shards
 from ldm.latents.space import latent_scale
 from ldm.loggers.wandb import WandbSamplesLogger
@@ -79,7 +81,7 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     """
     command = parser()
     options = command.instantiate(command.parse_args(arguments))
-    with processes(options.device) as (group, where):
+    with processes(options.device) as (group, where), ExitStack() as scope:
         checkpoint = Checkpoint.open(options.autoencoder, Autoencoder.name)
         encoder = load_encoder(checkpoint, options, where)
         source = {"checkpoint": options.autoencoder, "sha256": checkpoint.sha256}
@@ -88,6 +90,8 @@ def encode(arguments: Sequence[str] | None = None) -> None:
             "image_size": encoder.image_size,
             "keep_images": encoder.keep_images,
         }
+        if group.rank == 0:
+            scope.enter_context(held(Path(options.out), "--out"))
         paths = expand(options.shards, "--shards")
         tracked = _tracked(options.out, options.wandb, made_by) if group.rank == 0 else []
         done, skipped = encode_shards(encoder, paths, Path(options.out), made_by, options.index_dir, group)

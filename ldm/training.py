@@ -6,8 +6,9 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from enum import Enum
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -28,6 +29,7 @@ from ldm.data.module import Shards
 from ldm.distributed.ddp import check_strategy, register
 from ldm.distributed.launch import launched
 from ldm.io.checkpoint import Checkpoint
+from ldm.io.lock import held
 from ldm.io.upstream import keep_upstream, rebuilding, upstream_options
 from ldm.loggers.directions import directions
 from ldm.loggers.wandb import WandbSamplesLogger
@@ -50,6 +52,7 @@ class FitCLI(LightningCLI):
 
     model: Stage
     datamodule: L.LightningDataModule
+    checkpoint: Checkpoint | None
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make the parser, whose --config takes configurations that build on others."""
@@ -69,13 +72,21 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(SampleGrid, "sample_grid")
         parser.link_arguments("run", "trainer.default_root_dir")
 
+    def __init__(self, *args: Any, scope: ExitStack, **kwargs: Any) -> None:
+        self.scope = scope
+        super().__init__(*args, **kwargs)
+
     def before_instantiate_classes(self) -> None:
-        """Find out where to start before anything expensive is built."""
+        """Find out where to start before anything expensive is built, and lock the folder of the run."""
+        self.name = self.config.run
+        if self.config.trainer.fast_dev_run:
+            self.config.run = self.scope.enter_context(TemporaryDirectory(prefix="ldm-"))
+            self.config.trainer.default_root_dir = self.config.run
         self.run_folder = RunFolder(self.config.run)
-        self.start = self.run_folder.start_from(self.config.ckpt_path)
-        self.checkpoint = None if self.start is None else Checkpoint.open(self.start)
-        if self.checkpoint is not None:
-            self._stop_if_finished(self.checkpoint)
+        self._find_start()
+        if _is_first():
+            self.scope.enter_context(held(self.run_folder.folder, "--run"))
+            self._find_start()  # whoever held it until now may have trained
         self._follow_launcher()
         wanted = self.config.trainer
         self.precision = Precision.choose(wanted.precision, str(wanted.accelerator))
@@ -86,7 +97,7 @@ class FitCLI(LightningCLI):
         resumed = nullcontext() if self.checkpoint is None else rebuilding(self.checkpoint)
         with upstream_options(self.config.upstream), resumed:
             super().instantiate_classes()
-            if getattr(rank_zero_only, "rank", 0) == 0:
+            if _is_first():
                 keep_upstream(self.run_folder.folder, self.model.upstream())
         self.checkpoint = None  # keeps a file on the disk that training will replace
 
@@ -113,6 +124,12 @@ class FitCLI(LightningCLI):
             trainer.callbacks.append(Lineage(self.run_folder, weights))  # type: ignore[attr-defined]
         return trainer
 
+    def _find_start(self) -> None:
+        self.start = self.run_folder.start_from(self.config.ckpt_path)
+        self.checkpoint = None if self.start is None else Checkpoint.open(self.start)
+        if self.checkpoint is not None:
+            self._stop_if_finished(self.checkpoint)
+
     def _follow_launcher(self) -> None:
         """Train on the processes that torchrun started: with fewer, each would train a model of its own."""
         nodes, here = launched() or (None, None)
@@ -127,7 +144,7 @@ class FitCLI(LightningCLI):
         is_complete = start.is_validated or self.config.trainer.limit_val_batches == 0
         if 0 < end <= done and is_complete:
             raise Finished(
-                f"{self.config.run}: finished, {done} of {end} steps are done; the weights are in "
+                f"{self.name}: finished, {done} of {end} steps are done; the weights are in "
                 f"{start.file} (raise --trainer.max_steps to train further)"
             )
 
@@ -150,11 +167,12 @@ class Record(SaveConfigCallback):
                 logger.keep_files(run.records)
 
 
-def build(arguments: Sequence[str] | None = None) -> FitCLI:
+def build(arguments: Sequence[str] | None = None, scope: ExitStack | None = None) -> FitCLI:
     """Parse a command line, and build stage, data and trainer from it.
 
     Args:
         arguments: The command line; None takes that of the process.
+        scope: Closed when training has ended, which unlocks the folder of the run; None: with the process.
     """
     _quieten()
     # jsonargparse cannot write the defaults of some of Lightning's callbacks, e.g. Timer
@@ -165,6 +183,7 @@ def build(arguments: Sequence[str] | None = None) -> FitCLI:
     return FitCLI(
         Stage,
         L.LightningDataModule if is_other else Shards,
+        scope=scope or ExitStack(),
         trainer_class=Trainer,
         save_config_callback=Record,
         save_config_kwargs={"save_to_log_dir": False},
@@ -194,7 +213,11 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
     Raises:
         Preempted: If a signal stopped the run.
     """
-    cli = build(arguments)
+    with ExitStack() as scope:
+        _fit(build(arguments, scope), notice)
+
+
+def _fit(cli: FitCLI, notice: Notice | None) -> None:
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Preemption):
             callback.notice = notice or callback.notice
@@ -210,7 +233,8 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
     if is_first:
         done = cli.model.progress
-        print(f"{cli.config.run}: done, {done.steps} steps, {done.samples} samples")
+        dry = "dry run, nothing is left, " if cli.config.trainer.fast_dev_run else ""
+        print(f"{cli.name}: {dry}done, {done.steps} steps, {done.samples} samples")
 
 
 def _beginning(cli: FitCLI) -> str:
@@ -220,7 +244,7 @@ def _beginning(cli: FitCLI) -> str:
     samples = global_batch_size(cli.trainer, cli.datamodule)
     lr = cli.model.optimizer.lr * cli.model.optimizer.scaling.factor(samples)
     return (
-        f"{cli.config.run}: {start}; {cli.model.name}, {size:,} parameters to train, "
+        f"{cli.name}: {start}; {cli.model.name}, {size:,} parameters to train, "
         f"{samples} samples per step, learning rate {lr:.3g}, {cli.precision}"
     )
 
@@ -256,9 +280,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _stop(reason)
 
 
+def _is_first() -> bool:
+    """Tell whether this is the first process of all, as far as its launcher says."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _stop(reason: Preempted) -> int:
     """Say so and queue again, on the first process; the others are done, and no error to their launcher."""
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if not _is_first():
         return 0
     print(reason, flush=True)
     requeue(reason.by)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from comparing import assert_equal, error_of, metrics, state
+from holding import QUICK, holder
 
 from ldm import encode, fit
+from ldm.io import lock
 from ldm.latents.space import AutoencoderLatents
 
 
@@ -12,7 +14,9 @@ def values(run):
     return [{k: v for k, v in row.items() if v and k.startswith("val/")} for row in metrics(run)]
 
 
-@pytest.mark.parametrize("interval", ["4", "100", None])
+@pytest.mark.parametrize(
+    "interval", ["4", pytest.param("100", marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_the_end_is_validated_so_the_latent_scale_is_of_the_weights_that_are_saved(fresh, interval):
     arguments = [a for a in fresh.arguments("autoencoder", "--trainer.max_steps=6") if "interval" not in a]
     for name, every in (("whole", "6"), ("run", interval)):
@@ -51,3 +55,30 @@ def test_a_run_that_was_stopped_has_the_scale_of_other_weights(chain, fresh, cap
     assert "no measured latent scale for its weights of step 6, found that of step 4" in line
     assert fit.main(fresh.arguments("autoencoder", "--trainer.max_steps=6")) == 0  # ends here
     assert state(fresh.runs / "autoencoder")["latent"]["measured_at"] == 6
+
+
+def test_a_dry_run_leaves_nothing_that_the_real_one_finds(chain, fresh, capsys):
+    dry = fresh.arguments("autoencoder", "--trainer.fast_dev_run=2")
+    assert fit.main(dry) == 0
+    assert "dry run, nothing is left, done, 2 steps" in capsys.readouterr().out
+    assert not fresh.runs.exists()
+    assert fit.main(fresh.arguments("autoencoder", "--trainer.max_steps=4")) == 0
+    before = {path: path.stat().st_mtime_ns for path in fresh.runs.rglob("*")}
+    assert fit.main(dry) == 0
+    assert {path: path.stat().st_mtime_ns for path in fresh.runs.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_a_second_start_says_who_trains_and_touches_nothing(chain, fresh, capsys, monkeypatch):
+    for name, seconds in QUICK.items():
+        monkeypatch.setattr(lock, name, seconds)
+    run = fresh.runs / "autoencoder"
+    with holder(run) as process:
+        line = error_of(capsys, fresh.arguments("autoencoder"))
+        assert f"--run: '{run}' is in use by process {process.pid} on " in line
+        assert sorted(path.name for path in run.iterdir()) == [".lock", ".lock-holder.txt"]
+    out = fresh.runs / "latents"
+    with holder(out):
+        line = error_of(capsys, [*chain.encode(), f"--out={out}"], encode.main)
+        assert f"--out: '{out}' is in use by process " in line
+    assert fit.main(fresh.arguments("autoencoder", "--trainer.max_steps=2")) == 0  # of one that was killed
