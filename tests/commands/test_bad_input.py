@@ -113,7 +113,8 @@ def test_changed_upstream_is_refused(chain, fresh, capsys, tmp_path):
 
 
 def test_latents_of_another_autoencoder_are_refused(fresh, capsys):
-    assert fit.main(fresh.arguments("autoencoder", "--trainer.max_steps=4")) == 0
+    quick = ["--trainer.max_steps=1", "--trainer.val_check_interval=1"]
+    assert fit.main(fresh.arguments("autoencoder", *quick)) == 0
     other = fresh.runs / "autoencoder"
     line = error_of(capsys, fresh.arguments("diffusion", f"--model.latents.checkpoint={other}"))
     assert "were encoded by another autoencoder" in line

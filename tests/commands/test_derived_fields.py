@@ -1,8 +1,9 @@
-"""What each configuration reads of its shards, though none states it."""
+"""Every configuration instantiates, and reads what it needs of its shards, though none states it."""
 
 import json
 
 import pytest
+import yaml
 from tiny_runs import ROOT
 
 from ldm import training
@@ -29,7 +30,7 @@ SLOW = ("autoencoder/kl-f8", "clip/vit-b-32", "diffusion/sd1")
 
 def built(path, tmp_path, chain, *more):
     options = [f"--run={tmp_path / 'run'}", "--wandb.mode=disabled", "--trainer.accelerator=cpu"]
-    if path.parent.name == "diffusion":  # its upstream runs take days
+    if path.parent.name == "diffusion":  # its upstream runs take days: its widths follow those of tiny ones
         options.append(f"--model.latents.checkpoint={chain.runs / 'autoencoder'}")
         options.append(f"--model.conditioner.checkpoint={chain.runs / 'clip'}")
     return training.build(["--config", str(path), *options, *more])
@@ -38,7 +39,7 @@ def built(path, tmp_path, chain, *more):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in READ]
 )
-def test_a_configuration_derives_what_it_reads(tmp_path, chain, name):
+def test_a_configuration_instantiates_and_derives_what_it_reads(tmp_path, chain, name):
     fields, size = READ[name]
     (tmp_path / "train.tar").touch()
     path = ROOT / "configs" / f"{name}.yaml"
@@ -46,6 +47,10 @@ def test_a_configuration_derives_what_it_reads(tmp_path, chain, name):
     for _, content in layers(path):
         stated |= content.get("data", {})
     cli = built(path, tmp_path, chain, f"--data.train={tmp_path / 'train.tar'}")
+    config = yaml.safe_load(path.read_text())
+    assert "class_path" in config["model"] or "base" in config
+    assert cli.model.config["class_path"] == f"ldm.stages.{type(cli.model).__name__}"
+    assert cli.config.trainer.max_steps % cli.config.trainer.val_check_interval == 0
     assert "fields" not in stated
     if "latents" in stated["train"]:
         manifest = {"autoencoder": {}, "image_size": size, "shards": {}}

@@ -51,6 +51,7 @@ def test_a_term_trains_by_its_own_recipe_and_is_logged(chain, trained):
     assert saved["progress"] == {"steps": 8, "samples": 64}
 
 
+@pytest.mark.slow
 def test_a_run_with_a_term_resumes_bit_for_bit(trained, fresh):
     stop = ["--trainer.callbacks+=interruptions.Stop", "--trainer.callbacks.step=5"]
     with pytest.raises(RuntimeError, match="the machine went away"):

@@ -101,6 +101,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path, two):
     assert len(text) < 6e6
 
 
+@pytest.mark.slow
 def test_a_browser_asks_for_nothing_and_would_refuse_to(tmp_path, two, browse):
     page = written(tmp_path, two)
     assert not [text for text in browse(page, HOVER).text if "REFUSED" in text]
@@ -125,6 +126,7 @@ def test_differences_values_and_records_are_there(tmp_path, two):
     assert {"0.25", "0.1"} <= set(said)
 
 
+@pytest.mark.slow
 def test_a_browser_draws_every_curve_and_reads_it_out(tmp_path, two, browse):
     seen = browse(written(tmp_path, two), HOVER)
     assert len(lines(seen)) == 6  # train/loss, val/loss and val/fid of two runs
@@ -134,6 +136,7 @@ def test_a_browser_draws_every_curve_and_reads_it_out(tmp_path, two, browse):
     assert "1.5 at 64" in read
 
 
+@pytest.mark.slow
 def test_a_run_is_hidden_in_curves_and_samples(tmp_path, two, browse):
     seen = browse(written(tmp_path, two), "document.querySelectorAll('.legend input')[0].click();")
     assert len(lines(seen)) == 3
@@ -141,6 +144,7 @@ def test_a_run_is_hidden_in_curves_and_samples(tmp_path, two, browse):
     assert ["hidden" in figure for figure in figures] == [True, False]
 
 
+@pytest.mark.slow
 def test_the_axis_becomes_logarithmic_where_values_are_positive(tmp_path, folders, browse):
     page = written(tmp_path, [folders.make("a", [1e-4, 1.0, 1e4]), folders.make("b", [-5.0])])
     report = "plots.map(p => [p.layout.yaxis.type, p._fullLayout.yaxis.type].join())"
@@ -151,6 +155,7 @@ def test_the_axis_becomes_logarithmic_where_values_are_positive(tmp_path, folder
     assert "log,log,log,log" in browse(page, script).text
 
 
+@pytest.mark.slow
 def test_twenty_runs_and_one(tmp_path, folders, browse):
     runs = [folders.make(f"{'long-' * 20}{i}", [1.0 / (i + 1)] * 2, seen=()) for i in range(20)]
     seen = browse(written(tmp_path, runs))
@@ -160,6 +165,7 @@ def test_twenty_runs_and_one(tmp_path, folders, browse):
     assert "Settings that differ" not in written(tmp_path, runs[:1]).read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_logged_nothing(tmp_path, folders, browse):
     folder = folders.make("a", [1.0], seen=())
     (folder / "metrics.csv").unlink()
@@ -195,6 +201,7 @@ def test_a_bad_folder_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "c.html").exists()
 
 
+@pytest.mark.slow
 def test_a_browser_shows_the_newest_samples_of_each_run(tmp_path, two, browse):
     page = written(tmp_path, two)
     seen = browse(page)

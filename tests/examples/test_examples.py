@@ -35,6 +35,7 @@ def test_the_best_estimate_is_the_one_that_no_other_comes_closer_than():
         assert (product.mean(0).abs() < 5 * product.std(0) / len(t) ** 0.5).all()
 
 
+@pytest.mark.slow
 def test_the_toy_learns_what_is_known():
     """A tenth of the steps, and two and a half times the distance that the example promises."""
     learned, untrained = toy_2d.train(400), toy_2d.train(0)

@@ -45,18 +45,24 @@ MODELS = {
 DEFAULTS = ImportOptions()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_what_comes_back_is_what_left_bit_for_bit(tmp_path, name):
-    model = tiny(**MODELS[name])
-    file = export_file(write_run(model, tmp_path / "ours", SOURCE), tmp_path / "x.safetensors")
+@pytest.fixture(scope="module", params=MODELS)
+def triple(request, tmp_path_factory):
+    """A model, its run, and the single file of it."""
+    folder = tmp_path_factory.mktemp("triple")
+    run = write_run(model := tiny(**MODELS[request.param]), folder / "ours", SOURCE)
+    return model, run, export_file(run, folder / "x.safetensors")
+
+
+def test_what_comes_back_is_what_left_bit_for_bit(tmp_path, triple):
+    model, _, file = triple
     run, guessed = import_file(file, tmp_path / "again", DEFAULTS)
     assert same(read_run(run), model) and guessed == []
 
 
-@pytest.mark.parametrize("name", ["1.x", "2.x", "ours"])
-def test_diffusers_reads_a_single_file_as_its_folder(tmp_path, name):
-    run = write_run(tiny(**MODELS[name]), tmp_path / "ours", SOURCE)
-    folder, file = export_pipeline(run, tmp_path / "folder"), export_file(run, tmp_path / "x.safetensors")
+@pytest.mark.parametrize("triple", ["1.x", "2.x", "ours"], indirect=True)
+def test_diffusers_reads_a_single_file_as_its_folder(tmp_path, triple):
+    _, run, file = triple
+    folder = export_pipeline(run, tmp_path / "folder")
     read = {"local_files_only": True, "safety_checker": None}
     single = diffusers.StableDiffusionPipeline.from_single_file(str(file), config=str(folder), **read)
     whole = diffusers.StableDiffusionPipeline.from_pretrained(folder, **read)
@@ -217,8 +223,19 @@ def test_a_file_of_2_x_asks_what_it_predicts(tmp_path):
     assert same(read_run(run), model) and guessed == []
 
 
-def test_averaged_weights_are_taken_unless_raw_ones_are_asked_for(tmp_path):
-    model, tensors = published(tmp_path)
+@pytest.fixture(scope="module")
+def velocity(tmp_path_factory):
+    """A model and the tensors of its published file."""
+    return published(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def tensors(velocity):
+    return velocity[1]
+
+
+def test_averaged_weights_are_taken_unless_raw_ones_are_requested(tmp_path, velocity):
+    model, tensors = velocity
     prefix = "model.diffusion_model."
     ema = {averaged(k.removeprefix(prefix)): v + 1 for k, v in tensors.items() if k.startswith(prefix)}
     file = tmp_path / "ema.ckpt"
@@ -236,8 +253,8 @@ def test_averaged_weights_are_taken_unless_raw_ones_are_asked_for(tmp_path):
         import_file(tmp_path / "raw.safetensors", tmp_path / "none", ImportOptions("ema"))
 
 
-def test_a_file_of_averaged_weights_alone_is_taken(tmp_path):
-    model, tensors = published(tmp_path)
+def test_a_file_of_averaged_weights_alone_is_taken(tmp_path, velocity):
+    model, tensors = velocity
     prefix = "model.diffusion_model."
     ema = {averaged(k.removeprefix(prefix)): v for k, v in tensors.items() if k.startswith(prefix)}
     rest = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
@@ -321,8 +338,9 @@ def test_zero_snr_alone_means_velocity_and_an_option_decides_a_contradiction(tmp
     run, notes = import_file(tmp_path / "x.safetensors", tmp_path / "a", DEFAULTS)
     assert read_run(run).process.prediction["class_path"].endswith("Velocity")
     assert len(notes) == 1 and "zero terminal SNR" in notes[0]
-    both = {"modelspec.prediction_type": "epsilon"}
-    save_file({**tensors, "v_pred": EMPTY}, tmp_path / "y.safetensors", both)
+    save_file(
+        {**tensors, "v_pred": EMPTY}, tmp_path / "y.safetensors", {"modelspec.prediction_type": "epsilon"}
+    )
     run, _ = import_file(tmp_path / "y.safetensors", tmp_path / "b", ImportOptions(prediction="epsilon"))
     assert read_run(run).process.prediction["class_path"].endswith("Epsilon")
 
@@ -377,8 +395,7 @@ def test_an_autoencoder_alone_becomes_its_own_run(tmp_path, tensors, prefix):
         import_file(tmp_path / "part.ckpt", tmp_path / "d", DEFAULTS)
 
 
-def test_heads_may_be_said(tmp_path):
-    _, tensors = published(tmp_path)
+def test_heads_may_be_given(tmp_path, tensors):
     save_file(tensors, tmp_path / "x.safetensors")
     run, _ = import_file(tmp_path / "x.safetensors", tmp_path / "again", ImportOptions(num_heads=4))
     assert read_run(run).unet.arguments["num_heads"] == 4
@@ -405,11 +422,6 @@ def test_the_block_that_is_added_for_open_clip_changes_nothing():
     ids = tower.tokenize(["a red ring", ""])
     with torch.no_grad():
         assert relative(clip.eval().text_tower()(ids), tower(ids)) < 1e-6
-
-
-@pytest.fixture(scope="module")
-def tensors(tmp_path_factory):
-    return published(tmp_path_factory.mktemp("published"))[1]
 
 
 @pytest.mark.parametrize(

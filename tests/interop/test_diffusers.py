@@ -50,18 +50,22 @@ def pipeline_of(folder):
     return pipeline
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_what_comes_back_is_what_left_bit_for_bit(tmp_path, name):
-    model = tiny(**MODELS[name])
-    folder = export_pipeline(write_run(model, tmp_path / "ours", SOURCE), tmp_path / "theirs")
-    again = read_run(import_folder(folder, tmp_path / "again"))
-    assert same(again, model)
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request, tmp_path_factory):
+    """A model, its run, and the export of it."""
+    folder = tmp_path_factory.mktemp("pair")
+    run = write_run(model := tiny(**MODELS[request.param]), folder / "ours", SOURCE)
+    return model, run, export_pipeline(run, folder / "theirs")
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_an_export_draws_the_same_images(tmp_path, name):
-    run = write_run(tiny(**MODELS[name]), tmp_path / "ours", SOURCE)
-    pipeline = pipeline_of(export_pipeline(run, tmp_path / "theirs"))
+def test_what_comes_back_is_what_left_bit_for_bit(tmp_path, pair):
+    model, _, folder = pair
+    assert same(read_run(import_folder(folder, tmp_path / "again")), model)
+
+
+def test_an_export_draws_the_same_images(pair):
+    _, run, folder = pair
+    pipeline = pipeline_of(folder)
     stage = load_stage(str(run), Diffusion)
     stage.sampler, stage.guidance = DDIM(5), ClassifierFree(3.0)
     ours = stage.generate({"key": CAPTIONS, "text": CAPTIONS}, seed=0)
