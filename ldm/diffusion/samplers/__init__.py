@@ -1,28 +1,16 @@
-"""One sampler per file: from noise and a function that estimates x0 to a sample; all of them can be named."""
+"""One sampler per file: from noise and a function that estimates x0 to a sample."""
 
-from ldm.diffusion.samplers.ddim import DDIM
-from ldm.diffusion.samplers.ddpm import DDPM
-from ldm.diffusion.samplers.dpm_solver import DPMSolver, DPMSolverSDE
-from ldm.diffusion.samplers.euler import Euler, EulerAncestral
-from ldm.diffusion.samplers.heun import Heun
-from ldm.diffusion.samplers.plms import PLMS
-from ldm.diffusion.samplers.sampler import Sampler
-from ldm.diffusion.samplers.spacing import Karras, Leading, Linspace, Trailing
-from ldm.diffusion.samplers.unipc import UniPC
+from ldm import exports
 
-__all__ = [
-    "DDIM",
-    "DDPM",
-    "PLMS",
-    "DPMSolver",
-    "DPMSolverSDE",
-    "Euler",
-    "EulerAncestral",
-    "Heun",
-    "Karras",
-    "Leading",
-    "Linspace",
-    "Sampler",
-    "Trailing",
-    "UniPC",
-]
+__getattr__, __all__ = exports(
+    __name__,
+    ddim="DDIM",
+    ddpm="DDPM",
+    dpm_solver="DPMSolver DPMSolverSDE",
+    euler="Euler EulerAncestral",
+    heun="Heun",
+    plms="PLMS",
+    sampler="Sampler",
+    spacing="Karras Leading Linspace Trailing",
+    unipc="UniPC",
+)
