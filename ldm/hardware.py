@@ -45,7 +45,7 @@ def computes(dtype: torch.dtype, device: torch.device) -> bool:
 def choose_precision(device: torch.device) -> str:
     """Choose what ``trainer.precision: auto`` stands for: bf16-mixed where bfloat16 is native, else 32-true.
 
-    Float16 is never chosen, for it needs a scaled loss; nor bfloat16 on Apple's GPUs: nobody tried it.
+    Float16 is never selected: it needs loss scaling. Nor is bfloat16 on Apple's GPUs: untested.
     """
     native = device.type in ("cuda", "cpu") and computes(torch.bfloat16, device)
     return "bf16-mixed" if native else "32-true"
@@ -87,7 +87,7 @@ def _seconds(dtype: torch.dtype, device: torch.device, size: int) -> float:
 
 
 def _cpu_computes(dtype: torch.dtype) -> bool:
-    """Ask torch: oneDNN, which heeds ONEDNN_MAX_CPU_ISA, says yes from AVX-512 on; there it may emulate."""
+    """Query torch: oneDNN, which heeds ONEDNN_MAX_CPU_ISA, reports AVX-512 and later, which may emulate."""
     if not torch.backends.mkldnn.is_available():
         return False
     name = "bf16" if dtype == torch.bfloat16 else "fp16"

@@ -22,7 +22,7 @@ class SampleNoise:
 
     Args:
         seed: Chooses the family of streams: a number, or a name such as "validation".
-        keys: B names, one per sample. Equal names share their numbers.
+        keys: B names, one per sample. Equal names get equal numbers.
     """
 
     def __init__(self, seed: int | str, keys: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ class Batch(TypedDict, total=False):
     key: list[str]
     """Names of the samples, unique over the data set; per-sample random numbers derive from them."""
     index: Tensor
-    """(B,) int64 on the CPU: places of the samples in the set that is evaluated, whoever evaluates them."""
+    """(B,) int64 on the CPU: positions of the samples in the evaluated set, over all processes."""
     image: Tensor
     """(B, 3, H, W) float32 in [-1, 1] on the device (uint8 in [0, 255] until it is there)."""
     text: list[str]
@@ -84,7 +84,7 @@ class Cond:
         return Cond(**joined)
 
     def _with(self, other: Cond) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Give name and both values of each field that is set."""
+        """Yield name and the two values of each field that is set."""
         for field in fields(self):
             ours, theirs = getattr(self, field.name), getattr(other, field.name)
             if (ours is None) != (theirs is None):
@@ -100,7 +100,7 @@ class Denoiser(Protocol):
         """Return the raw output, which the objective's prediction turns into x0_hat.
 
         Args:
-            x_t: (B, C, h, w), the noisy latent, scaled as the prediction says: of unit variance with ``EDM``,
+            x_t: (B, C, h, w), the noisy latent, scaled by the prediction: of unit variance with ``EDM``,
                 x_t itself with the others.
             t: (B,), how noisy each sample is: timesteps, int64 in [0, T - 1], 0 almost clean, or float32
                 between them; with ``EDM`` the float32 c_noise = ln(sigma / alpha) / 4, which may be negative.
@@ -120,7 +120,7 @@ class Conditional(Protocol):
     """A model that estimates x0 with a condition and without."""
 
     def cond(self, batch: Batch) -> Denoise:
-        """Condition on what ``batch`` says of its B samples."""
+        """Condition on the B samples of ``batch``."""
         ...
 
     def uncond(self, batch: Batch) -> Denoise:

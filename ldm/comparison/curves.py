@@ -29,7 +29,7 @@ LAYOUT = {
 
 
 def panels(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
-    """Make a panel per value, the same layout for all; training and validation of a value share one.
+    """Make a panel per value, the same layout for all; training and validation of a value are in one.
 
     Beside Plotly's data and layout: the title, and ``positive``: whether a logarithmic axis shows all of it.
     """

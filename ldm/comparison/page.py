@@ -17,7 +17,7 @@ MEASURED = (
     *("stage", "samples", "weights", "precision", "seed", "sampler", "guidance", "steps", "evaluation"),
     *("checkpoint", "checkpoint_sha256"),
 )
-"""What a record says of what was measured. The rest says how: where that differs, so may the numbers."""
+"""Fields of a record that identify what was measured. The others say how: where they differ, numbers may."""
 
 
 def page(runs: Sequence[ComparedRun], max_images: int) -> str:

@@ -84,7 +84,7 @@ def _read(folder: Path, name: str) -> ComparedRun:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Name each folder by as few of its last parts as tell all apart."""
+    """Name each folder by the fewest last components of its path that distinguish all."""
     parts = [folder.absolute().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -94,7 +94,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _load(path: Path) -> Any:
-    """Read YAML, of which JSON is a part; an absent file is empty."""
+    """Read YAML, which includes JSON; an absent file is empty."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

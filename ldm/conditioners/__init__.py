@@ -1,4 +1,4 @@
-"""What conditions a denoiser: one file per kind, each turns a batch into a Cond."""
+"""Conditioners, one file per kind: each turns a batch into a Cond."""
 
 from ldm import exports
 

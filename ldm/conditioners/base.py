@@ -1,4 +1,4 @@
-"""What every conditioner is."""
+"""Interface of a conditioner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Conditioner(Configurable, nn.Module, ABC):
     """Turns a batch into a condition. Any encoder that produces a sequence of tokens can be one.
 
     Args:
-        dropout: Share of training samples that get the null condition, in [0, 1]; what classifier-free
+        dropout: Fraction of training samples that get the null condition, in [0, 1]; what classifier-free
             guidance needs (Ho & Salimans 2022).
     """
 
@@ -36,7 +36,7 @@ class Conditioner(Configurable, nn.Module, ABC):
         self.dropout = dropout
 
     def bind(self, latents: LatentSpace) -> None:
-        """Learn the space that diffusion happens in; called once, before widths are read."""
+        """Receive the space that diffusion happens in; called once, before widths are read."""
         return None
 
     @abstractmethod
@@ -48,21 +48,21 @@ class Conditioner(Configurable, nn.Module, ABC):
         """Return the null condition, for as many samples and of the same shapes as ``batch``."""
 
     def check(self, batch: Batch) -> None:
-        """Check what a user asks for, before sampling: warn of captions that are cut, as training cuts them.
+        """Check a user's request before sampling; warn of captions that are truncated, as training does.
 
         Raises:
-            ValueError: If something would be misread; the message says what is there and what fits.
+            ValueError: If something would be misread; the message names what was found and what fits.
         """
         self.check_values(batch)
 
     def check_values(self, batch: Batch) -> None:
         """Check that the model knows every class of ``batch``, while that is still on the CPU.
 
-        Called for each batch before it moves to its device. There, an embedding that is asked for a row it
-        lacks ends the process, and to look first would be to wait for the device at every step.
+        Called for each batch before it moves to its device. There, an index out of range of an
+        embedding ends the process, and a check would synchronise with the device at every step.
 
         Raises:
-            ValueError: If it does not; the message says what is there and what fits.
+            ValueError: If it does not; the message names what was found and what fits.
         """
 
     def dropped(self, batch: Batch, noise: SampleNoise) -> Cond:

@@ -15,7 +15,7 @@ from ldm.types import Batch, Cond
 
 
 class Composite(Conditioner):
-    """Several conditioners: tokens one after the other, vectors added, maps channel beside channel.
+    """Several conditioners: tokens and map channels are concatenated, vectors added.
 
     Each conditioner drops out by its own ``dropout``, independently; ``dropout`` here drops all at once. The
     null condition keeps what training never drops: guidance by a caption leaves an image to be inpainted
@@ -23,7 +23,7 @@ class Composite(Conditioner):
 
     Args:
         conditioners: What conditions; their order is that of tokens and channels.
-        dropout: Share of training samples that get none of the conditions.
+        dropout: Fraction of training samples that get none of the conditions.
         token_width: Width that the tokens of each are projected to, by learned matrices; None takes them as
             they are, all of one width.
     """
@@ -46,7 +46,7 @@ class Composite(Conditioner):
         return cast(list[Conditioner], list(self.conditioners))
 
     def bind(self, latents: LatentSpace) -> None:
-        """Introduce each to the latent space, and add up their channels."""
+        """Bind each to the latent space, and add up their channels."""
         for part in self.parts:
             part.bind(latents)
         self.spatial_channels = sum(part.spatial_channels for part in self.parts)

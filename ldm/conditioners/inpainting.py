@@ -19,13 +19,10 @@ class Inpainting(Spatial):
     neighbour, as in Stable Diffusion. The null condition is that of a mask that leaves nothing.
 
     Args:
-        dropout: Share of training samples of which nothing is shown.
+        dropout: Fraction of training samples of which nothing is shown.
     """
 
     reads = ("image", "mask")
-
-    def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__(dropout)
 
     def bind(self, latents: LatentSpace) -> None:
         """Take the encoder, and the number of its channels."""

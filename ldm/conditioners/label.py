@@ -15,7 +15,7 @@ class ClassLabel(Conditioner):
     Args:
         num_classes: Labels are 0 .. num_classes - 1.
         width: E of the vector.
-        dropout: Share of training samples that get the null condition, a learned vector too.
+        dropout: Fraction of training samples that get the null condition, a learned vector too.
     """
 
     reads = ("label",)

@@ -34,7 +34,7 @@ class SemanticMap(Spatial):
         self._require(batch)
         label_map = batch["label_map"]
         size = self._latent_size(label_map.shape[-1])
-        return Cond(spatial=self.mix(class_shares(label_map, size, self.num_classes)))
+        return Cond(spatial=self.mix(class_fractions(label_map, size, self.num_classes)))
 
     def null(self, batch: Batch) -> Cond:
         """Return 0, the map without any class."""
@@ -57,7 +57,7 @@ class SemanticMap(Spatial):
                 )
 
 
-def class_shares(label_map: Tensor, size: tuple[int, int], num_classes: int) -> Tensor:
+def class_fractions(label_map: Tensor, size: tuple[int, int], num_classes: int) -> Tensor:
     """Average the one-hot map over the cells of a coarser grid, without ever making it.
 
     Args:

@@ -16,7 +16,7 @@ class Spatial(Conditioner):
     _latents: LatentSpace | None = None
 
     def bind(self, latents: LatentSpace) -> None:
-        """Keep the latent space at hand, which says how large a latent is."""
+        """Keep the latent space, which knows the size of a latent."""
         # No submodule: it is the stage's, and would be saved and moved a second time.
         object.__setattr__(self, "_latents", latents)
 

@@ -16,10 +16,10 @@ from ldm.types import Batch, Conditional, Denoise
 
 
 class Guidance(Configurable, nn.Module, ABC):
-    """Makes one denoiser of what a model says with the condition and without.
+    """Combines the conditional and the unconditional estimate of a model into one denoiser.
 
     A module, because a guidance may hold a network of its own, or another guidance that does: they move
-    between devices with the stage, and any takes the place of any other.
+    between devices with the stage, and any of them can replace another.
     """
 
     @property
@@ -32,7 +32,7 @@ class Guidance(Configurable, nn.Module, ABC):
         """Combine.
 
         Args:
-            model: Gives estimates of x0 with and without condition; only what is asked for is computed.
+            model: Gives estimates of x0 with and without condition; only what is used is computed.
             batch: What the samples are conditioned on.
         """
 
@@ -41,7 +41,7 @@ class Unguided(Guidance):
     """The conditional estimate as it is."""
 
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
-        """Return the conditional estimate; the other is never asked for."""
+        """Return the conditional estimate; the other is not computed."""
         return model.cond(batch)
 
 
@@ -65,10 +65,10 @@ class ClassifierFree(Guidance):
             return model.cond(batch)
         if self.scale == 0.0:
             return model.uncond(batch)
-        both = model.cond_and_uncond(batch)
+        estimates = model.cond_and_uncond(batch)
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            cond, uncond = both(x_t, t)
+            cond, uncond = estimates(x_t, t)
             return uncond + self.scale * (cond - uncond)
 
         return guided
@@ -84,7 +84,7 @@ class Rescaled(Guidance):
 
     Args:
         scale: As in ClassifierFree; at 1 the conditional estimate is left as it is.
-        rescale: phi in [0, 1], share of the scaled estimate; 0.7 in the paper, 0 is ClassifierFree.
+        rescale: phi in [0, 1], weight of the scaled estimate; 0.7 in the paper, 0 is ClassifierFree.
     """
 
     def __init__(self, scale: float, rescale: float = 0.7) -> None:
@@ -98,10 +98,10 @@ class Rescaled(Guidance):
         """Guide, then restore each sample's standard deviation over (C, h, w)."""
         if self.scale == 1.0:
             return model.cond(batch)
-        both = model.cond_and_uncond(batch)
+        estimates = model.cond_and_uncond(batch)
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            cond, uncond = both(x_t, t)
+            cond, uncond = estimates(x_t, t)
             x0 = uncond + self.scale * (cond - uncond)
             wanted, found = (each.flatten(1).std(1).clamp_min(1e-8) for each in (cond, x0))
             return x0 * (1 + self.rescale * (wanted / found - 1)).view(-1, 1, 1, 1)
@@ -177,10 +177,10 @@ def clamped(denoise: Denoise, low: float = -1.0, high: float = 1.0) -> Denoise:
 
 
 def inpainted(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
-    """Know a part of x0.
+    """Fix x0_hat to known values outside of the mask.
 
-    A deterministic sampler that starts there with alpha known + sigma eps then keeps that part at the noised
-    known one in every step, and ends with it.
+    A deterministic sampler that starts from alpha known + sigma eps there stays on that trajectory, and ends
+    with the known values.
 
     Args:
         denoise: Estimate of the rest, guidance included.

@@ -1,4 +1,4 @@
-"""The training objective: noise a sample, ask the network, weigh the error."""
+"""The training objective: add noise to a sample, run the network, weight the error."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Objective(Configurable):
         prediction: What the network's output means; the noise unless given.
         weighting: How much each timestep counts; all the same unless given.
         timesteps: How often each timestep is visited; all equally unless given.
-        offset_noise: Standard deviation of noise that all of a sample's channel shares, added to the rest
+        offset_noise: Standard deviation of noise that is constant over each channel, added to the rest
             (Guttenberg 2023, "Diffusion with offset noise"), so that brightness is learned; 0 adds none,
             0.1 is usual.
 
     Raises:
-        ValueError: If the schedule ends without signal, of which ``Epsilon`` and ``EDM`` can say nothing.
+        ValueError: If the schedule ends in pure noise, from which ``Epsilon`` and ``EDM`` cannot recover x0.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Objective(Configurable):
         if self.prediction.needs_signal and self.schedule.alpha[-1] == 0:
             raise ValueError(
                 f"objective.prediction: got {type(self.prediction).__name__} on "
-                f"{type(self.schedule).__name__}, whose last timestep is pure noise and says nothing about "
-                "x0: expected Velocity, Flow or X0"
+                f"{type(self.schedule).__name__}, whose last timestep is pure noise, from which x0 cannot "
+                "be recovered: expected Velocity, Flow or X0"
             )
         self._weights: dict[torch.device, Tensor] = {}
 
@@ -64,7 +64,7 @@ class Objective(Configurable):
         Args:
             x0: (B, C, h, w).
             noise: Per-sample streams that t and noise shall come from; torch's global ones unless given.
-            position: (B,) int64, places of the samples in the training stream, over all processes; None
+            position: (B,) int64, positions of the samples in the global training stream; None
                 outside of training, where timesteps are uniform, so that losses compare between
                 distributions.
 
@@ -136,6 +136,6 @@ class Objective(Configurable):
         return denoise
 
     def _output(self, model: Network, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Ask the network with input and time as the prediction wants them; float32 in any precision."""
+        """Run the network on the input and time of the prediction; float32 in any precision."""
         time = self.prediction.time(t, alpha, sigma)
         return model(self.prediction.input(x_t, alpha, sigma), time).float()

@@ -23,14 +23,14 @@ class Prediction(Configurable, ABC):
     """
 
     needs_signal: ClassVar[bool] = False
-    """Whether it says nothing about x0 where alpha = 0."""
+    """Whether x0 cannot be recovered from it where alpha = 0."""
 
     def input(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return what goes into the network: x_t itself, unless a prediction scales it."""
         return x_t
 
     def time(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Return what tells the network the noise level, (B,): the timesteps ``t``, unless it differs."""
+        """Return the noise level as the network gets it, (B,): the timesteps ``t`` by default."""
         return t
 
     @abstractmethod
@@ -47,7 +47,7 @@ class Prediction(Configurable, ABC):
 
 
 class Epsilon(Prediction):
-    """The noise: Ho et al. 2020 (arXiv:2006.11239), Eq. 14. Says nothing about x0 where alpha = 0."""
+    """The noise: Ho et al. 2020 (arXiv:2006.11239), Eq. 14. x0 cannot be recovered where alpha = 0."""
 
     needs_signal = True
 

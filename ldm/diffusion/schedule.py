@@ -1,6 +1,6 @@
 """Noise schedules: how much of x0 is left at each timestep, and how much noise is there instead.
 
-Letters: x_t = alpha_t x0 + sigma_t eps. Timesteps count from 0 (almost clean) to T - 1 (almost or wholly
+Letters: x_t = alpha_t x0 + sigma_t eps. Timesteps count from 0 (almost clean) to T - 1 (almost or only
 noise). Variance-preserving schedules have alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t), where
 abar_t = prod_{s <= t} (1 - beta_s) as in Ho et al. 2020 (arXiv:2006.11239); index t is the paper's t + 1.
 sigma_t / alpha_t is the noise level, sigma of Karras et al. 2022 (arXiv:2206.00364); SNR_t = 1 / level**2.
@@ -58,11 +58,6 @@ class Schedule(Configurable):
     def noise_level(self) -> Tensor:
         """(T,) float64, rising: sigma_t / alpha_t; infinite where nothing of x0 is left."""
         return self.sigma / self.alpha
-
-    @property
-    def snr(self) -> Tensor:
-        """(T,) float64, falling: alpha_t**2 / sigma_t**2; 0 where nothing of x0 is left."""
-        return (self.alpha / self.sigma).square()
 
     def split(self, noise_level: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha and sigma of this kind of schedule at a finite ``noise_level``."""

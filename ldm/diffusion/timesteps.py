@@ -1,4 +1,4 @@
-"""Which timesteps training visits, and how often: whole ones, or noise levels between them."""
+"""Distributions of training timesteps: integers, or fractional ones for continuous noise levels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TimestepDistribution(Configurable, ABC):
             schedule: What timesteps there are.
 
         Returns:
-            (B,) in [0, T - 1]: int64, or float64 if they lie between whole ones.
+            (B,) in [0, T - 1]: int64, or float64 if they are fractional.
         """
 
     def even(self, uniform: Tensor, position: Tensor | None) -> Tensor:
@@ -37,7 +37,7 @@ class TimestepDistribution(Configurable, ABC):
 
         Args:
             uniform: (B,) float64 in [0, 1), independent.
-            position: (B,) int64, places of the samples in the training stream, or None.
+            position: (B,) int64, positions of the samples in the training stream, or None.
 
         Returns:
             (B,) float64 in [0, 1).
@@ -77,7 +77,7 @@ class LogitNormal(TimestepDistribution):
 class LogNormal(TimestepDistribution):
     """Noise levels whose log is normal: Karras et al. 2022 (arXiv:2206.00364), Table 1.
 
-    ln(sigma / alpha) ~ N(mean, std**2). Levels are continuous: timesteps lie between whole ones, on any
+    ln(sigma / alpha) ~ N(mean, std**2). Levels are continuous: timesteps are fractional, on any
     schedule. Those beyond its ends are taken to them: 1 in 50,000 with the defaults on ``VarianceExploding``.
 
     Args:

@@ -1,4 +1,4 @@
-"""The noise schedule of EDM, in a space where nothing is taken away from x0."""
+"""The noise schedule of EDM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class VarianceExploding(Schedule):
     training and ``Karras`` in sampling. The defaults are the paper's, for images in [-1, 1].
 
     Args:
-        num_steps: T >= 2; whole timesteps are what validation and most spacings visit.
+        num_steps: T >= 2; validation and most spacings use integer timesteps.
         sigma_min: Noise level of timestep 0, > 0.
         sigma_max: Noise level of timestep T - 1; a trajectory starts with noise of this standard deviation.
     """

@@ -1,6 +1,6 @@
 """How much each timestep counts in the loss.
 
-Most weightings are a function w_t on the squared error of x0_hat, said once and turned into the equivalent
+Most weightings are a function w_t on the squared error of x0_hat, stated once and converted to the equivalent
 weight on the error of whatever the network predicts: w_t ||error of x0_hat||**2 / ||error of the output||**2.
 SNR_t = alpha_t**2 / sigma_t**2.
 """
@@ -40,7 +40,7 @@ class Uniform(Weighting):
 
 
 class X0Weighting(Weighting):
-    """A weighting that is said in the space of x0, and means the same for every prediction."""
+    """A weighting defined on the error of x0_hat, equivalent for every prediction."""
 
     @abstractmethod
     def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class EDMWeighting(X0Weighting):
     """lambda = (s**2 + sigma_data**2) / (s sigma_data)**2 on the error of x0_hat, at the noise level s.
 
     Karras et al. 2022 (arXiv:2206.00364), Table 1. It is SNR + 1 / sigma_data**2; on the output of ``EDM`` it
-    is 1 and ``Uniform`` says the same, so this is for other predictions.
+    is 1 and ``Uniform`` is the same, so this is for other predictions.
 
     Args:
         sigma_data: Standard deviation of x0, > 0: 0.5 for images in [-1, 1], 1 for scaled latents.

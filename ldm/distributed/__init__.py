@@ -1,4 +1,4 @@
-"""Processes that train together: groups, launch, DDP, FSDP2."""
+"""Distributed training: process groups, launch, DDP, FSDP2."""
 
 from ldm import exports
 

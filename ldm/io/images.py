@@ -59,7 +59,7 @@ def write_png(path: str | Path, image: Tensor, text: Mapping[str, str]) -> None:
     Args:
         path: Target; its folder is made.
         image: (3, H, W), uint8 or float in [-1, 1].
-        text: What the file says of itself, e.g. prompt and seed; keys of at most 79 Latin-1 letters.
+        text: Metadata of the file, e.g. prompt and seed; keys of at most 79 Latin-1 letters.
     """
     image = image if image.dtype == torch.uint8 else to_bytes(image)
     info = PngInfo()

@@ -94,7 +94,7 @@ def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
         stage: Name of the stage that must have written it; None accepts any.
 
     Raises:
-        FileNotFoundError: If there is none; the message says where it was looked for.
+        FileNotFoundError: If there is none; the message lists where it was looked for.
         ValueError: If none has the recorded hash, or one is damaged or of another stage.
     """
     search, name = _search.get(), run_folder(Path(path)).name

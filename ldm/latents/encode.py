@@ -62,15 +62,15 @@ def encode_shards(
     index_dir: str | None = None,
     group: Group = SingleProcess(),  # noqa: B008  (stateless)
 ) -> tuple[int, int]:
-    """Encode the shards that are not done yet; all processes of a group together.
+    """Encode the shards that are not done yet, on all processes of a group.
 
     Args:
         encoder: What encodes.
         paths: Shards with images.
         out: Folder for the new shards and their manifest.
-        made_by: What the manifest says of the autoencoder.
+        made_by: The manifest's entry for the autoencoder.
         index_dir: Folder for the indices of ``paths``; None: beside each.
-        group: The processes that share the work.
+        group: The processes that the shards are distributed over.
 
     Returns:
         Number of samples in the new shards, and of bad samples left out.

@@ -45,7 +45,7 @@ def open_manifest(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
 
 
 def note_shard(out: Path, name: str, entry: dict[str, Any]) -> None:
-    """Note that a shard is done, in a file of its own: processes write none together."""
+    """Record that a shard is done, in a file of its own: no two processes write the same file."""
     write_text(out / f".{name}{_NOTE}", json.dumps(entry))
 
 
@@ -85,12 +85,12 @@ def check_source(
         upstream: Checkpoints that the stage is built on, with their SHA-256.
 
     Raises:
-        ValueError: If they come from another, or if nothing says where they come from.
+        ValueError: If they come from another, or if their origin is unknown.
     """
     if "latent" in fields:
         found = folders(train, "data.train")
         if not found:
-            raise ValueError(f"data.train: no {MANIFEST} beside URLs, expected shards in a folder")
+            raise ValueError(f"data.train: no {MANIFEST} next to URLs, expected shards in a folder")
         for folder in found:
             manifest = read_latents(folder)
             if manifest is None:

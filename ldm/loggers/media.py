@@ -18,7 +18,7 @@ def samples_seen(pl_module: L.LightningModule) -> int:
 
 
 def log_samples(pl_module: L.LightningModule) -> None:
-    """Log the x axis beside the values of a validation."""
+    """Log the x axis with the values of a validation."""
     pl_module.log("samples", float(samples_seen(pl_module)), batch_size=1, sync_dist=True)
 
 

@@ -22,7 +22,7 @@ class MetricsCSV(Logger):
     """Writes ``metrics.csv``: one row per log call, at once on the disk, a column per metric.
 
     A resumed run drops the rows that the interrupted one wrote after the checkpoint, so that no step
-    is there twice. A new metric rewrites the file with one more column. ``metrics.json`` beside it has
+    is there twice. A new metric rewrites the file with one more column. ``metrics.json`` has
     "min" or "max" for each metric whose best value is known to be its smallest or largest.
 
     Args:
@@ -112,6 +112,6 @@ def _read(path: Path) -> list[Row]:
 
 
 def _format(value: float) -> str:
-    """Print counts as integers, and others with the nine digits that tell all float32 apart."""
+    """Print counts as integers, and others with the nine digits that distinguish all float32 values."""
     value = float(value)
     return str(int(value)) if value.is_integer() and abs(value) < 2**53 else f"{value:.9g}"

@@ -26,7 +26,7 @@ class Artifact:
         versions: Names of this version: other contents have others.
         files: Files that are uploaded.
         references: Files that are named by their path and size only, such as shards.
-        metadata: What it says of itself.
+        metadata: Metadata of the artifact.
     """
 
     name: str
@@ -60,7 +60,7 @@ class WandbSamplesLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, begun when first asked for."""
+        """The W&B run, begun on first use."""
         if self._experiment is None:
             import wandb
 

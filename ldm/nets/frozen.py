@@ -14,7 +14,7 @@ class Frozen(nn.Module, Generic[M]):
     """Holds a module that is used but never trained.
 
     It is no submodule: the optimiser, DDP, EMA, ``train()`` and ``state_dict`` leave it out. It
-    still moves between devices and dtypes with its owner, and copies share it.
+    still moves between devices and dtypes with its owner, and copies refer to the same module.
 
     Args:
         module: The network; put into eval mode, its parameters lose ``requires_grad``.

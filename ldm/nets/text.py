@@ -208,7 +208,7 @@ class TextTower(nn.Module):
         return num_tokens(caption)
 
     def clip_skip(self, count: int) -> TextTower:
-        """Leave out the last layers, in place, but keep the norm that follows them.
+        """Drop the last layers, in place; the norm after them stays.
 
         Args:
             count: How many; 1 gives the penultimate layer's tokens.

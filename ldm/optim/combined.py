@@ -23,10 +23,10 @@ class CombinedOptimizer(Optimizer):
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.optimizers = list(optimizers)
         super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
-        self._share()
+        self._distribute()
 
-    def _share(self) -> None:
-        """Give each optimizer its part of the parameter groups, and the common state."""
+    def _distribute(self) -> None:
+        """Give each optimizer its own parameter groups, and the common state."""
         first = 0
         for optimizer in self.optimizers:
             last = first + len(optimizer.param_groups)
@@ -46,7 +46,7 @@ class CombinedOptimizer(Optimizer):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._share()
+        self._distribute()
 
 
 def build_optimizer(

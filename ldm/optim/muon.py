@@ -48,7 +48,7 @@ class MuonOptimizer(torch.optim.Optimizer):
     """Orthogonalised momentum for matrices and kernels, Adam for everything else.
 
     The orthogonalised update is scaled to a root mean square of 0.2, what Adam's typically is (Liu et al.
-    2025, arXiv:2502.16982, sec. 2.2), so that one learning rate serves both.
+    2025, arXiv:2502.16982, sec. 2.2), so that one learning rate suits matrices and vectors.
 
     Args:
         groups: Parameters, or groups of them; a group may set ``orthogonal=False`` to use Adam for matrices

@@ -37,8 +37,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 FIELDS = {
     "seed_everything": "seed of all random numbers, 0 unless given",
     "print_config": "show the resolved configuration, and train nothing",
-    "checkpoints": "monitor, mode, keep_every_n_steps, keep_newest: checkpoints kept beside the last",
-    "preemption": "every_n_steps: how often processes tell one another of signals",
+    "checkpoints": "monitor, mode, keep_every_n_steps, keep_newest: checkpoints kept in addition to the last",
+    "preemption": "every_n_steps: how often processes exchange signals",
     "watchdog": "timeout: when a run that hangs is ended",
     "ema": "decay, warmup: the moving average of the weights",
     "sample_grid": "num, seed, folder: images of each validation",

@@ -1,4 +1,4 @@
-"""What a run computes in: chosen by the processor or named, said, and the same on all processes."""
+"""Precision of a run: named or derived from the processor, reported, and the same on all processes."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Trainer(L.Trainer):
 
 @dataclass(frozen=True)
 class Precision:
-    """What ``trainer.precision`` came to on a device; as a string, what a run says of it.
+    """What ``trainer.precision`` came to on a device; as a string, how a run reports it.
 
     Args:
         name: Lightning's, not auto.
         device: Where networks compute.
-        is_chosen: Whether auto chose it.
+        is_auto: Whether ``auto`` selected it.
     """
 
     name: str
     device: torch.device
-    is_chosen: bool
+    is_auto: bool
 
     @classmethod
     def choose(cls, wanted: str, accelerator: str) -> Precision:
@@ -58,11 +58,11 @@ class Precision:
         if wanted == "16-mixed" and device.type == "cpu":
             raise ValueError("trainer.precision: got 16-mixed, which is for GPUs; expected auto on a CPU")
         if wanted == "auto":
-            return cls(choose_precision(device), device, is_chosen=True)
-        return cls(wanted, device, is_chosen=False)
+            return cls(choose_precision(device), device, is_auto=True)
+        return cls(wanted, device, is_auto=False)
 
     def __str__(self) -> str:
-        if not self.is_chosen:
+        if not self.is_auto:
             return self.name
         native = "native" if self.name == "bf16-mixed" else "not native"
         return f"{self.name} (auto: bfloat16 is {native} on this {self.device.type})"

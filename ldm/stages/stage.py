@@ -159,7 +159,7 @@ class Stage(Configurable, Counted, ABC):
 
     @override
     def on_train_start(self) -> None:
-        # train as the configuration says, and not as the checkpoint that is resumed said
+        # train as configured now, not as when the checkpoint was written
         if isinstance(schedule := self.lr_schedulers(), LambdaLR):
             fresh = self._build_optimizer()[0].param_groups
             schedule.base_lrs = [group["lr"] for group in fresh]

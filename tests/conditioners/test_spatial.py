@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ldm.conditioners.inpainting import Inpainting
-from ldm.conditioners.semantic import SemanticMap, class_shares
+from ldm.conditioners.semantic import SemanticMap, class_fractions
 from ldm.conditioners.super_resolution import SuperResolution
 from ldm.latents.space import LatentSpace, Pixels
 from ldm.nets.unet import UNet
@@ -110,12 +110,12 @@ def test_copies_of_the_wrong_scale_are_named_before_the_device():
     SuperResolution(4).check_values(batch())
 
 
-def test_class_shares_are_the_averaged_one_hot_map():
+def test_class_fractions_are_the_averaged_one_hot_map():
     label_map = batch()["label_map"]
     one_hot = F.one_hot(label_map, 5).permute(0, 3, 1, 2).float()
-    assert torch.equal(class_shares(label_map, (4, 4), 5), F.adaptive_avg_pool2d(one_hot, 4))
-    assert torch.equal(class_shares(label_map, (8, 8), 5), one_hot)
-    assert torch.equal(class_shares(label_map, (2, 2), 5).sum(1), torch.ones(3, 2, 2))
+    assert torch.equal(class_fractions(label_map, (4, 4), 5), F.adaptive_avg_pool2d(one_hot, 4))
+    assert torch.equal(class_fractions(label_map, (8, 8), 5), one_hot)
+    assert torch.equal(class_fractions(label_map, (2, 2), 5).sum(1), torch.ones(3, 2, 2))
 
 
 def test_a_plain_map_is_plain_at_any_size():

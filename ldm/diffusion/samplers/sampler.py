@@ -1,4 +1,4 @@
-"""What every sampler is."""
+"""Interface of a sampler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldm.types import Denoise
 
 
 class Sampler(Configurable, ABC):
-    """Walks from noise to a sample. It sees x0_hat only, so it works for any prediction and any schedule.
+    """Goes from noise to a sample, by x0_hat alone: so it works with any prediction and any schedule.
 
     Args:
         num_steps: Steps of the trajectory; None takes all timesteps of the schedule.
@@ -39,8 +39,8 @@ class Sampler(Configurable, ABC):
 
         Args:
             denoise: Estimate of x0, guidance included.
-            steps: The trajectory; a later part of one begins with an image that is noised to its first level.
-            x: x_t at the level of the first step, (B, C, h, w): where a whole trajectory begins, noise
+            steps: The trajectory; if it is cut, ``x`` is an image with noise of the first level left.
+            x: x_t at the level of the first step, (B, C, h, w): for a full trajectory, noise
                 of standard deviation ``steps[0].start_std``.
             noise: Where further noise comes from; deterministic samplers draw none.
 

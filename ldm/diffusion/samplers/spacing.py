@@ -19,7 +19,7 @@ class Step:
     """One step of a sampler, from timestep t to a less noisy one, with coefficients in float64."""
 
     t: int | float
-    """Timestep that the denoiser is asked at; between two trained ones if it is a float."""
+    """Timestep at which the denoiser is evaluated; between two trained ones if it is a float."""
     alpha: float
     sigma: float
     next_t: int | float
@@ -72,11 +72,11 @@ def _times(t: int | float, x: Tensor) -> Tensor:
 
 
 class Spacing(Configurable, ABC):
-    """Chooses the timesteps of a trajectory from noise to clean."""
+    """Selects the timesteps of a trajectory from noise to clean."""
 
     @abstractmethod
     def timesteps(self, schedule: Schedule, count: int) -> Tensor:
-        """Choose ``count`` timesteps.
+        """Select ``count`` timesteps.
 
         Returns:
             (count,) falling, within [0, T - 1]: int64, or float64 if they lie between trained ones.
@@ -86,8 +86,8 @@ class Spacing(Configurable, ABC):
 class Trailing(Spacing):
     """Equal steps that begin at T - 1 and end at clean: Lin et al. 2023 (arXiv:2305.08891), Table 2.
 
-    The step to alpha = 1, sigma = 0 is as long as the others. To ask at 0 as well would leave a second-order
-    sampler a jump in log SNR several times the one before, over which it overshoots.
+    The step to alpha = 1, sigma = 0 is as long as the others. Evaluating 0 as well would leave a
+    second-order sampler a jump in log SNR several times the one before, over which it overshoots.
     """
 
     def timesteps(self, schedule: Schedule, count: int) -> Tensor:
@@ -99,7 +99,7 @@ class Trailing(Spacing):
 class Leading(Spacing):
     """Every (T // count)-th timestep from the clean end: Song et al. 2020 (arXiv:2010.02502), app. D.2.
 
-    What Stable Diffusion 1.x and 2.x are usually sampled with. It never asks at T - 1, so it is wrong for a
+    What Stable Diffusion 1.x and 2.x are usually sampled with. It never evaluates T - 1, so it is wrong for a
     schedule that ends in pure noise.
 
     Args:
@@ -118,7 +118,7 @@ class Leading(Spacing):
 
 
 class Linspace(Spacing):
-    """Equal steps from T - 1 to 0, both asked at: Nichol & Dhariwal 2021 (arXiv:2102.09672), Section 4."""
+    """Equal steps from T - 1 to 0, ends included: Nichol & Dhariwal 2021 (arXiv:2102.09672), Section 4."""
 
     def timesteps(self, schedule: Schedule, count: int) -> Tensor:
         """Round to trained timesteps."""
@@ -129,7 +129,7 @@ class Karras(Spacing):
     """Noise levels that crowd at the clean end: Karras et al. 2022 (arXiv:2206.00364), Eq. 5.
 
     l_i = (l_max**(1/rho) + i / (n - 1) (l_min**(1/rho) - l_max**(1/rho)))**rho for the noise level l, between
-    those of T - 1 and 0. The timesteps lie between whole ones.
+    those of T - 1 and 0. The timesteps are fractional.
 
     Args:
         rho: The exponent; larger ones spend more steps near clean.
@@ -161,8 +161,8 @@ def trajectory(schedule: Schedule, spacing: Spacing, num_steps: int | None) -> l
 
     Args:
         schedule: T timesteps.
-        spacing: Chooses among them.
-        num_steps: Steps, in [1, T]; None visits all T. One step asks at the noisiest alone.
+        spacing: Selects them.
+        num_steps: Steps, in [1, T]; None visits all T. One step evaluates the noisiest alone.
 
     Raises:
         ValueError: If ``num_steps`` is not in [1, T].
