@@ -13,13 +13,13 @@ BENCHMARKS := $(filter-out __init__ demo,$(basename $(notdir $(wildcard benchmar
 help:
 	@echo "make demo           train autoencoder, CLIP and diffusion on embedded data, draw unseen captions"
 	@echo "make test           all tests"
-	@echo "make test-fast      those that take two minutes together"
-	@echo "make test-float32   the same, as on a processor without AVX-512 and bfloat16"
-	@echo "make test-versions  the same, with the lowest and the newest versions that pyproject.toml allows"
+	@echo "make test-fast      all but the slow ones: two minutes on two cores"
+	@echo "make test-float32   the fast tests, as on a processor without AVX-512 and bfloat16"
+	@echo "make test-versions  the fast tests in .venv-lowest and .venv-newest: lowest and newest versions that pyproject.toml allows"
 	@echo "make check          linters, types, import contracts"
 	@echo "make bench          all benchmarks, one table each"
 	@echo "make venv           only install"
-	@echo "make constraints    write constraints.txt: new dependencies, or all of them anew with UPGRADE=--upgrade"
+	@echo "make constraints    add new dependencies to constraints.txt, or upgrade all with UPGRADE=--upgrade"
 
 venv: .venv/.ready-test .venv/.ready-check
 

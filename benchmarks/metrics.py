@@ -109,9 +109,9 @@ def ours(generated: Tensor, real: Tensor, weights: str, subset_size: int) -> tup
     metric = FeatureMetrics(Inception(weights), measures)
     for start in range(0, len(generated), 10):
         part, other = generated[start : start + 10], real[start : start + 10]
-        place = torch.arange(start, start + len(part))
+        position = torch.arange(start, start + len(part))
         with full_precision(torch.device("cpu")):
-            batch: Any = {"key": ["x"] * len(part), "image": from_bytes(other), "index": place}
+            batch: Any = {"key": ["x"] * len(part), "image": from_bytes(other), "index": position}
             metric.update_real(batch)
             metric.update(from_bytes(part), batch)
     metric.sync(SingleProcess())

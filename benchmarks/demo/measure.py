@@ -53,10 +53,10 @@ def of_clip(clip: CLIPTower, batch: Batch) -> Figures:
     texts = [batch["text"][i] for i in first]
     image = clip.encode_image(batch["image"][first])
     recall = recall_at_1(image, clip.encode_text(texts))
-    return {**{f"recall/{k}": v for k, v in recall.items()}, "swaps": told_apart(clip, image, texts)}
+    return {**{f"recall/{k}": v for k, v in recall.items()}, "swaps": swap_accuracy(clip, image, texts)}
 
 
-def told_apart(clip: CLIPTower, image: Tensor, texts: Sequence[str]) -> float:
+def swap_accuracy(clip: CLIPTower, image: Tensor, texts: Sequence[str]) -> float:
     """Return how often an image is closer to its caption than to one with colours or objects swapped."""
     rows, right, wrong = [], [], []
     for i, text in enumerate(texts):

@@ -44,7 +44,7 @@ def same(before: Side, after: Side, names: Sequence[str], steps: int, reuse: boo
         print("".join(f"  {difference}\n" for difference in new), end="", flush=True)
         differences += new
         if found[0].difference and name.startswith("shards/") and not name.endswith("-latents"):
-            _share(before.folder / name, after.folder / name)
+            _copy_shards(before.folder / name, after.folder / name)
     return differences
 
 
@@ -61,7 +61,7 @@ def _compare(name: str, before: Path, after: Path) -> list[Found]:
     ]
 
 
-def _share(before: Path, after: Path) -> None:
+def _copy_shards(before: Path, after: Path) -> None:
     """Let AFTER train on BEFORE's shards, so that what follows does not differ for theirs alone."""
     shutil.rmtree(after)
     after.mkdir()

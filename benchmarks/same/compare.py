@@ -35,7 +35,7 @@ class Found:
 
     Args:
         size: How much was compared.
-        difference: The first one, with its place and both values; None if all is equal.
+        difference: The first one, with its position and the two values; None if all is equal.
     """
 
     size: str
@@ -48,8 +48,8 @@ def compare_files(before: Path, after: Path, pattern: str = "*.tar") -> Found:
     for name in names:
         one, other = (before / name).read_bytes(), (after / name).read_bytes()
         if one != other and difference is None:
-            place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), "its end")
-            difference = f"{before / name}, byte {place}: {len(one)} and {len(other)} bytes, not the same"
+            at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), "its end")
+            difference = f"{before / name}, byte {at}: {len(one)} and {len(other)} bytes, not the same"
     return Found(f"{len(names)} files", difference)
 
 
@@ -178,9 +178,9 @@ def first_unequal(before: Tensor, after: Tensor) -> str | None:
     unequal = np.flatnonzero(_bits(before) != _bits(after))
     if not len(unequal):
         return None
-    place = int(unequal[0]) // before.element_size()
-    values = [tensor.flatten()[place].item() for tensor in (before, after)]
-    return f"element {place} of {before.numel()}: {values[0]!r} and {values[1]!r}"
+    position = int(unequal[0]) // before.element_size()
+    values = [tensor.flatten()[position].item() for tensor in (before, after)]
+    return f"element {position} of {before.numel()}: {values[0]!r} and {values[1]!r}"
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

@@ -28,10 +28,7 @@ class ClassLabel(Conditioner):
 
     def forward(self, batch: Batch) -> Cond:
         """Look up ``batch["label"]`` (B,)."""
-        if "label" not in batch:
-            raise ValueError(
-                "ClassLabel needs labels: add 'label' to data.fields, or name them with --labels"
-            )
+        self._require(batch)
         return Cond(vector=self.embedding(batch["label"]))
 
     def check_values(self, batch: Batch) -> None:

@@ -52,8 +52,7 @@ class CLIPText(Conditioner):
 
     @override
     def forward(self, batch: Batch) -> Cond:
-        if "text" not in batch:
-            raise ValueError("CLIPText needs captions: add 'text' to data.fields, or give prompts")
+        self._require(batch)
         return Cond(tokens=self._tokens(batch["text"]))
 
     @override

@@ -56,7 +56,7 @@ def test_swapped_captions_say_something_else_with_the_same_words():
     assert measure.swaps("a large red ring in the center on a grey background") == []
 
 
-def test_told_apart_counts_strict_wins():
+def test_swap_accuracy_counts_strict_wins():
     class CLIPExtractor:
         """Knows left from right only: sees order, but no colours."""
 
@@ -65,7 +65,7 @@ def test_told_apart_counts_strict_wins():
 
     text = "a small red square left of a large blue ring on a black background"
     image = torch.tensor([[1.0, 0.0]])
-    assert measure.told_apart(CLIPExtractor(), image, [text]) == 0.5
+    assert measure.swap_accuracy(CLIPExtractor(), image, [text]) == 0.5
 
 
 def test_times_add_up_over_calls_and_overlap_where_stages_do(tmp_path):

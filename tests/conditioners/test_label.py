@@ -1,4 +1,4 @@
-"""Class labels, and what every conditioner shares."""
+"""Class labels, and what all conditioners do."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def unet(widths):
     return UNet(widths, [8, 8], layers_per_block=1, attention=[False, False], norm_groups=4)
 
 
-def test_a_share_of_training_samples_gets_the_null_condition():
+def test_a_fraction_of_training_samples_gets_the_null_condition():
     conditioner = ClassLabel(2, 4, dropout=0.3)
     data = labelled(*[1] * 4000)
     vectors = conditioner.dropped(data, SampleNoise(0, data["key"])).vector
@@ -62,6 +62,6 @@ def test_a_label_that_the_model_lacks_is_named_before_it_moves_to_the_device(lab
         stage.validate_batch(data)
 
 
-def test_a_batch_without_labels_is_told_so():
-    with pytest.raises(ValueError, match=r"add 'label' to data\.fields"):
+def test_a_batch_without_labels_is_refused():
+    with pytest.raises(ValueError, match=r"the batch has no label: add it to data\.fields"):
         ClassLabel(3)({"key": ["a"]})

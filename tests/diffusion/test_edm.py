@@ -135,7 +135,7 @@ def affine(sampler, data, steps, schedule, prediction):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("sampler", "order"), [(Euler, 1), (Heun, 2)])
 @every_sigma_data
-def test_the_walk_of_an_ideal_network_is_the_product_of_its_steps(
+def test_the_trajectory_of_an_ideal_network_is_the_product_of_its_steps(
     schedule, sampler, order, sigma_data, gaussian
 ):
     """d(x - mean) / ds = a(s) (x - mean), a = s / (std**2 + s**2): the methods multiply by 1 + h a and by
@@ -204,7 +204,7 @@ def test_preconditioning_agrees_with_diffusers(scheduler, sigma_data):
 
 
 @pytest.mark.parametrize(("scheduler", "sampler"), [(THEIRS[0], Euler), (THEIRS[1], DPMSolver)])
-def test_levels_and_walks_agree_with_diffusers(scheduler, sampler):
+def test_levels_and_trajectories_agree_with_diffusers(scheduler, sampler):
     settings = {} if sampler is Euler else {"euler_at_final": True}
     theirs, schedule, sampler = scheduler(**settings), VarianceExploding(), sampler(20, Karras())
     theirs.set_timesteps(20)

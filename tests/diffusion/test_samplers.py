@@ -48,7 +48,7 @@ def test_posterior_is_bayes_rule():
         assert from_x == pytest.approx(variance * ratio / beta, rel=1e-9)
 
 
-def test_posterior_at_the_end_of_the_walk_is_the_estimate():
+def test_posterior_at_the_end_of_the_trajectory_is_the_estimate():
     for schedule in (Linear(), RectifiedFlow(), Cosine(1)):
         assert posterior(DDPM().steps(schedule)[-1]) == (1.0, 0.0, 0.0)
 

@@ -1,4 +1,4 @@
-"""The samplers against the ones of diffusers: whole walks of the same raw network from the same noise."""
+"""The samplers against the ones of diffusers: trajectories of one raw network from the same noise."""
 
 from itertools import pairwise
 
@@ -41,7 +41,7 @@ def make(scheduler, kind, spacing="trailing", **settings):
     return theirs
 
 
-def walk(theirs, num_steps, x=X_T, **settings):
+def sampled(theirs, num_steps, x=X_T, **settings):
     """Walk with them; those that work on x / alpha start there."""
     if num_steps is not None:
         theirs.set_timesteps(num_steps)
@@ -76,7 +76,7 @@ def assert_near(found, expected):
 @pytest.mark.parametrize("num_steps", [20, 1000])
 def test_ddpm(kind, num_steps):
     theirs = make(diffusers.DDPMScheduler, kind, clip_sample=False, variance_type="fixed_small")
-    expected = walk(theirs, num_steps, generator=seeded())
+    expected = sampled(theirs, num_steps, generator=seeded())
     assert_near(ours(DDPM(num_steps), kind, generator=seeded()), expected)
 
 
@@ -84,14 +84,14 @@ def test_ddpm(kind, num_steps):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim(kind, eta):
     theirs = make(diffusers.DDIMScheduler, kind, clip_sample=False, set_alpha_to_one=True)
-    expected = walk(theirs, 20, eta=eta, generator=seeded())
+    expected = sampled(theirs, 20, eta=eta, generator=seeded())
     assert_near(ours(DDIM(20, eta), kind, generator=seeded()), expected)
 
 
 @every_prediction
 def test_ddim_on_leading_timesteps(kind):
     theirs = make(diffusers.DDIMScheduler, kind, "leading", clip_sample=False, set_alpha_to_one=True)
-    assert_near(ours(DDIM(20, spacing=Leading(1)), kind), walk(theirs, 20))
+    assert_near(ours(DDIM(20, spacing=Leading(1)), kind), sampled(theirs, 20))
 
 
 def test_ddim_goes_to_the_next_timestep_that_is_asked_at():
@@ -134,14 +134,14 @@ def test_dpm_solver(kind, spacing):
     theirs = make(diffusers.DPMSolverMultistepScheduler, kind, **settings)
     sampler = DPMSolver(20, SPACINGS[spacing])
     theirs.set_timesteps(timesteps=[step.t for step in sampler.steps(ScaledLinear())])
-    assert_near(ours(sampler, kind), walk(theirs, None))
+    assert_near(ours(sampler, kind), sampled(theirs, None))
 
 
 @every_prediction
 def test_dpm_solver_sde(kind):
     settings = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2, "euler_at_final": True}
     theirs = make(diffusers.DPMSolverMultistepScheduler, kind, **settings)
-    expected = walk(theirs, 20, generator=seeded())
+    expected = sampled(theirs, 20, generator=seeded())
     assert_near(ours(DPMSolverSDE(20), kind, generator=seeded()), expected)
 
 
@@ -149,26 +149,26 @@ def test_dpm_solver_sde(kind):
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc(kind, order):
     theirs = make(diffusers.UniPCMultistepScheduler, kind, solver_order=order, solver_type="bh2")
-    assert_near(ours(UniPC(20, order), kind), walk(theirs, 20))
+    assert_near(ours(UniPC(20, order), kind), sampled(theirs, 20))
 
 
 @every_prediction
 @pytest.mark.parametrize("spacing", ["trailing", "leading"])
 def test_euler(kind, spacing):
     theirs = make(diffusers.EulerDiscreteScheduler, kind, spacing)
-    assert_near(ours(Euler(20, SPACINGS[spacing]), kind), walk(theirs, 20))
+    assert_near(ours(Euler(20, SPACINGS[spacing]), kind), sampled(theirs, 20))
 
 
 @every_prediction
 def test_euler_on_the_levels_of_karras(kind):
     theirs = make(diffusers.EulerDiscreteScheduler, kind, "linspace", use_karras_sigmas=True)
-    assert_near(ours(Euler(20, Karras()), kind), walk(theirs, 20))
+    assert_near(ours(Euler(20, Karras()), kind), sampled(theirs, 20))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])  # theirs lacks x0
 def test_euler_ancestral(kind):
     theirs = make(diffusers.EulerAncestralDiscreteScheduler, kind)
-    expected = walk(theirs, 20, generator=seeded())
+    expected = sampled(theirs, 20, generator=seeded())
     assert_near(ours(EulerAncestral(20), kind, generator=seeded()), expected)
 
 
@@ -177,7 +177,7 @@ def test_euler_ancestral(kind):
 def test_heun(kind, karras):
     spacing = "linspace" if karras else "trailing"  # their levels lie between the ends of the spacing
     theirs = make(diffusers.HeunDiscreteScheduler, kind, spacing, use_karras_sigmas=karras)
-    assert_near(ours(Heun(20, Karras() if karras else Trailing()), kind), walk(theirs, 20))
+    assert_near(ours(Heun(20, Karras() if karras else Trailing()), kind), sampled(theirs, 20))
 
 
 def test_flow_euler():
@@ -218,7 +218,7 @@ def test_higher_order_on_flow(sampler, theirs, settings):
     theirs.sigmas = torch.tensor([*(step.sigma for step in steps), 0.0])
     theirs.timesteps = torch.tensor([step.t for step in steps])
     draw = {} if "Uni" in type(theirs).__name__ else {"generator": seeded()}
-    expected = walk(theirs, None, **draw)
+    expected = sampled(theirs, None, **draw)
     denoise = Objective(schedule, Flow()).denoiser(network)
     assert_near(sampler(denoise, steps, X_T, replay(seeded())), expected)
 
@@ -228,7 +228,7 @@ def test_ddim_on_zero_terminal_snr(kind):
     theirs = make(diffusers.DDIMScheduler, kind, clip_sample=False, set_alpha_to_one=True)
     schedule = ZeroTerminalSNR(ScaledLinear())
     theirs.alphas_cumprod = (schedule.alpha**2).float()
-    assert_near(ours(DDIM(20), kind, schedule), walk(theirs, 20))
+    assert_near(ours(DDIM(20), kind, schedule), sampled(theirs, 20))
 
 
 @every_spacing

@@ -1,4 +1,4 @@
-"""Which timesteps a walk visits, and the levels there."""
+"""The timesteps of a trajectory, and the levels there."""
 
 from itertools import pairwise
 
@@ -57,7 +57,7 @@ def test_an_offset_shrinks_rather_than_leave_the_schedule(offset):
 
 @pytest.mark.parametrize("spacing", [Trailing(), Leading(), Linspace(), Karras()])
 @pytest.mark.parametrize("schedule", [Linear(1, 0.5, 0.5), Linear(2, 0.1, 0.9), Cosine(3)])
-def test_short_schedules_are_walked_whole(spacing, schedule):
+def test_short_schedules_are_sampled_in_full(spacing, schedule):
     times = [step.t for step in DDIM(schedule.num_steps, spacing=spacing).steps(schedule)]
     assert times[0] == schedule.num_steps - 1 and len(set(times)) == schedule.num_steps
     assert [step.t for step in DDIM(1, spacing=Karras()).steps(schedule)] == [schedule.num_steps - 1]

@@ -45,7 +45,7 @@ def test_the_tower_computes_the_tokens_of_its_clip(text_cfg, quick_gelu, dtype, 
     assert relative(model.text_tower().encode(CAPTIONS), model.text_tokens(CAPTIONS)) < tolerance
 
 
-def test_the_activation_is_told_apart():
+def test_the_activation_is_recognised():
     model = clip()
     tower = model.text_tower()
     other = TextTower(**tower.config["init_args"] | {"quick_gelu": False})
