@@ -241,11 +241,13 @@ def _beginning(cli: FitCLI) -> str:
     """Say what is about to happen, in one line."""
     size = sum(p.numel() for p in cli.model.parameters() if p.requires_grad)
     start = f"resumes {cli.start}" if cli.start else f"starts with {cli.config.weights or 'random weights'}"
-    samples = global_batch_size(cli.trainer, cli.datamodule)
-    lr = cli.model.optimizer.lr * cli.model.optimizer.scaling.factor(samples)
+    samples, lr = "", cli.model.optimizer.lr
+    if hasattr(cli.datamodule, "batch_size"):
+        batch = global_batch_size(cli.trainer, cli.datamodule)
+        samples, lr = f"{batch} samples per step, ", lr * cli.model.optimizer.scaling.factor(batch)
     return (
         f"{cli.name}: {start}; {cli.model.name}, {size:,} parameters to train, "
-        f"{samples} samples per step, learning rate {lr:.3g}, {cli.precision}"
+        f"{samples}learning rate {lr:.3g}, {cli.precision}"
     )
 
 

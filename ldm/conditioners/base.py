@@ -28,6 +28,8 @@ class Conditioner(Configurable, nn.Module, ABC):
     """E of ``Cond.vector``; None without a vector."""
     spatial_channels: int = 0
     """C' of ``Cond.spatial``; 0 without it. Known after ``bind``."""
+    context_length: int | None = None
+    """CLIP tokens of a caption that it reads, begin and end marks included; None without a limit."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()

@@ -38,6 +38,8 @@ class Composite(Conditioner):
         self.reads = tuple(dict.fromkeys(field for part in conditioners for field in part.reads))
         self.vector_width = _vector_width(conditioners)
         self.token_width = _token_width(conditioners, token_width)
+        lengths = [part.context_length for part in conditioners if part.context_length is not None]
+        self.context_length = min(lengths, default=None)
         self.projections = nn.ModuleList(_projection(part, token_width) for part in conditioners)
 
     @property

@@ -40,7 +40,7 @@ class CLIPText(Conditioner):
         found = open_upstream(checkpoint)
         tower = load_tower(found).clip_skip(clip_skip)
         self.text: nn.Module = Frozen(tower) if frozen else tower
-        self.token_width = tower.width
+        self.token_width, self.context_length = tower.width, tower.context_length
         self._upstream = {checkpoint: found.sha256}
 
     @property

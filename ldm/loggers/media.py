@@ -42,8 +42,10 @@ def log_images(trainer: L.Trainer, key: str, images: Tensor, captions: Sequence[
     arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
     for logger in loggers:
         logged = [wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)]
-        seen = samples_seen(trainer.lightning_module)
-        logger.experiment.log({key: logged, "samples": seen, "trainer/global_step": trainer.global_step})
+        progress = progress_of(trainer.lightning_module)
+        logger.experiment.log(
+            {key: logged, "samples": progress.samples, "trainer/global_step": progress.steps}
+        )
 
 
 def log_records(trainer: L.Trainer, records: Mapping[str, Mapping[str, object]]) -> None:

@@ -231,14 +231,19 @@ def tokenize(text: list[str], context_length: int, pad_id: int = 0) -> Tensor:
     Returns:
         (B, ``context_length``) int64, filled up with ``pad_id``.
     """
-    rows = [_ids(caption, context_length) for caption in text]
+    rows = [_cut(_ids(caption), context_length) for caption in text]
     filled = [row + (pad_id,) * (context_length - len(row)) for row in rows]
     return torch.tensor(filled, dtype=torch.int64).view(-1, context_length)
 
 
 def num_tokens(caption: str) -> int:
     """Count the tokens of a caption with its begin and end marks."""
-    return len(byte_pairs().encode(caption)) + 2
+    return len(_ids(caption))
+
+
+def truncated(text: list[str], context_length: int) -> float:
+    """Return the share of captions whose tokens do not fit."""
+    return sum(num_tokens(caption) > context_length for caption in text) / max(len(text), 1)
 
 
 @lru_cache(maxsize=1)
@@ -250,7 +255,10 @@ def byte_pairs() -> SimpleTokenizer:
 
 
 @lru_cache(maxsize=1 << 17)
-def _ids(caption: str, context_length: int) -> tuple[int, ...]:
+def _ids(caption: str) -> tuple[int, ...]:
     pairs = byte_pairs()
-    ids = [pairs.sot_token_id, *pairs.encode(caption), pairs.eot_token_id]
-    return (*ids[: context_length - 1], ids[-1]) if len(ids) > context_length else tuple(ids)
+    return (pairs.sot_token_id, *pairs.encode(caption), pairs.eot_token_id)
+
+
+def _cut(ids: tuple[int, ...], context_length: int) -> tuple[int, ...]:
+    return (*ids[: context_length - 1], ids[-1]) if len(ids) > context_length else ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection
 from typing import Any
@@ -15,6 +16,7 @@ from ldm.distributed.group import default_group
 from ldm.lightning_internals import trainer_of
 from ldm.losses.contrastive import contrastive
 from ldm.nets.clip import CLIPModel
+from ldm.nets.text import tokenize
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage, global_batch_size
@@ -38,6 +40,7 @@ class CLIP(Stage):
     def __init__(self, net: CLIPModel, optimizer: Optimization | None = None) -> None:
         super().__init__(optimizer or AdamW(lr=1e-3))
         self.net = net
+        self.context_length = net.context_length
         self.higher_is_better["accuracy"] = True
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
@@ -45,36 +48,53 @@ class CLIP(Stage):
         return ("image", "text")
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
-        """Contrast the pairs of all processes: loss, and accuracy of picking the own caption."""
+        """Contrast the pairs of all processes: loss, and accuracy of picking the own or an equal caption."""
         trainer = trainer_of(self)
         world_size = 1 if trainer is None else trainer.world_size
         image, text = self.net.encode_image(batch["image"]), self.net.encode_text(batch["text"])
-        return self._contrast(image, text, world_size)
+        return self._contrast(image, text, self._caption_ids(batch["text"]), world_size)
 
-    def _contrast(self, image: Tensor, text: Tensor, world_size: int = 1) -> dict[str, Tensor]:
+    def _caption_ids(self, text: list[str]) -> Tensor:
+        """Map B captions to (B,) int64 on the CPU, equal where the tokens that the tower gets are equal."""
+        rows = tokenize(text, self.net.context_length).numpy()
+        digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
+        return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
+
+    def _contrast(
+        self, image: Tensor, text: Tensor, captions: Tensor, world_size: int = 1
+    ) -> dict[str, Tensor]:
         from open_clip.loss import ClipLoss  # here: other stages do without
 
         rank = self.global_rank if world_size > 1 else 0
         loss = ClipLoss(True, gather_with_grad=True, rank=rank, world_size=world_size)
+        others = captions
+        if world_size > 1:
+            others = captions.new_zeros(world_size, len(captions))
+            others[rank] = captions
+            others = default_group(self.device).all_reduce(others).flatten()
+        positives = captions[:, None] == others
         with torch.autocast(image.device.type, enabled=False):  # the scale reaches 100: too much for bfloat16
             scale = self.net.model.logit_scale.exp()
             per_image, per_text = loss.get_logits(image, text, scale)
             own = loss.get_ground_truth(image.device, len(image))
+            is_own = positives.to(own.device).gather(1, per_image.argmax(1, keepdim=True))
             return {
-                "loss": contrastive(per_image, per_text, own),
-                "accuracy": (per_image.argmax(1) == own).float().mean(),
+                "loss": contrastive(per_image, per_text, own, positives),
+                "accuracy": is_own.float().mean(),
                 "logit_scale": scale,
             }
 
     @override
     def on_validation_epoch_start(self) -> None:
         self._vectors: list[Tensor] = []
+        self._captions: list[Tensor] = []
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         # kept until the end: what a batch is contrasted with may be on other processes
         vectors = (self.net.encode_image(batch["image"]), self.net.encode_text(batch["text"]))
         self._vectors.append(torch.cat(vectors, dim=1).float().cpu())
+        self._captions.append(self._caption_ids(batch["text"]))
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -82,17 +102,19 @@ class CLIP(Stage):
         # values at any world size with the same global batch size
         group, local = default_group(self.device), torch.cat(self._vectors)
         indices = group.gather(group.rank + group.world * torch.arange(len(local)))
-        vectors = group.gather(local)
-        values = self._means(vectors[indices.argsort()]) if group.rank == 0 else {}
+        vectors, captions = group.gather(local), group.gather(torch.cat(self._captions))
+        order = indices.argsort()
+        values = self._means(vectors[order], captions[order]) if group.rank == 0 else {}
         for name, value in group.broadcast(values).items():
             self.log(f"val/{name}", value)
 
-    def _means(self, vectors: Tensor) -> dict[str, float]:
+    def _means(self, vectors: Tensor, captions: Tensor) -> dict[str, float]:
         """Average over chunks of (N, 2E) that are as large as the pairs of a batch, or a little smaller."""
         means: dict[str, float] = {}
-        for chunk in vectors.tensor_split(-(-len(vectors) // self._pairs)):
+        chunks = -(-len(vectors) // self._pairs)
+        for chunk, ids in zip(vectors.tensor_split(chunks), captions.tensor_split(chunks), strict=True):
             image, text = chunk.to(self.device).chunk(2, dim=1)
-            for name, value in self._contrast(image, text).items():
+            for name, value in self._contrast(image, text, ids).items():
                 means[name] = means.get(name, 0.0) + float(value) * len(chunk) / len(vectors)
         return means
 
@@ -105,6 +127,11 @@ class CLIP(Stage):
     @override
     def on_train_start(self) -> None:
         super().on_train_start()
+        if self._pairs < 2:
+            raise ValueError(
+                "data.batch_size: got 1 on one process, expected at least 2: CLIP contrasts the pairs of a "
+                "batch, and alone the loss is 0"
+            )
         if (batches := self.trainer.accumulate_grad_batches) > 1:
             rank_zero_warn(
                 f"trainer.accumulate_grad_batches is {batches}: CLIP contrasts {self._pairs} pairs at once, "

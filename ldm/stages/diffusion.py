@@ -67,6 +67,7 @@ class Diffusion(Stage):
             )
         )
         self.objective = objective or Objective()
+        self.context_length = conditioner.context_length
         self.sampler = sampler or DDIM()
         self.guidance = guidance or Unguided()
 

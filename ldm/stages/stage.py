@@ -20,14 +20,17 @@ from ldm.io.checkpoint import header, saved_progress
 from ldm.io.config import Configurable, config_of
 from ldm.latents.manifest import check_source
 from ldm.losses.term import LossTerm
+from ldm.nets.text import truncated
 from ldm.optim.combined import build_optimizer
-from ldm.optim.recipes import Optimization
+from ldm.optim.recipes import NoScaling, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.counted import Counted
 from ldm.types import Batch
 
 TERMS = "terms"
 """Attribute that holds the loss terms, and prefix of the names of their parameters."""
+TRUNCATED = "train/truncated_captions"
+"""Share of captions with more tokens than the text tower reads."""
 
 
 class Stage(Configurable, Counted, ABC):
@@ -53,6 +56,9 @@ class Stage(Configurable, Counted, ABC):
     image_size: int | None = None
     """Side of the images trained on; known once training has started."""
 
+    context_length: int | None = None
+    """CLIP tokens of a caption that are read, begin and end marks included; None without captions."""
+
     def __init__(self, optimizer: Optimization, terms: Sequence[LossTerm] = ()) -> None:
         super().__init__()
         names = ["loss", *(term.name for term in terms)]
@@ -62,6 +68,7 @@ class Stage(Configurable, Counted, ABC):
         self.terms = nn.ModuleList(terms)
         self.higher_is_better = dict.fromkeys(names, False)
         self._step_losses: list[dict[str, Tensor]] = []
+        self._is_first_batch = True
 
     @abstractmethod
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
@@ -109,11 +116,27 @@ class Stage(Configurable, Counted, ABC):
         # a step in several batches draws what it draws in one
         noise = SampleNoise(f"{_global_seed()}/train/{self.progress.samples}", batch["key"])
         losses = self.losses(batch, noise)
-        self._step_losses.append({f"train/{name}": value.detach() for name, value in losses.items()})
+        values = {f"train/{name}": value.detach() for name, value in losses.items()}
+        if self.context_length is not None and "text" in batch:
+            share = self._truncated(batch["text"], self.context_length)
+            values[TRUNCATED] = torch.full_like(values["train/loss"], share)
+        self._step_losses.append(values)
         local = _mean(self._step_losses)  # the mean over processes is logged once the step is done
+        local.pop(TRUNCATED, None)
         self.log_dict(local, batch_size=size, prog_bar=True, logger=False)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return losses["loss"]
+
+    def _truncated(self, text: list[str], limit: int) -> float:
+        """Return the share of captions that are cut off, and say so of the first batch."""
+        share = truncated(text, limit)
+        if share and self._is_first_batch:
+            rank_zero_warn(
+                f"{share:.0%} of the captions in the first batch are cut off: they have more than {limit} "
+                f"tokens, the context of the text tower; see {TRUNCATED}"
+            )
+        self._is_first_batch = False
+        return share
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -154,7 +177,8 @@ class Stage(Configurable, Counted, ABC):
         for term in cast(Sequence[LossTerm], self.terms):
             if any(weight.requires_grad for weight in term.parameters()):
                 recipes.append((term.optimizer or self.optimizer, term))
-        samples = global_batch_size(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
+        scales = any(not isinstance(recipe.scaling, NoScaling) for recipe, _ in recipes)
+        samples = global_batch_size(self.trainer, self.trainer.datamodule) if scales else 1  # type: ignore[attr-defined]
         return build_optimizer(recipes, samples, torch.bfloat16 if half and native else torch.float32)
 
     @override
@@ -241,9 +265,19 @@ def global_batch_size(trainer: L.Trainer, data: Any) -> int:
 
     Args:
         trainer: Of any number of processes.
-        data: What has a ``batch_size``, that of one process; without one, e.g. a plain loader, 1 is taken.
+        data: What has a ``batch_size``, that of one process; else the loader has, once it is there.
+
+    Raises:
+        ValueError: If neither has one.
     """
-    return getattr(data, "batch_size", 1) * trainer.world_size * trainer.accumulate_grad_batches
+    loader = trainer.train_dataloader
+    for owner in (data, loader, getattr(loader, "batch_sampler", None)):
+        if isinstance(size := getattr(owner, "batch_size", None), int):
+            return size * trainer.world_size * trainer.accumulate_grad_batches
+    raise ValueError(
+        f"data: {type(data).__name__} has no batch_size, expected an attribute with the samples of a batch "
+        "on one process: learning rates, or the pairs that CLIP contrasts, follow it"
+    )
 
 
 def _without_terms(stage: Stage) -> nn.Module:
