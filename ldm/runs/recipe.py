@@ -80,14 +80,24 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return {**below, **above, **nested}
 
 
+def _without_appended(content: dict[str, Any]) -> dict[str, Any]:
+    """Leave out keys such as ``callbacks+``, which would append once more."""
+    kept = {key: value for key, value in content.items() if not key.endswith("+")}
+    return {key: _without_appended(v) if isinstance(v, dict) else v for key, v in kept.items()}
+
+
 class Recipe(ActionConfigFile):
     """``--config``: applies what a configuration builds on, then the configuration."""
 
     @override
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        found: dict[str, Any] = {}
         for path, content in layers(find(values)):
+            # the parser replaces an argument that is itself a mapping as a whole: it gets that of all files
+            found = _merge(_without_appended(found), content)
+            text = yaml.safe_dump({key: found[key] for key in content}, sort_keys=False)
             try:
-                self.apply_config(parser, cfg, self.dest, yaml.safe_dump(content, sort_keys=False))
+                self.apply_config(parser, cfg, self.dest, text)
             except TypeError as error:
                 error.add_note(str(path))
                 raise

@@ -1,9 +1,12 @@
 """Configurations that build on others: found by path or short name, merged from the lowest on."""
 
+from typing import Any
+
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
-from ldm.runs.recipe import CONFIGS, find, layers, merged
+from ldm.runs.recipe import CONFIGS, Recipe, find, layers, merged
 
 
 def written(folder, **files):
@@ -71,3 +74,21 @@ def test_merged_values_of_one_class(tmp_path):
     assert found["model"] == {"class_path": "A", "init_args": {"n": 4, "x": 2}}
     assert found["data"] == {"size": 3, "s": [2]}
     assert merged(str(tmp_path / "other.yaml"))["model"] == {"class_path": "B"}
+
+
+class Net:
+    def __init__(self, sizes: dict[str, Any], names: list[str] | None = None):
+        pass
+
+
+def test_an_argument_that_is_a_mapping_is_merged_and_a_list_appended_once(tmp_path):
+    above = {"base": "b.yaml", "net": {"sizes": {"width": 3}, "names+": ["y"]}}
+    below = {"net": {"sizes": {"width": 2, "patch": {"x": 1}}, "names+": ["x"]}}
+    path = written(tmp_path, a=above, b=below)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action=Recipe)
+    parser.add_class_arguments(Net, "net")
+    net = parser.parse_args([f"--config={path}"]).net
+    assert net.as_dict() == {"sizes": {"width": 3, "patch": {"x": 1}}, "names": ["x", "y"]}
+    parser.set_defaults({"net.sizes": {"other": 1}})
+    assert parser.parse_args([f"--config={path}"]).net.sizes == {"width": 3, "patch": {"x": 1}}
