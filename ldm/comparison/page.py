@@ -18,6 +18,12 @@ MEASURED = (
     *("checkpoint", "checkpoint_sha256"),
 )
 """Fields of a record that identify what was measured. The others say how: where they differ, numbers may."""
+DEPENDS = {
+    "": ("model", "data.val", "data.image_size", "trainer.limit_val_batches"),
+    "loss": ("model.objective", "model.latents", "model.losses", "model.kl_weight"),
+    "accuracy": ("data.batch_size",),
+}
+"""Settings that values of a validation depend on, by how their names begin; "model" is the stage's class."""
 
 
 def page(runs: Sequence[ComparedRun], max_images: int) -> str:
@@ -67,12 +73,23 @@ def measured_otherwise(cells: Sequence[EvaluationRecord | None]) -> list[str]:
     return [key for key in differing(records) if key not in MEASURED]
 
 
+def validated_otherwise(name: str, settings: Sequence[dict[str, str]]) -> list[str]:
+    """Name the settings that differ and that a value without a record depends on."""
+    keys = [key for start, found in DEPENDS.items() if name.startswith(f"val/{start}") for key in found]
+    return [
+        each
+        for each in differing(settings)
+        if any(each == key or (key != "model" and each.startswith(f"{key}.")) for key in keys)
+    ]
+
+
 def _values(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     """Make a row per final value: a cell of each run, the best among them, why they do not compare."""
     rows = []
     for name in sorted({name for run in runs for name in run.last}):
         cells = [run.last.get(name) for run in runs]
-        unlike = measured_otherwise(cells)
+        bare = [run.settings for run, cell in zip(runs, cells, strict=True) if cell and not cell.record]
+        unlike = measured_otherwise(cells) + validated_otherwise(name, bare)
         stated = [run.directions[name] for run in runs if name in run.directions]
         top = None if unlike else best([None if cell is None else cell.value for cell in cells], stated)
         rows.append({"name": name, "cells": cells, "unlike": unlike, "best": top})

@@ -14,7 +14,7 @@ from ldm.data.fields import Sample
 from ldm.data.raster import DECODER
 from ldm.data.readers import Indexed
 from ldm.data.source import EvaluationSet
-from ldm.evaluation.sources import ImageArray, ImageFolder, open_images
+from ldm.evaluation.files import ImageArray, ImageFolder, open_images
 from ldm.io.weights import sha256
 from ldm.metrics.reference import array_names
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data import raster
 from ldm.data.fields import Sample, collate, converted
+from ldm.evaluation.files import open_images
 from ldm.evaluation.isolation import replaced
 from ldm.evaluation.record import drawn_by
 from ldm.io.images import from_bytes, to_bytes
@@ -26,84 +24,6 @@ from ldm.stages.stage import Stage
 from ldm.types import Batch, Generates
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
-"""Suffix of an image file to its format, as Pillow names it."""
-
-
-class ImageFolder(Dataset[Sample]):
-    """Images of a folder and the folders in it, by the order of their paths, decoded as those of shards are.
-
-    Args:
-        folder: The folder.
-        option: What names it, for messages.
-
-    Raises:
-        ValueError: If there is no image, or if sizes are mixed: resizing is a choice that changes every
-            number, so it is not made here.
-    """
-
-    def __init__(self, folder: str, option: str) -> None:
-        self.folder, self.option = Path(folder), option
-        self.paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in FORMATS)
-        if not self.paths:
-            raise ValueError(f"{option}: folder '{folder}' holds none, expected some of {', '.join(FORMATS)}")
-        height, width = self._size(self.paths[0])
-        for path in self.paths:
-            if (size := self._size(path)) != (height, width):
-                raise ValueError(
-                    f"{option}: '{path}' is of {size[1]} x {size[0]} pixels, expected {width} x {height} "
-                    f"like '{self.paths[0]}': bring all to one size"
-                )
-        self.size = width
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> Sample:
-        path = self.paths[i]
-        with self._naming(path):
-            pixels = raster.rgb(path.read_bytes(), tuple(FORMATS.values()))
-        return {"key": str(path.relative_to(self.folder)), "image": pixels}
-
-    def _size(self, path: Path) -> tuple[int, int]:
-        with self._naming(path):
-            return raster.upright_size(path, tuple(FORMATS.values()))
-
-    @contextmanager
-    def _naming(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.option}: '{path}' cannot be read: {error}") from error
-
-
-class ImageArray(Dataset[Sample]):
-    """Images of an .npz file, ``arr_0`` (N, H, W, 3) uint8: how ADM's evaluation takes them.
-
-    Args:
-        path: The file.
-        option: What names it, for messages.
-
-    Raises:
-        ValueError: If it holds something else.
-    """
-
-    def __init__(self, path: str, option: str) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                self.images = file["arr_0"]
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{option}: '{path}' holds no images 'arr_0': {error}") from error
-        shape, dtype = self.images.shape, self.images.dtype
-        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not len(self.images):
-            raise ValueError(f"{option}: arr_0 of '{path}' is {dtype} {shape}, expected uint8 (N, H, W, 3)")
-        self.size = int(shape[2])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> Sample:
-        return {"key": f"{i:06d}", "image": torch.from_numpy(self.images[i]).permute(2, 0, 1)}
 
 
 class Repeated(Dataset[Sample]):
@@ -281,20 +201,3 @@ class RealImages(ImageSource):
     def metadata(self) -> Metadata:
         """Name the CLIP."""
         return self.origin
-
-
-def open_images(path: str, option: str) -> ImageFolder | ImageArray:
-    """Open a folder or an .npz file of images.
-
-    Args:
-        path: Folder or file.
-        option: What names it, for messages.
-
-    Raises:
-        FileNotFoundError: If there is neither.
-    """
-    if Path(path).is_dir():
-        return ImageFolder(path, option)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{option}: '{path}' does not exist, expected a folder or an .npz file")
-    return ImageArray(path, option)

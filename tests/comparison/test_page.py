@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from ldm import compare
-from ldm.comparison.page import best, measured_otherwise, thinned
-from ldm.comparison.runs import EvaluationRecord
+from ldm.comparison.page import _values, best, measured_otherwise, thinned, validated_otherwise
+from ldm.comparison.runs import EvaluationRecord, _flat, read_runs
 
 HOVER = """
 const area = document.querySelector('.plot .nsewdrag'), box = area.getBoundingClientRect();
@@ -217,3 +217,44 @@ def test_values_that_were_measured_in_different_ways_are_not_ranked():
     same = EvaluationRecord(1.0, {**few.record, "guidance": "none"})
     assert measured_otherwise([few, many, None]) == ["num"]
     assert measured_otherwise([few, same]) == measured_otherwise([None, few]) == []
+
+
+DIFFUSION = {
+    "model": {
+        "class_path": "Diffusion",
+        "init_args": {
+            "objective": {"prediction": "Velocity"},
+            "latents": {"class_path": "AutoencoderLatents", "init_args": {"checkpoint": "a"}},
+            "optimizer": {"lr": 1},
+        },
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "differs"),
+    [
+        ("class_path", "Autoencoder", ["model"]),
+        ("objective", {"prediction": "Epsilon"}, ["model.objective.prediction"]),
+        ("latents", {"class_path": "AutoencoderLatents", "init_args": {"checkpoint": "b"}}, ["checkpoint"]),
+        ("latents", "Pixels", ["model.latents"]),
+        ("optimizer", {"lr": 2}, []),
+    ],
+)
+def test_losses_of_other_stages_objectives_and_latents_are_not_ranked(folders, key, value, differs):
+    other = {"model": {**DIFFUSION["model"], "init_args": dict(DIFFUSION["model"]["init_args"])}}
+    (other["model"] if key == "class_path" else other["model"]["init_args"])[key] = value
+    runs = read_runs([str(folders.make("a", [0.5], DIFFUSION)), str(folders.make("b", [0.1], other))])
+    loss = next(row for row in _values(runs) if row["name"] == "val/loss")
+    assert [name for name in differs if not any(name in found for found in loss["unlike"])] == []
+    assert loss["best"] == (None if differs else 0.1)
+
+
+def test_other_values_of_a_stage_are_ranked_whatever_its_losses_are(folders):
+    one, other = ({"model": {"class_path": "Autoencoder", "init_args": {"kl_weight": w}}} for w in (1, 2))
+    assert validated_otherwise("val/loss", [_flatten(one), _flatten(other)]) == ["model.kl_weight"]
+    assert validated_otherwise("val/psnr", [_flatten(one), _flatten(other)]) == []
+
+
+def _flatten(settings):
+    return dict(_flat(settings))

@@ -14,8 +14,8 @@ from tiny_shards import write_tar
 from data import folder
 from ldm.data.module import Shards
 from ldm.data.raster import DECODER, upright_size
+from ldm.evaluation.files import open_images
 from ldm.evaluation.reference import open_shards, real_images
-from ldm.evaluation.sources import open_images
 from ldm.sampling.requests import read_files
 
 SIDE = 16
