@@ -55,8 +55,8 @@ class Evaluation(L.Callback):
     Args:
         metrics: What to measure.
         num_samples: Number of images, over all processes. Fréchet distances depend on it.
-        every_n_samples: Evaluate at the first validation after each so many training samples, and at the
-            end; None evaluates at every validation.
+        every_n_steps: Evaluate at the first validation after each so many optimizer steps, and at the end;
+            None evaluates at every validation.
         seed: Seed of the images' random numbers.
         sampler: Sampler that draws the images; None takes the stage's.
         guidance: How conditional and unconditional predictions are combined; None takes the stage's.
@@ -70,7 +70,7 @@ class Evaluation(L.Callback):
         self,
         metrics: list[Metric],
         num_samples: int,
-        every_n_samples: int | None = None,
+        every_n_steps: int | None = None,
         seed: int = 0,
         sampler: Part | None = None,
         guidance: Part | None = None,
@@ -79,7 +79,7 @@ class Evaluation(L.Callback):
     ) -> None:
         self.metrics = metrics
         self.num_samples = num_samples
-        self.every_n_samples = every_n_samples
+        self.every_n_steps = every_n_steps
         self.seed = seed
         self.parts = {k: v for k, v in {"sampler": sampler, "guidance": guidance}.items() if v is not None}
         self.cache = cache
@@ -105,11 +105,11 @@ class Evaluation(L.Callback):
 
     def state_dict(self) -> dict[str, int]:
         """Return when the next evaluation is due."""
-        return {"next": self._next}
+        return {"next_step": self._next}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Restore when the next evaluation is due."""
-        self._next = state_dict["next"]
+        self._next = state_dict["next_step"]
 
     def fits(self, pl_module: L.LightningModule) -> bool:
         """Tell whether a stage has what is to be measured."""
@@ -141,7 +141,7 @@ class Evaluation(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin an evaluation if one is due."""
         self._measurement, self._taken = None, 0
-        if self.fits(pl_module) and self._is_due(trainer, samples_seen(pl_module)):
+        if self.fits(pl_module) and self._is_due(trainer, progress_of(pl_module).steps):
             for part in self.parts.values():
                 if isinstance(part, nn.Module):  # a guidance may hold a network of its own
                     part.to(pl_module.device).eval()
@@ -190,8 +190,8 @@ class Evaluation(L.Callback):
         if trainer.is_global_zero:
             self._record(trainer, pl_module, values, self._measurement.failures)
         self._measurement = None
-        if every := self.every_n_samples:
-            self._next = (samples_seen(pl_module) // every + 1) * every
+        if every := self.every_n_steps:
+            self._next = (progress_of(pl_module).steps // every + 1) * every
 
     def _record(
         self, trainer: L.Trainer, pl_module: L.LightningModule, values: list[Value], failures: list[str]
@@ -228,13 +228,9 @@ class Evaluation(L.Callback):
         cache, num = Path(self.cache or Path(trainer.default_root_dir) / "statistics"), self.num_samples
         return ReferenceInfo(real.identity(num), cache, size, real.fingerprint(num))
 
-    def _is_due(self, trainer: L.Trainer, seen: int) -> bool:
+    def _is_due(self, trainer: L.Trainer, step: int) -> bool:
         if trainer.sanity_checking:
             return False
-        if (
-            trainer.state.fn != "fit"
-            or self.every_n_samples is None
-            or progress_of(trainer.lightning_module).steps == trainer.max_steps
-        ):
+        if trainer.state.fn != "fit" or self.every_n_steps is None or step == trainer.max_steps:
             return True
-        return seen >= self._next
+        return step >= self._next

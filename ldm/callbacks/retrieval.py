@@ -32,8 +32,8 @@ class ValidationRetrieval(Evaluation):
             with one in each line; None: no zero-shot classification.
         templates: Captions with ``{}`` where the name of a class belongs, or a text file.
         zero_shot_at: Values of k: how many classes are named.
-        every_n_samples: Measure at the first validation after each so many training samples, and at the
-            end; None measures at every validation.
+        every_n_steps: Measure at the first validation after each so many optimizer steps, and at the end;
+            None measures at every validation.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ValidationRetrieval(Evaluation):
         classes: Sequence[str] | str | None = None,
         templates: Sequence[str] | str = TEMPLATES,
         zero_shot_at: Sequence[int] = (1, 5),
-        every_n_samples: int | None = None,
+        every_n_steps: int | None = None,
     ) -> None:
         self._clip = _InTraining()
         metrics: list[Metric] = []
@@ -51,7 +51,7 @@ class ValidationRetrieval(Evaluation):
             metrics.append(FeatureMetrics(CLIPExtractor(self._clip), [Retrieval(retrieval_at)]))
         if classes is not None:
             metrics.append(ZeroShot(self._clip, classes, templates, zero_shot_at))
-        super().__init__(metrics, num_samples, every_n_samples)
+        super().__init__(metrics, num_samples, every_n_steps)
 
     def fits(self, pl_module: L.LightningModule) -> bool:
         """Tell whether a stage is a CLIP."""

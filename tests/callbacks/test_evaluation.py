@@ -227,7 +227,7 @@ def test_metrics_are_not_in_the_checkpoint(tmp_path):
     assert set(saved["state_dict"]) == set(TinyStage().state_dict())
 
 
-def test_it_is_due_every_so_many_samples_at_the_end_and_after_a_resume(tmp_path):
+def test_it_is_due_every_so_many_steps_at_the_end_and_after_a_resume(tmp_path):
     def evaluated_at(evaluation, **changes):
         at = []
         spy = evaluation.metrics[0]
@@ -237,10 +237,10 @@ def test_it_is_due_every_so_many_samples_at_the_end_and_after_a_resume(tmp_path)
         return at
 
     # four samples a step: validations at 4, 8, ...
-    at = evaluated_at(Evaluation([Spy()], 4, every_n_samples=12), max_steps=10)
+    at = evaluated_at(Evaluation([Spy()], 4, every_n_steps=3), max_steps=10)
     assert at == [4, 12, 24, 36, 40]
-    again = Evaluation([Spy()], 4, every_n_samples=12)
-    again.load_state_dict({"next": 36})
+    again = Evaluation([Spy()], 4, every_n_steps=3)
+    again.load_state_dict({"next_step": 9})
     assert evaluated_at(again, max_steps=10) == [36, 40]
     assert evaluated_at(Evaluation([Spy()], 4), max_steps=3) == [4, 8, 12]
 
@@ -444,7 +444,7 @@ def test_real_images_are_looked_at_once_in_a_run_and_never_in_the_next(tmp_path)
 
 def test_two_evaluations_of_a_run_keep_out_of_each_others_way(tmp_path):
     often = Evaluation([Spy()], num_samples=2, name="often")
-    run = trainer(tmp_path, callbacks=[often, Evaluation([Spy()], num_samples=4, every_n_samples=32)])
+    run = trainer(tmp_path, callbacks=[often, Evaluation([Spy()], num_samples=4, every_n_steps=8)])
     run.fit(TinyStage(), loader(1000), loader(12))
     assert {"val/spy", "val/spy@often"} <= run.callback_metrics.keys()
     lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]

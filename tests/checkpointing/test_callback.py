@@ -180,7 +180,7 @@ def test_a_run_outlives_a_monitored_metric_that_fails(tmp_path, capsys, first):
 
 def test_a_resumed_run_need_not_measure_at_once(tmp_path, capsys):
     def fit(steps, resume):
-        evaluation = Evaluation([PSNR()], 8, every_n_samples=100)
+        evaluation = Evaluation([PSNR()], 8, every_n_steps=25)
         callbacks = [checkpoints, evaluation]
         run = trainer(
             tmp_path,
@@ -255,7 +255,7 @@ def fit_to_the_end(folder, module, writer, *more, resume=None):
         folder,
         callbacks=[
             EMA(),
-            Evaluation([PSNR()], 8, every_n_samples=12),
+            Evaluation([PSNR()], 8, every_n_steps=3),
             *more,
             Checkpoints("val/loss", keep_every_n_steps=8),
         ],
