@@ -199,6 +199,7 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 
 _CLASS = "the import path of a class, such as package.module.Class"
 REWORDED = {
+    r"Expected a Literal\[(.+?)\]\. Got value: (.*)": r"got \2, expected one of \1",
     r"Expected an? (.+?)\. Got value: (.*)": r"got \2, expected \1",
     r"(.+) does not conform to restriction (.+)": r"got \1, expected a number \2",
     r"invalid literal for int\(\) with base 10: '(.+)'": r"got \1, expected int",
@@ -292,7 +293,7 @@ def error_line(error: BaseException) -> str:
     """
     line = f"error: {Reason.of(error)}"
     if len(line) > LIMIT:
-        line = re.sub(r"[^\s'\"]{60,}", lambda word: f"{word[0][:15]}...{word[0][-40:]}", line)
+        line = re.sub(r"[^\s'\"()]{40,}", lambda word: f"{word[0][:8]}...{word[0][-28:]}", line)
     if len(line) > LIMIT:
         line = f"{line[: LIMIT - 103]}...{line[-100:]}"
     return line

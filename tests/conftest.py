@@ -66,7 +66,7 @@ def _restore_environment():
     os.environ.update(before)
 
 
-NAMED = re.compile(r"--[a-z]|'[^']+'|/\w|\w\.\w|^error: [\w.]+: ")
+NAMED = re.compile(r"--[a-z]|'[^']+'|`\w+|/\w|\w\.\w|^error: [\w.]+: ")
 """What a message names: an option, a file, a quoted value, a key."""
 
 

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 
 import pytest
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
-from ldm import cli
+from ldm import cli, import_exports
 from ldm.cli import Reason, command_parser, error_line, run_command
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
+from ldm.sample import Strength
+
+import_exports(["ldm.diffusion", "ldm.diffusion.samplers"])  # as commands do, so that DDIM is a name
 
 
 class Part:
@@ -33,9 +36,6 @@ class Part:
                 {}["absent"]
             except KeyError as error:
                 raise ValueError("is absent") from error
-
-
-Strength = restricted_number_type("StrengthOfTests", float, [(">", 0), ("<=", 1)])
 
 
 def parser(command: bool = True) -> ArgumentParser:

@@ -106,11 +106,11 @@ def _check(
 ) -> None:
     found = manifest["autoencoder"]["sha256"]
     if found not in upstream.values():
-        expected = ", ".join(f"{path} ({sha[:12]}...)" for path, sha in sorted(upstream.items()))
+        expected = ", ".join(f"{path} ({sha[:8]})" for path, sha in sorted(upstream.items()))
         raise ValueError(
-            f"{name}: the latents in '{folder}' were encoded by another autoencoder "
-            f"({manifest['autoencoder']['checkpoint']}, SHA-256 {found[:12]}...), expected that of "
-            f"model.latents: {expected or 'none'}; encode them again with python -m ldm.encode"
+            f"{name}: '{folder}': latents were encoded by another autoencoder "
+            f"({manifest['autoencoder']['checkpoint']}, {found[:8]}), expected {expected or 'none'}: "
+            "run ldm.encode again"
         )
     if manifest["image_size"] != image_size:
         raise ValueError(

@@ -37,7 +37,7 @@ from ldm.cli import Reason
         ("--model.net.norm_groups=eight", "model.net.norm_groups: got eight, expected int"),
         ("--model.net.norm_groups=7", "net.norm_groups=7 does not divide"),
         ("--model.class_path=ldm.stages.Nothing", "has no attribute 'Nothing'"),
-        ("--wandb.mode=on", "wandb.mode: got on, expected Literal['offline', 'online', 'disabled']"),
+        ("--wandb.mode=on", "wandb.mode: got on, expected one of 'offline', 'online', 'disabled'"),
         ("--wandb.mode=online", "wandb.mode: W&B cannot start"),
         ("--config=nowhere.yaml", "--config: 'nowhere.yaml' does not exist, expected a file, or a name"),
         ("--ckpt_path=nowhere.ckpt", "checkpoint 'nowhere.ckpt' does not exist"),

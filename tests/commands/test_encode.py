@@ -140,10 +140,10 @@ def test_bad_images_are_left_out_and_reported(chain, tmp_path, capsys):
     ("change", "says"),
     [
         ("--shards=nowhere-{000..003}.tar", "--shards: 4 of 4 shards are missing"),
-        ("--size=34", "--size: 34 is not a multiple of the autoencoder's factor 4"),
+        ("--size=34", "--size: got 34, expected a multiple of the autoencoder's factor 4"),
         ("--size=16", "was encoded with image_size 32, expected 16"),
         ("--autoencoder=nowhere", "checkpoint 'nowhere' does not exist"),
-        ("--batch-size=0", "--batch-size: got 0, expected at least 1"),
+        ("--batch-size=0", "--batch-size: got 0, expected a number >0"),
     ],
 )
 def test_bad_input(chain, capsys, change, says):

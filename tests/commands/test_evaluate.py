@@ -337,7 +337,10 @@ def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
             ["--images", "good", "--reference=good", "--num-images=41"],
             "got 41, but 'good' holds 40",
         ),
-        (["--images", "good", "--reference=good", "--precision=8"], "got 8, expected one of 32-true"),
+        (
+            ["--images", "good", "--reference=good", "--precision=8"],
+            "--precision: got 8, expected one of '32-true'",
+        ),
         (["--images", "good", "--reference=good", "--inception=gone.pth"], "'gone.pth' do not exist"),
         (["--checkpoint", "gone", "--reference=good"], "--data: got none, expected shards"),
     ],

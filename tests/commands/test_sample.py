@@ -171,7 +171,7 @@ def test_guidance_may_be_a_class(chain, tmp_path):
         (["--prompt=a", f"--image={__file__}"], "bytes are no JPEG, PNG or WebP image"),
         (
             ["--prompt=a", f"--image={__file__}", "--strength=0"],
-            "--strength: got 0.0, expected a number in (0, 1]",
+            "--strength: got 0, expected a number >0 and <=1",
         ),
         (
             ["--prompt=a", "--layout=boxes.json"],
@@ -181,7 +181,7 @@ def test_guidance_may_be_a_class(chain, tmp_path):
         (["--shards=nowhere-*.tar"], "nowhere-*.tar"),
         (["--labels", "3"], "is conditioned on text: got --labels, expected --prompt or --prompts"),
         ([], "conditioned on text: got nothing, expected --prompt or --prompts, or --shards"),
-        (["--prompt=a", "--size=33"], "33 is not a multiple of the latent space's factor"),
+        (["--prompt=a", "--size=33"], "--size: got 33, expected a multiple of the autoencoder's factor"),
         (["--prompt=a", "--sampler=Oiler"], "sampler: got Oiler, expected the import path of a class"),
         (
             ["--prompt=a", "--guidance=Intervall"],
@@ -189,10 +189,10 @@ def test_guidance_may_be_a_class(chain, tmp_path):
         ),
         (
             ["--prompt=a", "--guidance=Interval"],
-            "guidance: the following arguments are required: guidance, low",
+            "--guidance: guidance, low, high: missing, but required",
         ),
         (["--prompt=a", "--steps=two"], "steps: got two, expected int"),
-        (["--prompt=a", "--steps=0"], "--steps: got 0, expected at least 1"),
+        (["--prompt=a", "--steps=0"], "--steps: got 0, expected a number >0"),
         (["--prompt=a", "--steps=9999"], "9999"),
         (["--prompts=nowhere.txt"], "nowhere.txt"),
         (["--prompt=a", "--checkpoint=nowhere"], "checkpoint 'nowhere' does not exist"),
