@@ -53,10 +53,10 @@ class Timed(Evaluation):
         super().__init__(*arguments)
         self.all_of_it, self.drawing = Clock(), Clock()
 
-    def show(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> Tensor:
+    def images(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any) -> Tensor:
         """Draw."""
         with self.drawing.running():
-            return super().show(trainer, pl_module, batch)
+            return super().images(trainer, pl_module, batch)
 
     def on_validation_start(self, *arguments: Any) -> None:
         """Begin."""

@@ -16,7 +16,7 @@ from ldm.cli import command_parser, default_device, run_command
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.distributed.launch import processes
-from ldm.evaluation.plan import Ways, build_metrics, build_sources, check_stages
+from ldm.evaluation.plan import Sweep, build_metrics, build_sources, check_stages
 from ldm.evaluation.reference import ReferenceImages, open_shards, real_images
 from ldm.evaluation.report import Result, plot, slug, table, write_json, write_npz
 from ldm.evaluation.session import Measurement
@@ -121,8 +121,8 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         results: list[Result] = []
         failures: list[str] = []
         try:
-            ways = Ways(listed(objects.sampler), options.steps, objects.guidance)
-            for source in build_sources(options, stages, samples, ways, metrics):
+            sweep = Sweep(listed(objects.sampler), options.steps, objects.guidance)
+            for source in build_sources(options, stages, samples, sweep, metrics):
                 measurement = Measurement(source.metrics, group, where)
                 results.append(measure(source, measurement, subset, real, options))
                 failures += measurement.failures

@@ -224,11 +224,11 @@ def settings(
     stage: Diffusion, checkpoint: Checkpoint, options: Namespace, start: Redraw | None
 ) -> dict[str, str]:
     """Record how images are drawn, for the text chunks of their files."""
-    from ldm.evaluation.record import drawn_by
+    from ldm.evaluation.record import describe_sampling
 
     files = {field: getattr(options, field) for field in file_options()}
     return {
-        **{name: str(value) for name, value in drawn_by(stage).items()},
+        **{name: str(value) for name, value in describe_sampling(stage).items()},
         "steps": str(stage.sampler.num_steps or stage.objective.schedule.num_steps),
         "seed": str(options.seed),
         "size": str(stage.image_size),

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ldm.callbacks.image_grid import ImageGrid
 from ldm.io.images import to_bytes
@@ -55,19 +56,19 @@ class DenoisingGrid(ImageGrid):
     ) -> None:
         super().__init__(num, seed, folder)
         if not levels or min(levels) <= 0:
-            raise ValueError(f"NoiseLevels: levels: got {list(levels)}, expected ratios above 0")
+            raise ValueError(f"DenoisingGrid: levels: got {list(levels)}, expected ratios above 0")
         self.levels = tuple(levels)
 
+    @override
     def fits(self, pl_module: L.LightningModule) -> bool:
-        """Tell whether a stage estimates x0 from noise."""
         return isinstance(pl_module, Denoises)
 
+    @override
     def metadata(self) -> dict[str, str]:
-        """Return the levels."""
         return {"levels": " ".join(f"{level:g}" for level in self.levels)}
 
+    @override
     def draw(self, pl_module: L.LightningModule, batch: Batch) -> Tensor:
-        """Draw one row per sample: what the space gives back, and an estimate per level."""
         assert isinstance(pl_module, Denoises)
         space, schedule = pl_module.latents, pl_module.objective.schedule
         x0 = _encoded(pl_module, batch)

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ldm.callbacks.ema import EMA
-from ldm.callbacks.validation_subset import local_count, take_first
+from ldm.callbacks.validation_subset import ValidationSubset
 from ldm.distributed.group import default_group
 from ldm.evaluation.isolation import replaced, without_trace
-from ldm.evaluation.record import append_lines, drawn_by
+from ldm.evaluation.record import append_lines, describe_sampling
 from ldm.evaluation.session import Measurement, Value
 from ldm.io.images import from_bytes, to_bytes
 from ldm.lightning_internals import forward_context
@@ -37,11 +37,11 @@ class Identified(Protocol):
         ...
 
 
-Part = Callable[..., Any]
+Component = Callable[..., Any]
 """A sampler or a guidance: what the stage draws with."""
 
 
-class Evaluation(L.Callback):
+class Evaluation(ValidationSubset):
     """Generates an image for each of the first validation samples, and feeds all metrics with it.
 
     Images are drawn with the averaged weights if there are any, in the trainer's precision, and rounded as
@@ -55,8 +55,8 @@ class Evaluation(L.Callback):
     Args:
         metrics: What to measure.
         num_samples: Number of images, over all processes. Fréchet distances depend on it.
-        every_n_steps: Evaluate at the first validation after each so many optimizer steps, and at the end;
-            None evaluates at every validation.
+        every_n_steps: Evaluate at the first validation after each so many optimizer steps, and at the
+            end; None evaluates at every validation.
         seed: Seed of the images' random numbers.
         sampler: Sampler that draws the images; None takes the stage's.
         guidance: How conditional and unconditional predictions are combined; None takes the stage's.
@@ -72,25 +72,25 @@ class Evaluation(L.Callback):
         num_samples: int,
         every_n_steps: int | None = None,
         seed: int = 0,
-        sampler: Part | None = None,
-        guidance: Part | None = None,
+        sampler: Component | None = None,
+        guidance: Component | None = None,
         cache: str | None = None,
         name: str | None = None,
     ) -> None:
+        super().__init__(num_samples)
         self.metrics = metrics
-        self.num_samples = num_samples
         self.every_n_steps = every_n_steps
         self.seed = seed
-        self.parts = {k: v for k, v in {"sampler": sampler, "guidance": guidance}.items() if v is not None}
+        given = {"sampler": sampler, "guidance": guidance}
+        self.overrides = {name: component for name, component in given.items() if component is not None}
         self.cache = cache
         self.name = name
         self._next = 0
-        self._taken = 0
-        self._measurement: Measurement | None = None
+        self._measurement: Measurement
 
     @property
-    def state_key(self) -> str:
-        """What checkpoints call this: several in one run must differ."""
+    @override
+    def state_key(self) -> str:  # several in one run must differ
         return type(self).__qualname__ + self._suffix
 
     @property
@@ -103,83 +103,65 @@ class Evaluation(L.Callback):
         stated = (item for metric in self.metrics for item in metric.higher_is_better.items())
         return {f"{name}{self._suffix}": up for name, up in stated}
 
+    @override
     def state_dict(self) -> dict[str, int]:
-        """Return when the next evaluation is due."""
         return {"next_step": self._next}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Restore when the next evaluation is due."""
         self._next = state_dict["next_step"]
 
     def fits(self, pl_module: L.LightningModule) -> bool:
-        """Tell whether a stage has what is to be measured."""
+        """Return whether a stage has what is to be measured."""
         return isinstance(pl_module, Generates)
 
-    def show(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> Tensor:
+    def images(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> Tensor:
         """Return the images to measure, (B, 3, H, W) in [-1, 1], one for each sample."""
         assert isinstance(pl_module, Generates)
-        with replaced(pl_module, self.parts), forward_context(trainer):
+        with replaced(pl_module, self.overrides), forward_context(trainer):
             return pl_module.generate(batch, self.seed)
 
-    def how(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Metadata:
-        """Say how the images came about, beside stage, progress and weights."""
-        with replaced(pl_module, self.parts):
-            drawn = drawn_by(pl_module)
-        return {"precision": str(trainer.precision), "seed": self.seed, **drawn}
+    def metadata(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Metadata:
+        """Describe how the images are made, for the records."""
+        with replaced(pl_module, self.overrides):
+            sampling = describe_sampling(pl_module)
+        return {"precision": str(trainer.precision), "seed": self.seed, **sampling}
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Check that the stage draws with what is to be replaced.
 
         Raises:
             ValueError: If it has no sampler or no guidance.
         """
-        if lacking := [name for name in self.parts if not hasattr(pl_module, name)]:
+        if lacking := [name for name in self.overrides if not hasattr(pl_module, name)]:
             raise ValueError(
                 f"Evaluation: got a {' and a '.join(lacking)}, but {type(pl_module).__name__} draws with none"
             )
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin an evaluation if one is due."""
-        self._measurement, self._taken = None, 0
-        if self.fits(pl_module) and self._is_due(trainer, progress_of(pl_module).steps):
-            for part in self.parts.values():
-                if isinstance(part, nn.Module):  # a guidance may hold a network of its own
-                    part.to(pl_module.device).eval()
-            self._measurement = Measurement(self.metrics, default_group(pl_module.device), pl_module.device)
-            with without_trace(pl_module):
-                self._measurement.begin(self._reals(trainer, pl_module))
+    @override
+    def begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        if not self.fits(pl_module) or not self._is_due(trainer, progress_of(pl_module).steps):
+            return False
+        for component in self.overrides.values():
+            if isinstance(component, nn.Module):  # a guidance may hold a network of its own
+                component.to(pl_module.device).eval()
+        self._measurement = Measurement(self.metrics, default_group(pl_module.device), pl_module.device)
+        self._measurement.begin(self._reference(trainer, pl_module))
+        return True
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Generate and measure the samples of this batch that are among the first ``num_samples``."""
-        missing = local_count(trainer, self.num_samples) - self._taken
-        if self._measurement is None or missing <= 0:
-            return
-        batch = take_first(batch, missing)
-        mine = torch.arange(self._taken, self._taken + len(batch["key"]))
-        batch["index"] = trainer.global_rank + mine * trainer.world_size
-        self._taken += len(mine)
-        with without_trace(pl_module):
-            try:
-                images = self.show(trainer, pl_module, batch)
-            except Exception as error:  # training matters more, and processes do not talk while drawing
-                self._measurement.fail(error)
-                self._taken = self.num_samples
-                return
-            self._measurement.update_real(batch)
-            self._measurement.update(from_bytes(to_bytes(images)), batch)
+    @override
+    def add(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> None:
+        images = self.images(trainer, pl_module, batch)
+        self._measurement.update_real(batch)
+        self._measurement.update(from_bytes(to_bytes(images)), batch)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add up over processes, compute, log and record."""
-        if self._measurement is None:
-            return
+    @override
+    def fail(self, error: Exception) -> None:
+        self._measurement.fail(error)
+
+    @override
+    def finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         with without_trace(pl_module):
             values = self._measurement.finish()
         for value in values:
@@ -189,29 +171,24 @@ class Evaluation(L.Callback):
             rank_zero_warn(failure)
         if trainer.is_global_zero:
             self._record(trainer, pl_module, values, self._measurement.failures)
-        self._measurement = None
         if every := self.every_n_steps:
             self._next = (progress_of(pl_module).steps // every + 1) * every
 
     def _record(
         self, trainer: L.Trainer, pl_module: L.LightningModule, values: list[Value], failures: list[str]
     ) -> None:
-        drawn = self._stands(trainer, pl_module) | self.how(trainer, pl_module)
-        records = {f"val/{value.name}{self._suffix}": {**value.metadata, **drawn} for value in values}
-        lines: list[dict[str, object]] = [
-            {"name": name, "value": value.value, **record}
-            for value, (name, record) in zip(values, records.items(), strict=True)
-        ]
-        lines += [{"failed": failure, **drawn} for failure in failures]
+        metadata = self._weights(trainer, pl_module) | self.metadata(trainer, pl_module)
+        lines = [value.record(metadata) for value in values]
+        log_records(trainer, {f"val/{v.name}{self._suffix}": {**v.metadata, **metadata} for v in values})
+        lines = [{**line, "name": f"val/{line['name']}{self._suffix}"} for line in lines]
+        lines += [{"failed": failure, **metadata} for failure in failures]
         path = Path(trainer.default_root_dir) / "evaluations.jsonl"
-        log_records(trainer, records)
         try:
             append_lines(path, {"samples": samples_seen(pl_module), "evaluation": self.state_key}, lines)
         except OSError as error:  # a full disk
             rank_zero_warn(f"records of this evaluation are not in {path}: {error}")
 
-    def _stands(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Metadata:
-        """Say which weights are measured."""
+    def _weights(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Metadata:
         averaged = any(isinstance(callback, EMA) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         return {
             "stage": str(getattr(pl_module, "name", type(pl_module).__name__)),
@@ -219,8 +196,8 @@ class Evaluation(L.Callback):
             "weights": "ema" if averaged else "raw",
         }
 
-    def _reals(self, trainer: L.Trainer, pl_module: L.LightningModule) -> ReferenceInfo:
-        """Name the real images; part of a validation set has no name."""
+    def _reference(self, trainer: L.Trainer, pl_module: L.LightningModule) -> ReferenceInfo:
+        """Identify the real images; an incomplete validation set has no identity."""
         size = getattr(pl_module, "image_size", None)
         real = getattr(trainer.datamodule, "evaluation", None)  # type: ignore[attr-defined]
         if not isinstance(real, Identified) or trainer.limit_val_batches != 1.0:
@@ -228,9 +205,6 @@ class Evaluation(L.Callback):
         cache, num = Path(self.cache or Path(trainer.default_root_dir) / "statistics"), self.num_samples
         return ReferenceInfo(real.identity(num), cache, size, real.fingerprint(num))
 
-    def _is_due(self, trainer: L.Trainer, step: int) -> bool:
-        if trainer.sanity_checking:
-            return False
-        if trainer.state.fn != "fit" or self.every_n_steps is None or step == trainer.max_steps:
-            return True
-        return step >= self._next
+    def _is_due(self, trainer: L.Trainer, steps: int) -> bool:
+        is_last = trainer.state.fn != "fit" or steps == trainer.max_steps
+        return is_last or self.every_n_steps is None or steps >= self._next

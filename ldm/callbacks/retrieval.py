@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from torch import Tensor
+from typing_extensions import override
 
 from ldm.callbacks.evaluation import Evaluation
 from ldm.metrics.extractors.clip import CLIPExtractor, ImageText
@@ -53,21 +54,21 @@ class ValidationRetrieval(Evaluation):
             metrics.append(ZeroShot(self._clip, classes, templates, zero_shot_at))
         super().__init__(metrics, num_samples, every_n_steps)
 
+    @override
     def fits(self, pl_module: L.LightningModule) -> bool:
-        """Tell whether a stage is a CLIP."""
         return isinstance(pl_module, ImageText)
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remember the CLIP that is trained."""
         self._clip.stage = pl_module
 
-    def show(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> Tensor:
-        """Return the real images."""
+    @override
+    def images(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> Tensor:
         return batch["image"]
 
-    def how(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Metadata:
-        """Say in what precision the CLIP works: metrics take no autocast."""
-        precision = str(trainer.precision)
+    @override
+    def metadata(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Metadata:
+        precision = str(trainer.precision)  # metrics take no autocast
         return {"precision": precision if precision.endswith("-true") else "32-true"}
 
 
@@ -85,7 +86,7 @@ class _InTraining:
         return vectors
 
     def metadata(self) -> Metadata:
-        """Name the network; which weights it has, the evaluation says: after how many samples."""
+        """Describe the network; the evaluation records which weights it has, by the samples seen."""
         net = self.stage.net
         resize = f"torch bicubic, antialias, to {net.image_size}"
         return {"network": f"{type(net).__module__}.{type(net).__qualname__}", "resize": resize}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning as L
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from ldm.callbacks.image_grid import ImageGrid
 from ldm.io.images import to_bytes
@@ -29,16 +30,16 @@ class SampleGrid(ImageGrid):
     def __init__(self, num: int = 16, seed: int = 0, folder: str | None = None) -> None:
         super().__init__(num, seed, folder)
 
+    @override
     def fits(self, pl_module: L.LightningModule) -> bool:
-        """Tell whether a stage makes images."""
         return isinstance(pl_module, Generates)
 
-    def what(self, pl_module: L.LightningModule) -> str:
-        """Call the files by the stage."""
+    @override
+    def file_prefix(self, pl_module: L.LightningModule) -> str:
         return str(getattr(pl_module, "name", "stage"))
 
+    @override
     def draw(self, pl_module: L.LightningModule, batch: Batch) -> Tensor:
-        """Generate one image per sample."""
         assert isinstance(pl_module, Generates)
         images = to_bytes(pl_module.generate(batch, self.seed))
         if getattr(pl_module, "generate_shows_input", False):

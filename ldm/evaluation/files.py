@@ -79,7 +79,7 @@ class ImageFolder(Dataset[Sample]):
         if path.suffix.lower() != ".png":
             return {}
         with self._naming(path), Image.open(path, formats=("PNG",)) as image:
-            return {key: value for key, value in image.info.items() if isinstance(value, str)}
+            return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
 
     def _size(self, path: Path) -> tuple[int, int]:
         with self._naming(path):

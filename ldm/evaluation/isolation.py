@@ -12,16 +12,16 @@ import torch
 
 
 @contextmanager
-def replaced(pl_module: L.LightningModule, parts: Mapping[str, object]) -> Iterator[None]:
-    """Give a stage other parts, by the names of its attributes, for the length of a ``with`` block."""
-    before = {name: getattr(pl_module, name) for name in parts}
-    for name, part in parts.items():
-        setattr(pl_module, name, part)
+def replaced(pl_module: L.LightningModule, components: Mapping[str, object]) -> Iterator[None]:
+    """Replace components of a stage, by the names of its attributes, for the length of a ``with`` block."""
+    before = {name: getattr(pl_module, name) for name in components}
+    for name, component in components.items():
+        setattr(pl_module, name, component)
     try:
         yield
     finally:
-        for name, part in before.items():
-            setattr(pl_module, name, part)
+        for name, component in before.items():
+            setattr(pl_module, name, component)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What the command line of ``ldm.evaluate`` asks for: candidates, each with metrics that make sense."""
+"""The candidates that ``ldm.evaluate`` measures, each with the metrics that suit it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def build_sources(
     options: Namespace,
     stages: Stages,
     samples: Dataset[Sample] | None,
-    ways: Ways,
+    sweep: Sweep,
     metrics: Metrics,
 ) -> Iterator[ImageSource]:
     """Yield what is measured: each checkpoint in each setting, then each folder."""
@@ -155,9 +155,9 @@ def build_sources(
         if not isinstance(stage, Generates):
             yield RealImages(wanted, origin, [*mine, *build_clip_metrics(options, path, samples)])
             continue
-        for setting in settings(ways, stage):
+        for setting in settings(sweep, stage):
             name, how = f"{path} {setting.label}".strip(), (options.seed, options.precision)
-            drawn = GeneratedImages(name, stage, setting.parts, wanted, *how, origin)
+            drawn = GeneratedImages(name, stage, setting.overrides, wanted, *how, origin)
             drawn.series, drawn.metrics = f"{path} {setting.series}".strip(), mine
             yield drawn
     for path in options.images:
@@ -176,8 +176,8 @@ def build_clip_metrics(options: Namespace, path: str, samples: Dataset[Sample]) 
 
 
 @dataclass(frozen=True)
-class Ways:
-    """In which ways a diffusion model draws: all combinations of these, where none leaves its own.
+class Sweep:
+    """Samplers, steps and guidances to draw with, in all combinations; where there are none, the stage's own.
 
     Args:
         samplers: Samplers.
@@ -190,55 +190,55 @@ class Ways:
     guidances: Sequence[float | Guidance] = ()
 
     @property
-    def swept(self) -> str:
-        """Name of what changes innermost; "" if nothing does but the sampler."""
+    def innermost(self) -> str:
+        """Name of what changes from one setting to the next; "" if it is the sampler at most."""
         return "guidance" if len(self.guidances) > 1 else "steps" if len(self.steps) > 1 else ""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """How a stage draws.
+class SamplingSetting:
+    """One point of a sweep.
 
     Args:
-        parts: Sampler and guidance in place of the stage's own.
-        metadata: What was chosen, by name.
-        swept: Name of what is swept innermost; "" if there is but one setting.
+        overrides: Sampler and guidance in place of the stage's own.
+        metadata: Settings that differ from the stage's, by name.
+        innermost: Name of what changes along a curve; "" if there is but one setting.
     """
 
-    parts: dict[str, object]
+    overrides: dict[str, object]
     metadata: dict[str, str]
-    swept: str
+    innermost: str
 
     @property
     def label(self) -> str:
-        """What was chosen, for tables."""
+        """Settings, for tables."""
         return " ".join(f"{name}={value}" for name, value in self.metadata.items())
 
     @property
     def series(self) -> str:
-        """What all points of a curve have in common."""
-        return " ".join(f"{name}={value}" for name, value in self.metadata.items() if name != self.swept)
+        """Settings that all points of a curve share."""
+        return " ".join(f"{name}={value}" for name, value in self.metadata.items() if name != self.innermost)
 
 
-def settings(ways: Ways, stage: Stage) -> Iterator[Setting]:
+def settings(sweep: Sweep, stage: Stage) -> Iterator[SamplingSetting]:
     """Yield every combination of sampler, steps and guidance."""
     if not isinstance(stage, HasSampler):
-        yield Setting({}, {}, "")
+        yield SamplingSetting({}, {}, "")
         return
-    chosen = ways.samplers or [stage.sampler]
+    samplers = sweep.samplers or [stage.sampler]
     own: list[None] = [None]
-    for sampler, steps, guidance in product(chosen, ways.steps or own, ways.guidances or own):
+    for sampler, steps, guidance in product(samplers, sweep.steps or own, sweep.guidances or own):
         mine = copy.copy(sampler)
-        parts: dict[str, object] = {"sampler": mine}
-        metadata = {"sampler": type(mine).__name__} if len(ways.samplers) > 1 else {}
+        overrides: dict[str, object] = {"sampler": mine}
+        metadata = {"sampler": type(mine).__name__} if len(sweep.samplers) > 1 else {}
         if steps is not None:
             mine.num_steps, metadata["steps"] = steps, str(steps)
         if isinstance(guidance, Guidance):
-            parts["guidance"] = guidance.to(stage.device)
+            overrides["guidance"] = guidance.to(stage.device)
             metadata["guidance"] = _label(guidance)
         elif guidance is not None:
-            parts["guidance"], metadata["guidance"] = ClassifierFree(guidance), f"{guidance:g}"
-        yield Setting(parts, metadata, ways.swept)
+            overrides["guidance"], metadata["guidance"] = ClassifierFree(guidance), f"{guidance:g}"
+        yield SamplingSetting(overrides, metadata, sweep.innermost)
 
 
 def _label(guidance: Guidance) -> str:

@@ -36,7 +36,7 @@ def _brief(value: object) -> str:
     return type(value).__name__ if is_network else describe(value)
 
 
-def drawn_by(stage: object) -> Metadata:
+def describe_sampling(stage: object) -> Metadata:
     """Say how a stage draws: sampler, steps and guidance, as far as it has them."""
     metadata: Metadata = {}
     for name in ("sampler", "guidance"):

@@ -58,7 +58,7 @@ def write_json(path: Path, results: Sequence[Result]) -> None:
         {
             "candidate": result.name,
             "drawn": result.metadata,
-            "values": [{"name": v.name, "value": v.value, **v.metadata} for v in result.values],
+            "values": [value.record({}) for value in result.values],
         }
         for result in results
     ]

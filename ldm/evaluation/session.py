@@ -29,6 +29,10 @@ class Value:
     value: float
     metadata: Metadata
 
+    def record(self, sampling: Metadata) -> dict[str, object]:
+        """Return it as a line of a file, with what holds for all values of an evaluation."""
+        return {"name": self.name, "value": self.value, **self.metadata, **sampling}
+
 
 class Measurement:
     """Feeds metrics with the images of one evaluation.
@@ -130,8 +134,8 @@ class Measurement:
         if not num_failed:
             return ""
         mine = f"{self._errors[i]}\n" if self._errors.get(i) else ""
-        told_by_all = self.group.gather(torch.tensor(list(mine.encode()), dtype=torch.uint8))
-        reasons = "; ".join(dict.fromkeys(bytes(told_by_all.tolist()).decode().splitlines()))
+        gathered = self.group.gather(torch.tensor(list(mine.encode()), dtype=torch.uint8))
+        reasons = "; ".join(dict.fromkeys(bytes(gathered.tolist()).decode().splitlines()))
         return reasons + (
             f" (on {num_failed} of {self.group.world} processes)" if self.group.world > 1 else ""
         )

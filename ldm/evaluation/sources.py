@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.data.fields import Sample, collate, converted
 from ldm.evaluation.files import open_images
 from ldm.evaluation.isolation import replaced
-from ldm.evaluation.record import drawn_by
+from ldm.evaluation.record import describe_sampling
 from ldm.io.images import from_bytes, to_bytes
 from ldm.metrics.metric import Metadata, Metric
 from ldm.stages.stage import Stage
@@ -99,7 +99,7 @@ class ImageSource(ABC):
         self.size = size
 
     @abstractmethod
-    def images(self, share: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
+    def images(self, subset: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
         """Yield a process's samples and their images (B, 3, H, W) in [-1, 1], on the levels of uint8."""
 
     @abstractmethod
@@ -123,9 +123,9 @@ class FolderImages(ImageSource):
             raise ValueError(f"--num-images: got {num}, but '{path}' holds {found} images")
         self.num = num or found
 
-    def images(self, share: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
+    def images(self, subset: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
         """Yield the images as they are."""
-        for batch in share.batches(Repeated(self.samples, self.num)):
+        for batch in subset.batches(Repeated(self.samples, self.num)):
             yield batch, batch["image"]
 
     def metadata(self) -> Metadata:
@@ -139,7 +139,7 @@ class GeneratedImages(ImageSource):
     Args:
         name: What tables call it.
         stage: Diffusion, or an autoencoder, which reconstructs.
-        parts: Sampler and guidance in place of the stage's own.
+        overrides: Sampler and guidance in place of the stage's own.
         samples: What it draws for.
         seed: Seed of the random numbers.
         precision: One of ``PRECISIONS``.
@@ -150,29 +150,29 @@ class GeneratedImages(ImageSource):
         self,
         name: str,
         stage: Stage,
-        parts: dict[str, object],
+        overrides: dict[str, object],
         samples: Dataset[Sample],
         seed: int,
         precision: str,
         origin: Metadata,
     ) -> None:
         super().__init__(name, samples[0]["image"].shape[-1])
-        self.stage, self.parts, self.samples = stage, parts, samples
+        self.stage, self.overrides, self.samples = stage, overrides, samples
         self.seed, self.precision, self.origin = seed, precision, origin
 
     @torch.no_grad()
-    def images(self, share: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
+    def images(self, subset: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
         """Draw; an image depends on seed and sample alone, not on process or batch."""
         assert isinstance(self.stage, Generates)
-        for batch in share.batches(self.samples):
-            with replaced(self.stage, self.parts), self._autocast(share.device):
+        for batch in subset.batches(self.samples):
+            with replaced(self.stage, self.overrides), self._autocast(subset.device):
                 images = self.stage.generate(batch, self.seed)
             yield batch, from_bytes(to_bytes(images))
 
     def metadata(self) -> Metadata:
         """Name checkpoint, sampler, steps, guidance, seed and precision."""
-        with replaced(self.stage, self.parts):
-            how = drawn_by(self.stage)
+        with replaced(self.stage, self.overrides):
+            how = describe_sampling(self.stage)
         return {**self.origin, **how, "seed": self.seed, "precision": self.precision}
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
@@ -193,9 +193,9 @@ class RealImages(ImageSource):
         super().__init__(str(origin["checkpoint"]), samples[0]["image"].shape[-1])
         self.samples, self.origin, self.metrics = samples, origin, metrics
 
-    def images(self, share: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
+    def images(self, subset: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
         """Yield the images as they are."""
-        for batch in share.batches(self.samples):
+        for batch in subset.batches(self.samples):
             yield batch, batch["image"]
 
     def metadata(self) -> Metadata:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.distributed.group import Group
-from ldm.metrics.features import Extractor, FeatureSet, Needs
+from ldm.metrics.features import Extractor, FeatureSet, FeatureSpec
 from ldm.metrics.measure import Measure
 from ldm.metrics.metric import Metadata, Metric, ReferenceInfo, error_text
 from ldm.metrics.reference import FromBatches, FromFile, Reference
@@ -41,8 +41,8 @@ class FeatureMetrics(Metric):
         self.measures = list(measures)
         self.max_rows = max_rows
         self.reference: Reference = FromFile(reference) if reference else FromBatches()
-        self._needs = reduce(Needs.__or__, (m.generated for m in self.measures), Needs())
-        self._needs_real = reduce(Needs.__or__, (m.real for m in self.measures), Needs())
+        self._needs = reduce(FeatureSpec.__or__, (m.generated for m in self.measures), FeatureSpec())
+        self._needs_real = reduce(FeatureSpec.__or__, (m.real for m in self.measures), FeatureSpec())
         if unknown := (self._needs | self._needs_real).views - extractor.views:
             raise ValueError(
                 f"measures: need the views {sorted(unknown)} of {type(extractor).__name__}, "

@@ -57,7 +57,7 @@ class Extractor(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class Needs:
+class FeatureSpec:
     """What is kept of a set of images.
 
     Args:
@@ -68,9 +68,9 @@ class Needs:
     moments: frozenset[str] = frozenset()
     rows: frozenset[str] = frozenset()
 
-    def __or__(self, other: Needs) -> Needs:
+    def __or__(self, other: FeatureSpec) -> FeatureSpec:
         """Keep what either keeps."""
-        return Needs(self.moments | other.moments, self.rows | other.rows)
+        return FeatureSpec(self.moments | other.moments, self.rows | other.rows)
 
     @property
     def views(self) -> frozenset[str]:
@@ -87,7 +87,7 @@ class FeatureSet:
         max_rows: Rows are kept of the first so many images only: the bound of memory.
     """
 
-    def __init__(self, needs: Needs, num_parts: int = 1, max_rows: int = 50_000) -> None:
+    def __init__(self, needs: FeatureSpec, num_parts: int = 1, max_rows: int = 50_000) -> None:
         self.needs = needs
         self.max_rows = max_rows
         self.count = 0

@@ -12,7 +12,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ldm.metrics.features import FeatureSet, Needs
+from ldm.metrics.features import FeatureSet, FeatureSpec
 from ldm.metrics.measure import Measure
 from ldm.metrics.metric import Metadata
 from ldm.metrics.moments import Gaussian
@@ -62,7 +62,7 @@ class Frechet(Measure):
         self.view = view
         self.name = name
         self.higher_is_better = {name: False}
-        self.generated = self.real = Needs(moments=frozenset({view}))
+        self.generated = self.real = FeatureSpec(moments=frozenset({view}))
 
     def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
         """Return the distance, and its floor if the real images are known in halves."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.metrics.features import FeatureSet, Needs
+from ldm.metrics.features import FeatureSet, FeatureSpec
 from ldm.metrics.measure import Measure
 from ldm.metrics.metric import Metadata
 
@@ -27,7 +27,7 @@ class InceptionScore(Measure):
         self.num_splits = num_splits
         self.higher_is_better = {"is": True}
         self.seed = seed
-        self.generated = Needs(rows=frozenset({"logits"}))
+        self.generated = FeatureSpec(rows=frozenset({"logits"}))
 
     def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
         """Return ``is`` and ``is_std``, the deviation over splits."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.metrics.features import FeatureSet, Needs
+from ldm.metrics.features import FeatureSet, FeatureSpec
 from ldm.metrics.measure import Measure
 from ldm.metrics.metric import Metadata
 
@@ -53,7 +53,7 @@ class KID(Measure):
         self.num_subsets = num_subsets
         self.subset_size = subset_size
         self.seed = seed
-        self.generated = self.real = Needs(rows=frozenset({"features"}))
+        self.generated = self.real = FeatureSpec(rows=frozenset({"features"}))
 
     def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
         """Return ``kid`` and ``kid_std``, the deviation over subsets."""
@@ -89,7 +89,7 @@ class CMMD(Measure):
     def __init__(self, sigma: float = 10.0) -> None:
         self.higher_is_better = {"cmmd": False}
         self.sigma = sigma
-        self.generated = self.real = Needs(rows=frozenset({"embedding"}))
+        self.generated = self.real = FeatureSpec(rows=frozenset({"embedding"}))
 
     def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
         """Return ``cmmd``."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from ldm.metrics.features import FeatureSet, Needs
+from ldm.metrics.features import FeatureSet, FeatureSpec
 from ldm.metrics.metric import Metadata
 
 
@@ -19,8 +19,8 @@ class Measure(ABC):
         higher_is_better: As of a ``Metric``, by the names that ``compute`` gives.
     """
 
-    generated: Needs = Needs()
-    real: Needs = Needs()
+    generated: FeatureSpec = FeatureSpec()
+    real: FeatureSpec = FeatureSpec()
     higher_is_better: Mapping[str, bool] = MappingProxyType({})
 
     @abstractmethod

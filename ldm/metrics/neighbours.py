@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.metrics.features import FeatureSet, Needs
+from ldm.metrics.features import FeatureSet, FeatureSpec
 from ldm.metrics.measure import Measure
 from ldm.metrics.metric import Metadata
 
@@ -33,7 +33,7 @@ class Neighbours(Measure):
         self.higher_is_better = dict.fromkeys(("precision", "recall", "density", "coverage"), True)
         self.k = k
         self.k_density = k_density
-        self.generated = self.real = Needs(rows=frozenset({"features"}))
+        self.generated = self.real = FeatureSpec(rows=frozenset({"features"}))
 
     def compute(self, generated: FeatureSet, real: FeatureSet) -> dict[str, float]:
         """Return ``precision``, ``recall``, ``density`` and ``coverage``."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ldm.metrics.features import FeatureSet, Needs
+from ldm.metrics.features import FeatureSet, FeatureSpec
 from ldm.metrics.measure import Measure
 from ldm.metrics.metric import Metadata
 
@@ -25,7 +25,7 @@ class Retrieval(Measure):
         ks: Numbers of nearest ones that are looked at.
     """
 
-    generated = Needs(rows=frozenset({"embedding", "text", "caption"}))
+    generated = FeatureSpec(rows=frozenset({"embedding", "text", "caption"}))
 
     def __init__(self, ks: Sequence[int] = (1, 5, 10)) -> None:
         self.ks = tuple(ks)
@@ -75,12 +75,12 @@ def recall(image: Tensor, text: Tensor, scene: Tensor, k: int) -> dict[str, floa
         k: How many nearest ones are looked at; at most all.
     """
     return {
-        "image_to_text": _share_found(image, text, scene, k),
-        "text_to_image": _share_found(text, image, scene, k),
+        "image_to_text": _recall(image, text, scene, k),
+        "text_to_image": _recall(text, image, scene, k),
     }
 
 
-def _share_found(queries: Tensor, others: Tensor, scene: Tensor, k: int) -> float:
+def _recall(queries: Tensor, others: Tensor, scene: Tensor, k: int) -> float:
     found = 0
     for part, right in zip(queries.split(BLOCK), scene.split(BLOCK), strict=True):
         nearest = (part.double() @ others.double().T).topk(min(k, len(others)), dim=1).indices

@@ -17,7 +17,7 @@ from data.digits import WORDS, pack_digits
 from ldm import evaluate, fit
 from ldm.diffusion.guidance import Interval, Rescaled, Unguided
 from ldm.diffusion.samplers.ddim import DDIM
-from ldm.evaluation.plan import Ways, check_stages, settings
+from ldm.evaluation.plan import Sweep, check_stages, settings
 from ldm.io.checkpoint import Checkpoint
 
 PIXELS = """
@@ -174,12 +174,12 @@ def test_real_images_are_named_by_what_they_are_and_their_statistics_found_again
 
 def test_a_sweep_of_steps_is_one_curve():
     stage = SimpleNamespace(sampler=DDIM(), device="cpu")
-    found = list(settings(Ways(steps=[5, 10], guidances=[3.0]), stage))
+    found = list(settings(Sweep(steps=[5, 10], guidances=[3.0]), stage))
     assert [setting.label for setting in found] == ["steps=5 guidance=3", "steps=10 guidance=3"]
     assert {setting.series for setting in found} == {"guidance=3"}
-    assert [setting.parts["sampler"].num_steps for setting in found] == [5, 10]
-    ways = Ways(guidances=[Unguided(), Interval(Rescaled(3.0), 100, 800)])
-    labels = [setting.label for setting in settings(ways, stage)]
+    assert [setting.overrides["sampler"].num_steps for setting in found] == [5, 10]
+    sweep = Sweep(guidances=[Unguided(), Interval(Rescaled(3.0), 100, 800)])
+    labels = [setting.label for setting in settings(sweep, stage)]
     assert labels == ["guidance=Unguided()", "guidance=Interval(100, 800, Rescaled(3, 0.7))"]
 
 

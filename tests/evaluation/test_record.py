@@ -6,7 +6,7 @@ import torch
 
 from ldm.diffusion.guidance import ClassifierFree, Interval
 from ldm.diffusion.samplers.ddim import DDIM
-from ldm.evaluation.record import append_lines, describe, drawn_by
+from ldm.evaluation.record import append_lines, describe, describe_sampling
 
 
 class Draws:
@@ -16,11 +16,11 @@ class Draws:
 
 
 def test_sampler_and_guidance_are_described_with_what_is_in_them():
-    says = drawn_by(Draws())
+    says = describe_sampling(Draws())
     assert says["steps"] == 25
     assert says["sampler"].startswith("DDIM(num_steps=25") and "eta=0.5" in says["sampler"]
     assert "ClassifierFree(scale=3.0)" in says["guidance"] and "0.2" in says["guidance"]
-    assert drawn_by(object()) == {}
+    assert describe_sampling(object()) == {}
 
 
 def test_a_network_within_is_named_and_not_spelled_out():

@@ -6,7 +6,7 @@ import torch
 from ldm.diffusion.guidance import ClassifierFree, Interval, Unguided
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.schedule import Cosine
-from ldm.evaluation.record import drawn_by
+from ldm.evaluation.record import describe_sampling
 from ldm.io.checkpoint import Checkpoint
 from ldm.sampling.autoguidance import Autoguidance
 from ldm.stages.load import build_stage
@@ -102,7 +102,7 @@ def test_the_weaker_model_is_named_where_images_are_and_no_other_may_take_its_pl
     stage = model(2)
     stage.guidance = Interval(Autoguidance(weaker, 2.0), 0, 999)
     assert stage.upstream() == {weaker: Checkpoint.open(weaker).sha256}
-    assert Checkpoint.open(weaker).sha256 in drawn_by(stage)["guidance"]
+    assert Checkpoint.open(weaker).sha256 in describe_sampling(stage)["guidance"]
     saved = {}
     stage.on_save_checkpoint(saved)
     other = torch.load(weaker, weights_only=True)
