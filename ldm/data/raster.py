@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TypeVar
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 """Formats, as Pillow names them, that shards may hold."""
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")  # of malformed EXIF
 DECODER = 2
 """Version of the pixels; raise it when they change: statistics of images decoded otherwise are not taken."""
 _METHODS = {

@@ -282,6 +282,30 @@ def test_streaming_drops_and_reports_bad_samples(tmp_path):
     assert batch["skipped"] == [f"{tmp_path}/t.tar: sample '000001', member 'txt': the caption is empty"]
 
 
+def test_streaming_says_how_members_of_a_sample_must_lie(tmp_path):
+    files = sorted((file for n in range(3) for file in sample(n)[:2]), key=lambda file: file[0][-3:])
+    path = str(write_tar(tmp_path / "t.tar", files))
+    with pytest.raises(ValueError, match=r"'000000', .*missing: .*must be neighbours \(tar --sort=name\)"):
+        Streaming().open(path, SPEC)
+    (batch,) = Indexed().evaluation(path, 8).loader(3, 0, DataRank(0, 1))
+    assert batch["text"] == ["number 0", "number 1", "number 2"]
+
+
+def test_streaming_tells_equal_keys_of_two_shards_apart(tmp_path):
+    for shard in range(2):
+        write_tar(tmp_path / f"{shard}.tar", [*sample(0), *sample(1)])
+    source = Streaming(1).open(str(tmp_path / "*.tar"), SPEC)
+    keys = keys_of(source.loader(lambda: 0, 4, 0, DataRank(0, 1)), 1)
+    assert keys == ["000000", "000001", "000000@1", "000001@1"]
+
+
+def test_streaming_begins_with_bad_samples_and_empty_shards(tmp_path):
+    (tmp_path / "0.tar").write_bytes(bytes(1024))
+    write_tar(tmp_path / "1.tar", [*sample(0)[:1], *sample(1)])
+    source = Streaming(1).open(str(tmp_path / "*.tar"), SPEC)
+    assert keys_of(source.loader(lambda: 0, 2, 0, DataRank(0, 1)), 1) == ["000001"] * 2
+
+
 def test_streaming_names_a_broken_shard(tmp_path, shards):
     path = write_tar(tmp_path / "t.tar", sample(0))
     path.write_bytes(path.read_bytes()[:560])
