@@ -70,8 +70,7 @@ def _wait(lock: SoftFileLease, folder: Path, option: str) -> None:
         lock.acquire(timeout=2 * LEASE, poll_interval=0.5, cancel_check=_beats(folder / LOCK, where))
     except Timeout as error:
         raise ValueError(
-            f"{where}: wait for its end, stop it, or name another folder; if that process is gone, delete "
-            f"{LOCK} there"
+            f"{where}: wait for its end, stop it, or delete {LOCK} there if that process is gone"
         ) from error
 
 

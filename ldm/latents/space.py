@@ -152,6 +152,5 @@ def latent_scale(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     found = f"that of step {measured_at}" if is_measured else "none"
     raise ValueError(
         f"checkpoint '{checkpoint.file}' has no measured latent scale for its weights of step {steps}, found "
-        f"{found}: end its run by the same command, with trainer.limit_val_batches above 0: it validates "
-        "at the end"
+        f"{found}: a run validates at its end, repeat its command, with trainer.limit_val_batches above 0"
     )

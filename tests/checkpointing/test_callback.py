@@ -268,6 +268,16 @@ def fit_to_the_end(folder, module, writer, *more, resume=None):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
+def test_what_was_trained_is_on_the_disk_before_it_is_validated(tmp_path):
+    class Look(L.Callback):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            seen.append((trainer.global_step, steps(tmp_path)["last.ckpt"]))
+
+    seen = []
+    fit(tmp_path, AtomicCheckpointIO(), max_steps=8, callbacks=[Look(), Checkpoints()])
+    assert seen == [(4, 4), (4, 4), (8, 8), (8, 8)]
+
+
 @pytest.fixture
 def sigint():
     """Lightning ignores Ctrl-C once it has seen one, for its process is about to end."""
