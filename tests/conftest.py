@@ -7,6 +7,7 @@ that processes started by tests have as many: runs that are compared bit for bit
 import os
 import re
 import shutil
+import signal
 from collections import Counter
 
 import pytest
@@ -77,9 +78,6 @@ def _errors_are_short(monkeypatch):
 
     def checked(error):
         line = original(error)
-        if log := os.environ.get("LDM_TEST_ERRORS"):
-            with open(log, "a") as file:
-                file.write(f"{len(str(cli.Reason.of(error))):5} {line}\n")
         assert len(line) <= 300 and "\n" not in line, line
         assert NAMED.search(line), f"names no option, file or key: {line}"
         for noise in ("Union subtypes", "Namespace(", "Traceback", "Given value"):
@@ -87,6 +85,17 @@ def _errors_are_short(monkeypatch):
         return line
 
     monkeypatch.setattr(cli, "error_line", checked)
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, also if pytest runs in the background, and after the test as before.
+
+    Lightning ignores it once it has seen one, for its process is about to end.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -278,17 +278,9 @@ def test_what_was_trained_is_on_the_disk_before_it_is_validated(tmp_path):
     assert seen == [(4, 4), (4, 4), (8, 8), (8, 8)]
 
 
-@pytest.fixture
-def sigint():
-    """Lightning ignores Ctrl-C once it has seen one, for its process is about to end."""
-    handler = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, handler)
-
-
 @pytest.mark.parametrize("writer", [AtomicCheckpointIO, AsyncCheckpointIO])
 @pytest.mark.parametrize("end", [fails, interrupted, BadCallback])
-def test_what_ends_a_validation_costs_no_step(tmp_path, capsys, sigint, writer, end):
+def test_what_ends_a_validation_costs_no_step(tmp_path, capsys, ctrl_c, writer, end):
     """Of the last one: weights, averages, metrics and what is kept are those of a run that nothing ended."""
     whole = fit_to_the_end(tmp_path / "whole", TinyStage(), writer)
     stage, more = (TinyStage(), [end()]) if end is BadCallback else (Ends(end), [Impatient()])

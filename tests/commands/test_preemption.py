@@ -45,12 +45,8 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(chain, fresh, capsys
 
 
 @pytest.mark.parametrize("step", [4, 8])
-def test_ctrl_c_in_a_validation_costs_no_step(chain, fresh, capsys, step):
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        assert fit.main(fresh.arguments("autoencoder", *signalled(step, "validation", signal.SIGINT))) == 130
-    finally:
-        signal.signal(signal.SIGINT, before)  # Lightning ignores it once it has seen one
+def test_ctrl_c_in_a_validation_costs_no_step(chain, fresh, capsys, ctrl_c, step):
+    assert fit.main(fresh.arguments("autoencoder", *signalled(step, "validation", signal.SIGINT))) == 130
     last = fresh.runs / "autoencoder" / "checkpoints" / "last.ckpt"
     assert capsys.readouterr().out.endswith(f"stopped in the validation at step {step}: saved {last}\n")
     assert fit.main(fresh.arguments("autoencoder")) == 0
