@@ -13,7 +13,7 @@ from ldm.io.checkpoint import Checkpoint, instantiate
 from ldm.io.upstream import open_upstream
 from ldm.nets.clip import CLIPModel
 from ldm.nets.frozen import Frozen
-from ldm.nets.text import TextTower
+from ldm.nets.text import TextTower, num_tokens
 from ldm.types import Batch, Cond
 
 
@@ -57,7 +57,7 @@ class CLIPText(Conditioner):
 
     @override
     def check(self, batch: Batch) -> None:
-        counts = {text: self.tower.num_tokens(text) for text in batch["text"]}
+        counts = {text: num_tokens(text) for text in batch["text"]}
         context, longest = self.tower.context_length, max(counts, key=lambda text: counts[text])
         if num := sum(counts[text] > context for text in batch["text"]):
             warnings.warn(

@@ -68,12 +68,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Linear layer gated by a GELU (Shazeer 2020, arXiv:2002.05202).
-
-    Args:
-        width: Width of the input.
-        hidden_width: Width of the output.
-    """
+    """Linear layer gated by a GELU (Shazeer 2020, arXiv:2002.05202)."""
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
@@ -86,11 +81,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU to four times the width and back.
-
-    Args:
-        width: Width in and out.
-    """
+    """GEGLU to four times the width and back."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -180,12 +171,7 @@ class Transformer2D(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over a feature map, added to its input: the autoencoder's middle.
-
-    Args:
-        channels: Channels of the map.
-        norm_groups: Groups of the group norm.
-    """
+    """Single-head self-attention over a feature map, added to its input: the autoencoder's middle."""
 
     def __init__(self, channels: int, norm_groups: int = 32) -> None:
         super().__init__()

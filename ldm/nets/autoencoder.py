@@ -156,12 +156,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """ResNet block, self-attention, ResNet block at the coarsest size.
-
-    Args:
-        channels: Channels in and out.
-        norm_groups: Groups of the group norms.
-    """
+    """ResNet block, self-attention, ResNet block at the coarsest size."""
 
     def __init__(self, channels: int, norm_groups: int) -> None:
         super().__init__()

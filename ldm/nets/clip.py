@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.io.config import Configurable
-from ldm.nets.text import VOCAB_SIZE, TextTower, num_tokens, tokenize
+from ldm.nets.text import VOCAB_SIZE, TextTower, tokenize
 
 TEXT_CFG = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
 """Keys of a ``text_cfg`` that a ``TextTower`` takes."""
@@ -71,10 +71,6 @@ class CLIPModel(Configurable, nn.Module):
         """
         return tokenize(text, self.context_length).to(self.model.logit_scale.device)
 
-    def num_tokens(self, caption: str) -> int:
-        """Count the tokens of a caption with its begin and end marks."""
-        return num_tokens(caption)
-
     def encode_image(self, image: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""
         return F.normalize(self.image_features(image).float(), dim=-1)
@@ -92,13 +88,6 @@ class CLIPModel(Configurable, nn.Module):
         with _attention_kernel():
             return F.normalize(self.model.encode_text(self.tokenize(text)).float(), dim=-1)
 
-    def text_tokens(self, text: list[str]) -> Tensor:
-        """Map B captions to the sequence (B, L, D) after the text tower's last layer norm."""
-        model = self.model
-        hidden = model.token_embedding(self.tokenize(text)) + model.positional_embedding
-        with _attention_kernel():
-            return model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask))
-
     def blocks(self) -> list[nn.Module]:
         """Return the blocks of the transformers; an image tower of another kind has none."""
         from open_clip.transformer import ResidualAttentionBlock
@@ -106,7 +95,7 @@ class CLIPModel(Configurable, nn.Module):
         return [module for module in self.modules() if isinstance(module, ResidualAttentionBlock)]
 
     def text_tower(self) -> TextTower:
-        """Build a tower that computes ``text_tokens`` and nothing else, with a copy of the weights.
+        """Build the tower of the tokens after the last layer norm, with a copy of the weights.
 
         Raises:
             ValueError: If ``text_cfg`` needs more than the text tower of Radford et al. 2021.

@@ -44,12 +44,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class TimestepMLP(nn.Module):
-    """Two linear layers with a SiLU between them, from the sinusoidal embedding to ``width``.
-
-    Args:
-        in_width: Width of the sinusoidal embedding.
-        width: Width of the result, 4 times the first block's channels in Stable Diffusion.
-    """
+    """Two linear layers with a SiLU between them, from the sinusoidal embedding to ``width``."""
 
     def __init__(self, in_width: int, width: int) -> None:
         super().__init__()
@@ -119,11 +114,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width by repetition, then convolve.
-
-    Args:
-        channels: Channels in and out.
-    """
+    """Double height and width by repetition, then convolve."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

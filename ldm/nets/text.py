@@ -30,12 +30,7 @@ class QuickGELU(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Multi-head self-attention in which a token attends to itself and those before it.
-
-    Args:
-        width: Width of the sequence.
-        heads: Heads; divides ``width``.
-    """
+    """Multi-head self-attention in which a token attends to itself and those before it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -57,13 +52,7 @@ class CausalAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers.
-
-    Args:
-        width: Width in and out.
-        hidden_width: Width between them.
-        activation: Nonlinearity between them.
-    """
+    """Two linear layers with an activation between them."""
 
     def __init__(self, width: int, hidden_width: int, activation: nn.Module) -> None:
         super().__init__()
@@ -77,13 +66,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each behind a layer norm and added.
-
-    Args:
-        attention: Maps (B, L, width) to the same.
-        mlp: Maps (B, L, width) to the same.
-        width: Width of the sequence.
-    """
+    """Attention and MLP, each behind a layer norm and added."""
 
     def __init__(self, attention: CausalAttention, mlp: MLP, width: int) -> None:
         super().__init__()
@@ -99,12 +82,7 @@ class Layer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """A vector per token plus a vector per position.
-
-    Args:
-        width: Width of the vectors.
-        context_length: Number of positions.
-    """
+    """A vector per token plus a vector per position."""
 
     def __init__(self, width: int, context_length: int) -> None:
         super().__init__()
@@ -117,11 +95,7 @@ class Embeddings(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Layers in a row.
-
-    Args:
-        layers: The layers.
-    """
+    """Layers in a row."""
 
     def __init__(self, layers: list[Layer]) -> None:
         super().__init__()
@@ -202,10 +176,6 @@ class TextTower(nn.Module):
             (B, L) int64 on the tower's device, filled up with ``pad_id``.
         """
         return tokenize(text, self.context_length, self.pad_id).to(self.final_layer_norm.weight.device)
-
-    def num_tokens(self, caption: str) -> int:
-        """Count the tokens of a caption with its begin and end marks."""
-        return num_tokens(caption)
 
     def clip_skip(self, count: int) -> TextTower:
         """Drop the last layers, in place; the norm after them stays.
