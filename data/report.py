@@ -64,9 +64,8 @@ class Report:
             return ["  captions: none (CLIP and diffusion by text need some)"]
         words = [len(caption.split()) for caption in captions]
         distinct = len(set(captions))
-        line = (
-            f"  captions: {len(captions)}, {distinct} of them distinct, of {min(words)} to {max(words)} words"
-        )
+        length = " to ".join(str(count) for count in sorted({min(words), max(words)}))
+        line = f"  captions: {len(captions)}, {distinct} of them distinct, of {length} words"
         labels = {item.label for item in items if item.label is not None}
         return [f"{line}, such as {captions[0]:.60}", *([f"  classes: {len(labels)}"] if labels else [])]
 

@@ -36,9 +36,8 @@ SLOW = ("autoencoder/", "clip/", "diffusion/", "own/128/", "own/256/")
 
 def built(path, tmp_path, chain, *more):
     options = [f"--run={tmp_path / 'run'}", "--wandb.mode=disabled", "--trainer.accelerator=cpu"]
-    if path.parent.name == "diffusion" or path.match(
-        "own/*/diffusion.yaml"
-    ):  # its upstream runs take days: its widths follow those of tiny ones
+    if path.parent.name == "diffusion" or path.match("own/*/diffusion.yaml"):
+        # its upstream runs take days: its widths follow those of tiny ones
         options.append(f"--model.latents.checkpoint={chain.runs / 'autoencoder'}")
         options.append(f"--model.conditioner.checkpoint={chain.runs / 'clip'}")
     return training.build(["--config", str(path), *options, *more])
