@@ -27,7 +27,7 @@ from ldm.checkpointing.preemption import EXIT_CODE, Notice, Preempted, Preemptio
 from ldm.cli import Help, run_command
 from ldm.data.module import Shards
 from ldm.distributed.ddp import check_strategy, register
-from ldm.distributed.launch import launched
+from ldm.distributed.launch import follow_slurm, launched
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.lock import held
 from ldm.io.upstream import keep_upstream, rebuilding, upstream_options
@@ -35,8 +35,9 @@ from ldm.loggers.directions import directions
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.folder import RunFolder, start_wandb
 from ldm.runs.options import CONFIG, HELP, OPTIONS, WandB
-from ldm.runs.precision import Precision, Trainer, check_precision
+from ldm.runs.precision import Precision, check_precision
 from ldm.runs.recipe import CONFIGS, Recipe, names_class
+from ldm.runs.trainer import Trainer, ending, settle
 from ldm.stages.stage import Stage, global_batch_size
 
 INTERRUPTED = 130
@@ -88,6 +89,7 @@ class FitCLI(LightningCLI):
             self.scope.enter_context(held(self.run_folder.folder, "--run"))
             self._find_start()  # whoever held it until now may have trained
         self._follow_launcher()
+        settle(self.config.trainer, is_endless=not self.subclass_mode_data)
         wanted = self.config.trainer
         self.precision = Precision.choose(wanted.precision, str(wanted.accelerator))
         wanted.precision = self.precision.name  # the record of the run says what auto was
@@ -132,6 +134,7 @@ class FitCLI(LightningCLI):
 
     def _follow_launcher(self) -> None:
         """Train on the processes that torchrun started: with fewer, each would train a model of its own."""
+        follow_slurm()
         nodes, here = launched() or (None, None)
         for name, default, count in (("num_nodes", 1, nodes), ("devices", "auto", here)):
             got = self.config.trainer[name]
@@ -232,9 +235,8 @@ def _fit(cli: FitCLI, notice: Notice | None) -> None:
             print(warning, file=sys.stderr, flush=True)
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
     if is_first:
-        done = cli.model.progress
         dry = "dry run, nothing is left, " if cli.config.trainer.fast_dev_run else ""
-        print(f"{cli.name}: {dry}done, {done.steps} steps, {done.samples} samples")
+        print(f"{cli.name}: {dry}{ending(cli.trainer, cli.model.progress)}")
 
 
 def _beginning(cli: FitCLI) -> str:

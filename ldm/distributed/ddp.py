@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from ldm.distributed.fsdp import FSDP2, HSDP
+from ldm.distributed.launch import ADVICE
 from ldm.lightning_internals import set_ddp_option
 
 
@@ -48,7 +49,7 @@ def register() -> None:
 
 
 def check_strategy(trainer: L.Trainer) -> None:
-    """Check that checkpoints, averages and metrics know what a strategy does with the weights.
+    """Check that each device has a process, and that all know what a strategy does with the weights.
 
     Raises:
         ValueError: If they do not, as with ``fsdp``, torch's first version.
@@ -56,6 +57,9 @@ def check_strategy(trainer: L.Trainer) -> None:
     if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
         found = type(trainer.strategy).__name__
         raise ValueError(f"trainer.strategy: got {found}, expected auto, ddp, fsdp2 or hsdp")
+    devices, count = trainer.num_devices * trainer.num_nodes, trainer.world_size
+    if devices != count:
+        raise ValueError(f"trainer.devices: {devices} in all, but SLURM started {count} for them: {ADVICE}")
 
 
 def _buffers() -> str:

@@ -15,6 +15,11 @@ from ldm.distributed.group import Group, ProcessGroup, SingleProcess
 
 PATIENCE = timedelta(hours=1)
 """Timeout of collectives: ranks have equal work, but one may read from a slower disk."""
+ADVICE = (
+    "start a process for each device with srun and --ntasks-per-node, or set SLURM_JOB_NAME=interactive to "
+    "let ldm.fit start them"
+)
+"""What to do where SLURM's variables do not fit the devices."""
 
 
 def launched() -> tuple[int, int] | None:
@@ -23,6 +28,22 @@ def launched() -> tuple[int, int] | None:
         return None
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     return int(os.environ["WORLD_SIZE"]) // here, here
+
+
+def follow_slurm() -> None:
+    """Complete the variables of SLURM, which Lightning reads wherever SLURM_NTASKS is set.
+
+    Raises:
+        ValueError: If some are missing, as in a shell of salloc or in a notebook.
+    """
+    tasks = int(os.environ.get("SLURM_NTASKS", "0"))
+    if not tasks or launched() is not None or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return
+    ranks = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+    if tasks == 1:  # a single task has rank 0, in a shell of salloc too
+        os.environ.update({name: os.environ.get(name, "0") for name in ranks})
+    elif missing := [name for name in (*ranks, "SLURM_NTASKS_PER_NODE") if name not in os.environ]:
+        raise ValueError(f"SLURM_NTASKS is {tasks}, but without {', '.join(missing)}: {ADVICE}")
 
 
 @contextmanager

@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import lightning as L
 import torch
 
 from ldm.hardware import choose_precision, device_of, warn_of_emulation
-
-
-class Trainer(L.Trainer):
-    """Lightning's Trainer.
-
-    Args:
-        precision: What networks compute in: bf16-mixed, 32-true, or Lightning's other names; auto takes
-            bf16-mixed where the processor computes bfloat16 natively, and 32-true where it does not.
-    """
-
-    def __init__(
-        self,
-        precision: Literal[
-            "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
-        ] = "auto",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(precision=None if precision == "auto" else precision, **kwargs)
 
 
 @dataclass(frozen=True)

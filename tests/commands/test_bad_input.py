@@ -43,6 +43,9 @@ from ldm.cli import Reason
         ("--ckpt_path=nowhere.ckpt", "checkpoint 'nowhere.ckpt' does not exist"),
         ("--trainer.accelerator=abacus", "abacus"),
         ("--trainer.max_steps=-5", "max_steps"),
+        ("--trainer.max_steps=-1", "trainer.max_steps: got none, expected how many optimizer steps"),
+        ("--trainer.max_epochs=1", "trainer.max_epochs: got 1, expected trainer.max_steps"),
+        ("--trainer.val_check_interval=00:00:00:20", "trainer.val_check_interval: got 00:00:00:20"),
     ],
 )
 def test_ldm_fit(fresh, capsys, monkeypatch, change, says):

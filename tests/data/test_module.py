@@ -148,6 +148,12 @@ def test_epochs_limited_by_the_trainer_continue_and_do_not_repeat(data, tmp_path
     assert model.train_keys == whole.train_keys
 
 
+def test_overfit_batches_repeats_the_same_batches(data, tmp_path):
+    model, _ = run(data(), tmp_path, 6, overfit_batches=2, val_check_interval=6)
+    assert model.train_keys == model.train_keys[:2] * 3
+    assert len(set(flat(model.train_keys))) == 8
+
+
 def test_another_batch_size_and_number_of_workers_continue_the_same_order(data, tmp_path):
     whole, _ = run(data(batch_size=1), tmp_path, 40)
     _, fit = run(data(batch_size=4), tmp_path, 5)
