@@ -38,7 +38,8 @@ from ldm.runs.options import CONFIG, HELP, OPTIONS, WandB
 from ldm.runs.precision import Precision, check_precision
 from ldm.runs.recipe import CONFIGS, Recipe, names_class
 from ldm.runs.trainer import Trainer, ending, settle
-from ldm.stages.stage import Stage, global_batch_size
+from ldm.stages.counted import global_batch_size
+from ldm.stages.stage import Stage
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by Ctrl-C: what shells make of SIGINT."""

@@ -70,3 +70,16 @@ def build_optimizer(
             owners.append(recipe)
         optimizers.append(optimizer)
     return optimizers[0] if len(optimizers) == 1 else CombinedOptimizer(optimizers), owners
+
+
+def describe(optimizer: Optimizer, owners: Sequence[Optimization]) -> str:
+    """Name the recipes of an optimizer, each with the number of tensors in its parameter groups.
+
+    Args:
+        optimizer: What ``build_optimizer`` returned first.
+        owners: What it returned second.
+    """
+    counts: dict[Optimization, list[str]] = {}
+    for owner, group in zip(owners, optimizer.param_groups, strict=True):
+        counts.setdefault(owner, []).append(str(len(group["params"])))
+    return ", ".join(f"{type(owner).__name__} ({' + '.join(n)} tensors)" for owner, n in counts.items())

@@ -19,7 +19,8 @@ from ldm.nets.clip import CLIPModel
 from ldm.nets.text import tokenize
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
-from ldm.stages.stage import Stage, global_batch_size
+from ldm.stages.counted import global_batch_size
+from ldm.stages.stage import Stage
 from ldm.types import Batch
 
 MAX_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, sec. 2.5

@@ -58,3 +58,23 @@ class Counted(L.LightningModule):
         self.progress = saved_progress(checkpoint)
         if (trainer := trainer_of(self)) is not None:
             align_loops(checkpoint, self.progress.steps, trainer)
+
+
+def global_batch_size(trainer: L.Trainer, data: Any) -> int:
+    """Count the samples of an optimizer step, over all processes and accumulated batches.
+
+    Args:
+        trainer: Of any number of processes.
+        data: What has a ``batch_size``, that of one process; else the loader has, once it is there.
+
+    Raises:
+        ValueError: If neither has one.
+    """
+    loader = trainer.train_dataloader
+    for owner in (data, loader, getattr(loader, "batch_sampler", None)):
+        if isinstance(size := getattr(owner, "batch_size", None), int):
+            return size * trainer.world_size * trainer.accumulate_grad_batches
+    raise ValueError(
+        f"data: {type(data).__name__} has no batch_size, expected an attribute with the samples of a batch "
+        "on one process: learning rates, or the pairs that CLIP contrasts, follow it"
+    )

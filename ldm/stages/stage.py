@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -19,12 +18,13 @@ from ldm.hardware import computes
 from ldm.io.checkpoint import header, saved_progress
 from ldm.io.config import Configurable, config_of
 from ldm.latents.manifest import check_source
+from ldm.lightning_internals import trainer_of
 from ldm.losses.term import LossTerm
 from ldm.nets.text import truncated
-from ldm.optim.combined import build_optimizer
+from ldm.optim.combined import build_optimizer, describe
 from ldm.optim.recipes import NoScaling, Optimization
 from ldm.rng import SampleNoise
-from ldm.stages.counted import Counted
+from ldm.stages.counted import Counted, global_batch_size
 from ldm.types import Batch
 
 TERMS = "terms"
@@ -69,6 +69,7 @@ class Stage(Configurable, Counted, ABC):
         self.higher_is_better = dict.fromkeys(names, False)
         self._step_losses: list[dict[str, Tensor]] = []
         self._is_first_batch = True
+        self._optimizer_name: str | None = None
 
     @abstractmethod
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
@@ -165,6 +166,7 @@ class Stage(Configurable, Counted, ABC):
     @override
     def configure_optimizers(self) -> Any:
         optimizer, recipes = self._build_optimizer()
+        self._optimizer_name = describe(optimizer, recipes)
         num_steps = self.trainer.max_steps
         schedule = LambdaLR(optimizer, [_factor(recipe, num_steps) for recipe in recipes])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -201,6 +203,7 @@ class Stage(Configurable, Counted, ABC):
         checkpoint["config"] = self.config
         checkpoint["upstream"] = self.upstream()
         checkpoint["image_size"] = self.image_size
+        checkpoint["optimizer"] = self._optimizer_name
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -208,8 +211,21 @@ class Stage(Configurable, Counted, ABC):
             found = checkpoint.get("stage")
             raise ValueError(f"checkpoint is of stage '{found}', but the config's stage is '{self.name}'")
         self.check_upstream(checkpoint)
+        self._check_optimizer(checkpoint)
         super().on_load_checkpoint(checkpoint)
         self.image_size = checkpoint["image_size"]
+
+    def _check_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the moments of a checkpoint, of the same networks, are of this stage's optimizer."""
+        then, trainer = checkpoint.get("optimizer"), trainer_of(self)
+        is_same_network = checkpoint["state_dict"].keys() == self.state_dict().keys()
+        if then is None or trainer is None or trainer.state.fn != "fit" or not is_same_network:
+            return
+        if (now := describe(*self._build_optimizer())) != then:
+            raise ValueError(
+                f"model.optimizer: got {now}, but the checkpoint holds the state of {then}: name that one, "
+                "or start afresh with its weights, --weights and another --run"
+            )
 
     def check_upstream(self, checkpoint: dict[str, Any]) -> None:
         """Check that ``checkpoint`` was trained on the very files that this stage was built on.
@@ -258,26 +274,6 @@ class Stage(Configurable, Counted, ABC):
                     f"checkpoints of this run can be resumed, but no command can read them: {error}"
                 )
         self.image_size = getattr(self.trainer.datamodule, "image_size", self.image_size)  # type: ignore[attr-defined]
-
-
-def global_batch_size(trainer: L.Trainer, data: Any) -> int:
-    """Count the samples of an optimizer step, over all processes and accumulated batches.
-
-    Args:
-        trainer: Of any number of processes.
-        data: What has a ``batch_size``, that of one process; else the loader has, once it is there.
-
-    Raises:
-        ValueError: If neither has one.
-    """
-    loader = trainer.train_dataloader
-    for owner in (data, loader, getattr(loader, "batch_sampler", None)):
-        if isinstance(size := getattr(owner, "batch_size", None), int):
-            return size * trainer.world_size * trainer.accumulate_grad_batches
-    raise ValueError(
-        f"data: {type(data).__name__} has no batch_size, expected an attribute with the samples of a batch "
-        "on one process: learning rates, or the pairs that CLIP contrasts, follow it"
-    )
 
 
 def _without_terms(stage: Stage) -> nn.Module:
