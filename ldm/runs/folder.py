@@ -20,6 +20,8 @@ from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.environment import environment, uncommitted
 from ldm.runs.options import WandB
 
+WANDB_ID = "wandb-id.txt"
+
 
 class RunFolder:
     """Folder of one run."""
@@ -118,12 +120,38 @@ class RunFolder:
         )
 
     def _wandb_id(self) -> str | None:
-        path = self.folder / "wandb-id.txt"
-        if not path.exists():
-            if getattr(rank_zero_only, "rank", 0) != 0:
-                return None  # only the first process talks to W&B, so it alone names the run
-            write_text(path, secrets.token_hex(4) + "\n")
-        return path.read_text().strip()
+        """Return the W&B run of this folder; a folder that was moved keeps it, a copy gets its own.
+
+        The file has it, with the inode and the path of the folder that it was made in.
+
+        Raises:
+            ValueError: If WANDB_RUN_ID, e.g. of a sweep, is another.
+        """
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return None  # only the first process talks to W&B, so it alone names the run
+        path, given = self.folder / WANDB_ID, os.environ.get("WANDB_RUN_ID")
+        here = [str(self.folder.stat().st_ino), str(self.folder.resolve())]
+        run, *made_in = path.read_text().split("\n")[:3] if path.exists() else [""]
+        if run and _is_copy(run, made_in, here):
+            print(f"'{self.folder}' is a copy of '{made_in[1]}': it gets a W&B run of its own", flush=True)
+            run = ""
+        if run and given and given != run:
+            raise ValueError(
+                f"WANDB_RUN_ID is {given}, but the run of '{path}' is {run}: unset it to go on with that, "
+                "or name another folder with --run"
+            )
+        run = run or given or secrets.token_hex(4)
+        if made_in[:2] != here:
+            write_text(path, "\n".join([run, *here]) + "\n")
+        return run
+
+
+def _is_copy(run: str, made_in: list[str], here: list[str]) -> bool:
+    """Tell a copied folder, whose original is still there, from one that was moved."""
+    if len(made_in) < 2 or made_in[0] == here[0] or made_in[1] == here[1]:
+        return False
+    original = Path(made_in[1], WANDB_ID)
+    return original.exists() and original.read_text().split("\n")[0] == run
 
 
 def start_wandb(logger: WandbLogger, config: dict[str, Any]) -> None:

@@ -177,7 +177,7 @@ def test_wandb_offline_stays_in_the_run_folder(fresh, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     run = fresh.runs / "autoencoder"
-    identity = (run / "wandb-id.txt").read_text().strip()
+    identity = (run / "wandb-id.txt").read_text().split("\n")[0]
     (record,) = (run / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb")
     content = record.read_bytes()
     for word in (b"autoencoder", b"runs", b"val/psnr", b"block_out_channels"):

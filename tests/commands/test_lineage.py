@@ -35,7 +35,7 @@ def in_a_process(command, arguments, home, code=0):
 
 def stored(run):
     """Records of each time that the run was begun, in order."""
-    identity = (run / "wandb-id.txt").read_text().strip()
+    identity = (run / "wandb-id.txt").read_text().split("\n")[0]
     return [Records(path) for path in sorted((run / "wandb").glob(f"offline-run-*-{identity}"))]
 
 
