@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
+from ldm.checkpointing.monitor import check_monitor, monitored, warn
 from ldm.checkpointing.writer import LAST, AtomicCheckpointIO
 from ldm.distributed.dtensor import is_sharded
 from ldm.io.atomic import link
@@ -116,7 +114,8 @@ class Checkpoints(Checkpoint):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._check_monitor(trainer)
+        if self.monitor is not None:
+            check_monitor(trainer, self.monitor, self.mode)
         step, self._max_steps = _steps(trainer), trainer.max_steps
         is_end = 0 < self._max_steps <= step
         self._is_due |= is_end and self._validated != step
@@ -182,19 +181,17 @@ class Checkpoints(Checkpoint):
         if not trainer.is_global_zero or self._step < 0 or not (is_new or trainer.validating):
             return
         if not is_complete:
-            _warn(
-                f"stopped while step {self._step + 1} was completed: not saved, '{_path(trainer)}' is older"
-            )
+            warn(f"stopped while step {self._step + 1} was completed: not saved, '{_path(trainer)}' is older")
             return
         self._is_due = trainer.validating and self._validated != self._step
         where = f"stopped {'in the validation ' if trainer.validating else ''}at step {self._step}"
         if is_new and is_sharded(pl_module):
-            _warn(f"{where}: not saved, for this process holds a shard of the weights")
+            warn(f"{where}: not saved, for this process holds a shard of the weights")
             return
         try:
             self._save_alone(trainer, is_new)
         except OSError as error:
-            _warn(f"{where}: {error}")
+            warn(f"{where}: {error}")
         else:
             print(f"{where}: saved {_path(trainer)}", flush=True)
 
@@ -206,7 +203,7 @@ class Checkpoints(Checkpoint):
         except OSError as error:
             if checkpoint is None:
                 raise
-            _warn(str(error))
+            warn(str(error))
         if checkpoint is not None:
             trainer.strategy.save_checkpoint(checkpoint, _path(trainer))
             self._io.finish()
@@ -253,7 +250,7 @@ class Checkpoints(Checkpoint):
         if trainer.strategy.reduce_boolean_decision(error is None, all=True):
             return True
         if error is not None:
-            _warn(f"step {self._saved}: {error}; training goes on, the earlier checkpoint is as it was")
+            warn(f"step {self._saved}: {error}; training goes on, the earlier checkpoint is as it was")
         self._saved = -1
         self.best, self._next_kept = self._before
         return False
@@ -266,35 +263,14 @@ class Checkpoints(Checkpoint):
                 for old in sorted(last.parent.glob("step=*.ckpt"))[: -self.keep_newest]:
                     old.unlink()
         except OSError as error:
-            _warn(f"{', '.join(names)} cannot be kept: {error}")
-
-    def _check_monitor(self, trainer: L.Trainer) -> None:
-        """Check that something states the monitored value; with ``mode`` it may be of anybody."""
-        known = directions(trainer)
-        if self.monitor is None or self.monitor in known:
-            return
-        close = get_close_matches(self.monitor, known, n=1, cutoff=0.8 if self.mode else 0.0)
-        text = f"checkpoints.monitor: got '{self.monitor}', which nothing states that it logs, expected e.g. "
-        text += f"{' or '.join(close) or 'val/loss'}, or another value with checkpoints.mode min or max"
-        if self.mode is None:
-            raise ValueError(text)
-        if close and trainer.is_global_zero:
-            _warn(text)
+            warn(f"{', '.join(names)} cannot be kept: {error}")
 
     def _is_best(self, trainer: L.Trainer) -> bool:
-        if self.monitor is None:
+        value = None if self.monitor is None else monitored(trainer, self.monitor, _steps(trainer))
+        if value is None or math.isnan(value):
             return False
-        if self.monitor not in trainer.callback_metrics:
-            logged = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
-            if trainer.is_global_zero:
-                _warn(
-                    f"step {_steps(trainer)}: checkpoints.monitor: '{self.monitor}' was not logged, expected "
-                    f"one of {shorten(logged, 120)}; best.ckpt stays as it is"
-                )
-            return False
-        value = float(trainer.callback_metrics[self.monitor])
-        sign = 1.0 if (self.mode or directions(trainer)[self.monitor]) == "min" else -1.0
-        is_best = not math.isnan(value) and (self.best is None or sign * value < sign * self.best)
+        sign = 1.0 if (self.mode or directions(trainer)[str(self.monitor)]) == "min" else -1.0
+        is_best = self.best is None or sign * value < sign * self.best
         self.best = value if is_best else self.best
         return is_best
 
@@ -312,7 +288,3 @@ def _steps(trainer: L.Trainer) -> int:
 
 def _path(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints" / LAST
-
-
-def _warn(line: str) -> None:
-    print(f"warning: {line}", file=sys.stderr, flush=True)
