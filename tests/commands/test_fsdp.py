@@ -142,6 +142,34 @@ def test_ten_steps_are_the_same_with_weights_split_within_each_of_two_nodes(chai
 
 
 @pytest.mark.slow
+def test_parameters_of_loss_terms_are_split_trained_and_saved_like_others(chain, fresh, home, tmp_path):
+    recipe = {"class_path": "ldm.optim.AdamW", "init_args": {"lr": 0.01, "warmup": 1, "decay": "none"}}
+    term = {"class_path": "matching_term.FeatureMatching", "init_args": {"channels": 4, "optimizer": recipe}}
+    settings = [s for s in SETTINGS if "max_steps" not in s and "val_check" not in s]
+    settings += [
+        f"--model.losses={json.dumps([term])}",
+        "--trainer.max_steps=3",
+        "--trainer.val_check_interval=3",
+    ]
+    plan = [
+        {
+            "arguments": fresh.arguments(
+                "autoencoder", *settings, f"--trainer.strategy={s}", f"--run={tmp_path / s}"
+            )
+        }
+        for s in ("ddp", "fsdp2")
+    ]
+    fit_all(plan, tmp_path / "plan.json", home)
+    one, two = saved(tmp_path / "ddp"), saved(tmp_path / "fsdp2")
+    assert one.keys() == two.keys()
+    for name in ("weight", "bias"):
+        weight = one[f"/state_dict/terms.2.projector.{name}"]
+        assert torch.allclose(weight, two[f"/state_dict/terms.2.projector.{name}"], atol=1e-6)
+    assert not any("/raw/terms." in key for key in two)  # not averaged
+    assert distance(one, two, "/state_dict/") < 1e-5
+
+
+@pytest.mark.slow
 def test_what_cannot_be_split_is_named(chain, fresh):
     plan = [{"arguments": fresh.arguments("clip", "--trainer.strategy=fsdp2")}]
     result = start(plan, fresh.runs.parent / "plan.json", chain.runs.parents[1])
