@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -45,13 +45,16 @@ def home(tmp_path_factory) -> Path:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         train(home)
         return home
-    trained = tmp_path_factory.getbasetemp().parent / "home"
+    trained = tmp_path_factory.getbasetemp().parent / "home.tar"  # keeps hard links
     with FileLock(f"{trained}.lock"):
         if not trained.exists():
             train(home)
-            shutil.copytree(home, trained)
+            with tarfile.open(trained, "w") as file:
+                file.add(home, ".")
             return home
-    shutil.copytree(trained, home, ignore=shutil.ignore_patterns("shapes-latents"), dirs_exist_ok=True)
+    with tarfile.open(trained) as file:
+        members = [member for member in file if "shapes-latents" not in member.name]
+        file.extractall(home, members, filter="data")
     encode_in(home)
     return home
 
