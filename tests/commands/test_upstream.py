@@ -1,5 +1,6 @@
 """A chain of runs works wherever it lies: what a run was built on is found next to it, by its hash."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def test_a_changed_neighbour_is_passed_over_for_the_recorded_file(
     train_further(elsewhere / "autoencoder")
     line = error_of(capsys, command(elsewhere / "diffusion"), sample.main)
     assert "upstream checkpoint 'runs/demo/autoencoder' changed since this run began (SHA-256" in line
-    assert f"now at '{elsewhere / 'autoencoder'}'" in line
+    assert re.search(r"now at '\S+copy/autoencoder'", line)  # the beginning of a long path is left out
     original = f"autoencoder={chain.runs / 'autoencoder'}"
     assert sample.main(command(elsewhere / "diffusion", "--upstream", original)) == 0
     monkeypatch.chdir(home)  # where the path as it is written leads to the recorded file
