@@ -16,9 +16,9 @@ from ldm.cli import command_parser, default_device, run_command
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.distributed.launch import processes
-from ldm.evaluation.plan import Sweep, build_metrics, build_sources, check_stages
+from ldm.evaluation.plan import Sweep, build_metrics, build_sources, check_stages, load_trained
 from ldm.evaluation.reference import ReferenceImages, open_shards, real_images
-from ldm.evaluation.report import Result, plot, slug, table, write_json, write_npz
+from ldm.evaluation.report import OutputFolder, Result, plot, slug, table, write_json, write_npz
 from ldm.evaluation.session import Measurement
 from ldm.evaluation.sources import PRECISIONS, ImageSource, RankSubset
 from ldm.hardware import warn_of_emulation
@@ -26,8 +26,6 @@ from ldm.io.images import to_bytes
 from ldm.io.upstream import OPTION, upstream_options
 from ldm.metrics.metric import Metric, ReferenceInfo
 from ldm.metrics.zero_shot import TEMPLATES
-from ldm.stages.load import load_stage
-from ldm.stages.stage import Stage
 from ldm.types import ReadsFields
 
 HELP = """Measure what checkpoints draw, or images of a folder, against real images.
@@ -38,7 +36,8 @@ HELP = """Measure what checkpoints draw, or images of a folder, against real ima
   torchrun --nproc-per-node 8 -m ldm.evaluate ...
 
 Several checkpoints or folders, --sampler, --steps and --guidance give a row each. Writes evaluation.json,
-each number with its record, and curve.png, distance against CLIP score, into --out. Images do not depend on
+each number with its record, and curve.png, distance against CLIP score, into --out; files of an earlier call
+there are renamed. Images do not depend on
 the number of processes. A checkpoint may also be of an autoencoder (PSNR, SSIM, rFID) or CLIP (retrieval,
 and with --classes zero-shot accuracy)."""
 
@@ -111,26 +110,28 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         if group.rank == 0 and (warning := warn_of_emulation("--precision", options.precision, where)):
             print(warning, file=sys.stderr, flush=True)
         with upstream_options(options.upstream):
-            stages = [(path, load_stage(path, Stage).to(where)) for path in options.checkpoint]  # type: ignore[type-abstract]
+            stages = [load_trained(path, where) for path in options.checkpoint]
         check_stages(options, stages)
-        size = options.size or next((stage.image_size for _, stage in stages if stage.image_size), None)
-        reads = [name for _, stage in stages if isinstance(stage, ReadsFields) for name in stage.reads(())]
+        size = options.size or next((each.stage.image_size for each in stages if each.stage.image_size), None)
+        reads = [
+            name for each in stages if isinstance(each.stage, ReadsFields) for name in each.stage.reads(())
+        ]
         samples = open_shards(options.data, size, reads) if options.data else None
         real = real_images(options.reference, samples, size)
         metrics = build_metrics(options, objects.metrics, stages, real)
-        results: list[Result] = []
+        out, results = OutputFolder(Path(options.out)), list[Result]()
         failures: list[str] = []
         try:
             sweep = Sweep(listed(objects.sampler), options.steps, objects.guidance)
             for source in build_sources(options, stages, samples, sweep, metrics):
                 measurement = Measurement(source.metrics, group, where)
-                results.append(measure(source, measurement, subset, real, options))
+                results.append(measure(source, measurement, subset, real, options, out))
                 failures += measurement.failures
                 if group.rank == 0:
-                    write_json(Path(options.out) / "evaluation.json", results)
+                    write_json(out.path("evaluation.json"), results)
         finally:
             if group.rank == 0 and results:
-                finish(Path(options.out), results)
+                finish(out, results)
     if failures:
         raise ValueError("; ".join(dict.fromkeys(failures)))
 
@@ -155,7 +156,12 @@ def listed(found: Sampler | list[Sampler] | None) -> list[Sampler]:
 
 
 def measure(
-    source: ImageSource, run: Measurement, subset: RankSubset, real: ReferenceImages, options: Namespace
+    source: ImageSource,
+    run: Measurement,
+    subset: RankSubset,
+    real: ReferenceImages,
+    options: Namespace,
+    out: OutputFolder,
 ) -> Result:
     """Measure one candidate; its images are written if they are asked for.
 
@@ -181,26 +187,28 @@ def measure(
             kept.append((batch["index"], to_bytes(images).cpu()))
     values = run.compute()
     if options.save_images:
-        _save(Path(options.out) / f"{slug(source.name)}.npz", kept, run)
+        _save(out, f"{slug(source.name)}.npz", kept, run)
     run.end()
     return Result(source.name, source.series, {**source.metadata(), "size": size}, values)
 
 
-def finish(out: Path, results: list[Result]) -> None:
+def finish(out: OutputFolder, results: list[Result]) -> None:
     """Print the table, and draw the curve."""
     print(table(results))
-    drawn = plot(out / "curve.png", results)
-    print(f"{out / 'evaluation.json'}" + (f" and {out / 'curve.png'}" if drawn else ""))
+    numbers, curve = out.path("evaluation.json"), out.path("curve.png")
+    print(f"{numbers} and {curve}" if plot(curve, results) else f"{numbers}")
 
 
-def _save(path: Path, kept: list[tuple[torch.Tensor, torch.Tensor]], run: Measurement) -> None:
+def _save(
+    out: OutputFolder, name: str, kept: list[tuple[torch.Tensor, torch.Tensor]], run: Measurement
+) -> None:
     indices = run.group.gather(torch.cat([index for index, _ in kept]) if kept else torch.empty(0).long())
     size = kept[0][1].shape[-1] if kept else 0
     rows = torch.cat([images.flatten(1) for _, images in kept]) if kept else torch.empty(0).byte()
     rows = run.group.gather(rows)
     if run.group.rank == 0:
         arrays = rows[indices.argsort()].view(len(indices), 3, -1, size).permute(0, 2, 3, 1).contiguous()
-        write_npz(path, arrays, run, size)
+        write_npz(out.path(name), arrays, run, size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,8 +6,9 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jsonargparse import Namespace
 from torch.utils.data import Dataset
 
@@ -32,12 +33,34 @@ from ldm.metrics.psnr import PSNR
 from ldm.metrics.retrieval import Retrieval
 from ldm.metrics.ssim import SSIM
 from ldm.metrics.zero_shot import TEMPLATES, ZeroShot
-from ldm.stages.load import CLIPTower
+from ldm.stages.load import CLIPTower, load_stage
 from ldm.stages.stage import Stage
 from ldm.types import Generates
 
-Stages = Sequence[tuple[str, Stage]]
-"""Checkpoints by their paths."""
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """A trained stage that is measured.
+
+    Args:
+        path: Its checkpoint, as the command line names it.
+        stage: The stage.
+        origin: Path, SHA-256 and kind of weights of the bytes that were loaded.
+    """
+
+    path: str
+    stage: Stage
+    origin: Metadata = field(default_factory=dict)
+
+
+Stages = Sequence[TrainedStage]
+
+
+def load_trained(path: str, device: torch.device) -> TrainedStage:
+    """Load a stage; its checkpoint is opened once."""
+    found = Checkpoint.open(path)
+    origin: Metadata = {"checkpoint": path, "checkpoint_sha256": found.sha256, "weights": found.weights}
+    return TrainedStage(path, load_stage(found, Stage).to(device), origin)  # type: ignore[type-abstract]
 
 
 @runtime_checkable
@@ -93,7 +116,7 @@ def build_metrics(
     Raises:
         ValueError: If there is none, or one without anything to measure.
     """
-    reconstructed = any(reconstructs(stage) for _, stage in stages)
+    reconstructed = any(reconstructs(each.stage) for each in stages)
     found = Metrics([])
     if options.inception:
         measures = [Frechet(), Frechet("spatial", "sfid"), InceptionScore(), KID(), Neighbours()]
@@ -111,7 +134,7 @@ def build_metrics(
         found.paired.append(LPIPS(options.lpips))
     found.all.extend(more)
     given = options.inception or options.clip or more
-    if not given and not reconstructed and not any(isinstance(stage, ImageText) for _, stage in stages):
+    if not given and not reconstructed and not any(isinstance(each.stage, ImageText) for each in stages):
         raise ValueError("got no metric, expected --inception, --clip, --lpips or --metrics")
     return found
 
@@ -123,12 +146,12 @@ def check_stages(options: Namespace, stages: Stages) -> None:
         ValueError: If not: an option without effect would be believed to have one.
     """
     for name in ("sampler", "steps", "guidance"):
-        if options[name] and not any(isinstance(stage, HasSampler) for _, stage in stages):
+        if options[name] and not any(isinstance(each.stage, HasSampler) for each in stages):
             raise ValueError(f"--{name}: got one, but no --checkpoint is of a diffusion stage")
     for name in ("classes", "templates"):
-        if options[name] and not any(isinstance(stage, ImageText) for _, stage in stages):
+        if options[name] and not any(isinstance(each.stage, ImageText) for each in stages):
             raise ValueError(f"--{name}: got one, but no --checkpoint is of a CLIP: it has no effect")
-    sizes = {path: stage.image_size for path, stage in stages if stage.image_size}
+    sizes = {each.path: each.stage.image_size for each in stages if each.stage.image_size}
     if not options.size and len(set(sizes.values())) > 1:
         listed = ", ".join(f"{path} {size}" for path, size in sizes.items())
         raise ValueError(f"--size: got none, but checkpoints were trained on different sizes: {listed}")
@@ -142,18 +165,13 @@ def build_sources(
     metrics: Metrics,
 ) -> Iterator[ImageSource]:
     """Yield what is measured: each checkpoint in each setting, then each folder."""
-    for path, stage in stages:
+    for trained in stages:
+        path, stage, origin = trained.path, trained.stage, trained.origin
         assert samples is not None
         wanted = Repeated(samples, options.num_images or len(samples))  # type: ignore[arg-type]
-        found = Checkpoint.open(path)
-        origin: Metadata = {
-            "checkpoint": path,
-            "checkpoint_sha256": found.sha256,
-            "weights": found.weights,
-        }
         mine = metrics.of(stage, samples)
         if not isinstance(stage, Generates):
-            yield RealImages(wanted, origin, [*mine, *build_clip_metrics(options, path, samples)])
+            yield RealImages(wanted, origin, [*mine, *build_clip_metrics(options, stage, samples)])
             continue
         for setting in settings(sweep, stage):
             name, how = f"{path} {setting.label}".strip(), (options.seed, options.precision)
@@ -166,9 +184,9 @@ def build_sources(
         yield read
 
 
-def build_clip_metrics(options: Namespace, path: str, samples: Dataset[Sample]) -> Iterator[Metric]:
+def build_clip_metrics(options: Namespace, stage: Any, samples: Dataset[Sample]) -> Iterator[Metric]:
     """Yield what a CLIP is measured with: captions if there are any, classes if they are named."""
-    clip = CLIPTower(path)
+    clip = CLIPTower.of(stage.net)
     if "text" in samples[0] or not options.classes:
         yield FeatureMetrics(CLIPExtractor(clip), [Retrieval()])
     if options.classes:

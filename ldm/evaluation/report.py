@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,30 @@ class Result:
     def value(self, prefix: str) -> float | None:
         """Return the first value of a measure, or None."""
         return next((v.value for v in self.values if v.name.startswith(f"{prefix}/")), None)
+
+
+class OutputFolder:
+    """Folder of results. Files of an earlier call are renamed, to ``<name>-1.json`` and so on.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        taken = (number for number in count(1) if not (folder / f"evaluation-{number}.json").exists())
+        self._number = next(taken)
+        self._own: set[str] = set()
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file to write."""
+        path = self.folder / name
+        if name not in self._own and path.exists():
+            kept = path.with_stem(f"{path.stem}-{self._number}")
+            path.replace(kept)
+            print(f"{path} of an earlier call is now {kept}")
+        self._own.add(name)
+        return path
 
 
 def table(results: Sequence[Result]) -> str:

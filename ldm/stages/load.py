@@ -63,6 +63,13 @@ class CLIPTower(Frozen[CLIPModel]):
     def __init__(self, checkpoint: str) -> None:
         super().__init__(open_upstream(checkpoint, "clip").load_net(CLIPModel))
 
+    @classmethod
+    def of(cls, net: CLIPModel) -> CLIPTower:
+        """Take the towers of a stage that is loaded."""
+        tower = cls.__new__(cls)
+        Frozen.__init__(tower, net)
+        return tower
+
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from comparing import error_of
 from jsonargparse import Namespace
 from PIL import Image
@@ -17,7 +18,7 @@ from data.digits import WORDS, pack_digits
 from ldm import evaluate, fit
 from ldm.diffusion.guidance import Interval, Rescaled, Unguided
 from ldm.diffusion.samplers.ddim import DDIM
-from ldm.evaluation.plan import Sweep, check_stages, settings
+from ldm.evaluation.plan import Sweep, TrainedStage, check_stages, load_trained, settings
 from ldm.io.checkpoint import Checkpoint
 
 PIXELS = """
@@ -117,6 +118,38 @@ def test_a_folder_against_itself_a_folder_and_an_npz_file(tmp_path, metrics):
     itself = run(tmp_path / "b", *common, f"--reference={tmp_path / 'mine'}")
     assert values(itself[0])["fid/coarse"] == pytest.approx(0.0, abs=1e-10)
     assert folder[0]["drawn"] == {"images": str(tmp_path / "mine"), "size": 32}
+
+
+def test_a_later_call_keeps_the_results_of_the_one_before(tmp_path, metrics, capsys):
+    images(tmp_path / "mine", 20)
+    out = tmp_path / "out"
+    found = [
+        run(
+            out,
+            metrics,
+            "--images",
+            tmp_path / "mine",
+            f"--reference={tmp_path / 'mine'}",
+            f"--num-images={n}",
+        )
+        for n in (8, 9, 10)
+    ]
+    assert json.loads((out / "evaluation-1.json").read_text())["results"] == found[0]
+    assert json.loads((out / "evaluation-2.json").read_text())["results"] == found[1]
+    assert (
+        f"{out / 'evaluation.json'} of an earlier call is now {out / 'evaluation-2.json'}"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_checkpoint_is_opened_once(chain, monkeypatch):
+    opened = []
+    mine = str(chain.runs / "autoencoder" / "checkpoints" / "last.ckpt")
+    torch_load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: opened.append(a[0]) or torch_load(*a, **k))
+    (trained,) = [load_trained(mine, torch.device("cpu"))]
+    assert len(opened) == 1
+    assert trained.origin["checkpoint_sha256"] == Checkpoint.open(mine).sha256
 
 
 def test_files_beside_checkpoints_get_what_can_be_known_of_files(chain, tmp_path):
@@ -222,8 +255,8 @@ def test_an_option_without_effect_is_refused(chain, metrics, capsys, stage, more
 
 def test_checkpoints_of_other_sizes_are_not_drawn_at_one(capsys):
     stages = [
-        ("a", SimpleNamespace(name="diffusion", image_size=32)),
-        ("b", SimpleNamespace(name="diffusion", image_size=64)),
+        TrainedStage("a", SimpleNamespace(name="diffusion", image_size=32)),
+        TrainedStage("b", SimpleNamespace(name="diffusion", image_size=64)),
     ]
     options = Namespace(sampler=None, steps=[], guidance=[], classes=None, templates=None, size=None)
     with pytest.raises(ValueError, match=r"--size: got none, but .* different sizes: a 32, b 64"):
