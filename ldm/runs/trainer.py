@@ -58,9 +58,7 @@ class Trainer(L.Trainer):
         try:
             super().fit(*args, **kwargs)
         except ModuleNotFoundError as error:
-            if (
-                error.name is not None
-            ):  # an import that failed; by hand Lightning raises it of what is optional
+            if error.name is not None:  # an import failed: Lightning names no module for what is optional
                 raise
             raise ValueError(f"trainer.callbacks: {shorten(str(error), 250)}") from error
         except RuntimeError as error:

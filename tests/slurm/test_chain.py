@@ -110,9 +110,7 @@ def test_every_stage_gets_its_options_and_a_command_that_exists(name, tmp_path):
         (script,) = (word for word in words if word.startswith("slurm/"))
         command = words[words.index(script) + 1 :]
         if script == "slurm/fit.sbatch":
-            with pytest.raises(SystemExit) as end:
-                fit.main([*command, "--print_config"])
-            assert end.value.code in (0, None)
+            assert fit.main([*command, "--print_config"]) == 0
         else:
             assert importlib.util.find_spec(command[1]), command
 
