@@ -9,7 +9,7 @@ from tiny_runs import ROOT
 from ldm import training
 from ldm.runs.recipe import layers
 
-READ = {
+READ = {  # fields and image size, as the configurations stated them before they were derived
     "autoencoder/kl-f8": ({"image"}, 256),
     "clip/vit-b-32": ({"image", "text"}, 224),
     "conditions/inpainting": ({"latent", "image", "mask"}, 32),
@@ -30,7 +30,6 @@ for side in (64, 128, 256):
         f"own/{side}/clip": ({"image", "text"}, side),
         f"own/{side}/diffusion": ({"latent", "text"}, side),
     }
-"""Fields and image size, as the configurations stated them before they were derived."""
 SLOW = ("autoencoder/", "clip/", "diffusion/", "own/128/", "own/256/")
 
 
@@ -76,7 +75,6 @@ def test_images_are_encoded_on_the_way_where_there_are_no_latents(tmp_path, chai
 
 
 def test_every_configuration_is_listed():
-    found = {
-        str(p.relative_to(ROOT / "configs").with_suffix("")) for p in (ROOT / "configs").glob("*/[!_]*.yaml")
-    }
+    folder = ROOT / "configs"
+    found = {str(path.relative_to(folder).with_suffix("")) for path in folder.glob("*/**/[!_]*.yaml")}
     assert found == set(READ)
