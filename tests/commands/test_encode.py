@@ -89,9 +89,14 @@ def stop_after(count):
     return noting
 
 
+def is_index(path):
+    """Tell what a reader of shards leaves beside them."""
+    return path.suffix == ".npz" or path.name.startswith(".shards-")
+
+
 def files(folder):
     """What ldm.encode leaves, by name; hidden files too, but not what reading the shards leaves."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".npz"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not is_index(path)}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A process that holds the lock of a folder: ``python -m holding FOLDER [HOST]``."""
+"""A process that holds the lock of a folder: ``python tests/support/holding.py FOLDER [HOST]``."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ def holder(folder, host=None):
         folder: The folder.
         host: Node that it says it runs on, where nobody here can ask for its process; None: this one.
     """
-    command = [sys.executable, "-m", "holding", str(folder), *([host] if host else [])]
+    command = [sys.executable, __file__, str(folder), *([host] if host else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "held\n"
