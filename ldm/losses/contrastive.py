@@ -10,7 +10,7 @@ def contrastive(per_image: Tensor, per_text: Tensor, own: Tensor, positives: Ten
     """Symmetric cross-entropy of picking the own caption and the own image: Radford et al. 2021, Fig. 3.
 
     Where captions are equal, each of their images is a positive of each, with equal weights: Yang et al. 2022
-    (UniCL, arXiv:2204.03610), Sec. 3.2. Without equal captions that is Radford et al.'s loss, to the bit.
+    (UniCL, arXiv:2204.03610). Without equal captions that is Radford et al.'s loss, to the bit.
     A mean and not a term per sample: a pair is contrasted with the others of its batch.
 
     Args:
