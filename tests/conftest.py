@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no GPU but for tests of it, programs of the system, and who runs what.
+"""Settings of all tests: one thread, no GPU but for tests of it, programs of the system, scheduling.
 
 One thread, set before torch is imported: small work is fastest so on a busy machine. In the environment, so
 that processes started by tests have as many: runs that are compared bit for bit must.
@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["PYTHONFAULTHANDLER"] = "1"  # a process that a signal ends says where it was
+os.environ["PYTHONFAULTHANDLER"] = "1"  # a traceback from processes that a signal ends
 
 import torch
 
@@ -26,7 +26,7 @@ NUM_GPUS, VISIBLE = int(os.environ["LDM_TEST_GPUS"]), os.environ["LDM_TEST_VISIB
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what tests compare bit for bit is computed on a CPU
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-"""Where programs are looked for; those of the system's administrator too."""
+"""Search path of programs, those of the system's administrator included."""
 
 
 def pytest_collection_modifyitems(items):
@@ -60,7 +60,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(autouse=True)
 def _restore_environment():
-    """What a test's Trainer leaves in the environment (where its processes met) is not for those after it."""
+    """Undo changes of the environment, such as the rendezvous address of a Trainer."""
     before = dict(os.environ)
     yield
     os.environ.clear()
@@ -68,12 +68,12 @@ def _restore_environment():
 
 
 NAMED = re.compile(r"--[a-z]|'[^']+'|`\w+|/\w|\w\.\w|^error: [\w.]+: ")
-"""What a message names: an option, a file, a quoted value, a key."""
+"""An option, a file, a quoted value or a key in a message."""
 
 
 @pytest.fixture(autouse=True)
 def _errors_are_short(monkeypatch):
-    """Whatever a command says of an error in any test is one line of 300 characters that names something."""
+    """Check every error message of a command in any test: one line of 300 characters that names something."""
     original = cli.error_line
 
     def checked(error):
@@ -106,7 +106,7 @@ def num_gpus() -> int:
 
 @pytest.fixture(scope="session")
 def on_gpu() -> dict[str, str]:
-    """The environment of a process that sees the GPUs, and computes in whole float32 on them."""
+    """The environment of a process with the GPUs visible and TF32 off."""
     if NUM_GPUS == 0:
         pytest.skip("needs a GPU")
     hidden = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}

@@ -1,4 +1,4 @@
-"""What becomes of an error: one line with the innermost reason and its key or option."""
+"""Errors become one line with the innermost reason and its key or option."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from ldm.sample import Strength
 import_exports(["ldm.diffusion", "ldm.diffusion.samplers"])  # as commands do, so that DDIM is a name
 
 
-class Part:
+class Layer:
     """A class within a class.
 
     Args:
@@ -24,7 +24,7 @@ class Part:
         inner: Another.
     """
 
-    def __init__(self, width: int = 2, inner: "Part | None" = None) -> None:
+    def __init__(self, width: int = 2, inner: "Layer | None" = None) -> None:
         if width % 2:
             raise ValueError(f"width: got {width}, expected an even number")
         if width == 100:
@@ -46,13 +46,13 @@ def parser(command: bool = True) -> ArgumentParser:
     made.add_argument("--strength", type=Strength | None)
     made.add_argument("--sampler", type=Sampler | None)
     made.add_argument("--guidance", type=float | Guidance, nargs="+")
-    made.add_argument("--part", type=Part | None)
-    made.add_argument("--parts", type=list[Part] | Part | bool | None)
+    made.add_argument("--part", type=Layer | None)
+    made.add_argument("--parts", type=list[Layer] | Layer | bool | None)
     return made
 
 
-def said(arguments: Sequence[str], command: bool = True) -> str:
-    """What is said of a command line, whose classes are built."""
+def error_for(arguments: Sequence[str], command: bool = True) -> str:
+    """Return the error line for a command line, whose classes are built."""
     made = parser(command)
     with pytest.raises(Exception) as caught:
         made.instantiate(made.parse_args(arguments))
@@ -61,8 +61,8 @@ def said(arguments: Sequence[str], command: bool = True) -> str:
 
 
 OUTER, INNER = (
-    '{"class_path": "test_cli.Part", "init_args": ',
-    '{"class_path": "test_cli.Part", "init_args": %s}',
+    '{"class_path": "test_cli.Layer", "init_args": ',
+    '{"class_path": "test_cli.Layer", "init_args": %s}',
 )
 DEEP = OUTER + '{"inner": ' + INNER + "}}"
 
@@ -86,22 +86,22 @@ DEEP = OUTER + '{"inner": ' + INNER + "}}"
         (["--guidance", '{"class_path": "Rescaled", "init_args": {"scale": "x"}}'],
          "--guidance.scale: got x, expected float"),
         (["--nun=3"], "unrecognized arguments: --nun=3, did you mean --num?"),
-        (["--part=test_cli.Part", "--part.width=3"], "--part: Part: width: got 3, expected an even number"),
-        (["--part", DEEP % '{"width": 100}'], "--part.inner: Part: cannot be so wide"),
-        (["--part", DEEP % '{"width": 102}'], "--part.inner: Part: KeyError: 'absent'"),
-        (["--part", DEEP % '{"width": 104}'], "--part.inner: Part: is absent"),
+        (["--part=test_cli.Layer", "--part.width=3"], "--part: Layer: width: got 3, expected an even number"),
+        (["--part", DEEP % '{"width": 100}'], "--part.inner: Layer: cannot be so wide"),
+        (["--part", DEEP % '{"width": 102}'], "--part.inner: Layer: KeyError: 'absent'"),
+        (["--part", DEEP % '{"width": 104}'], "--part.inner: Layer: is absent"),
         (["--part", DEEP % '{"widht": 4}'], "--part.inner: got the unknown key 'widht', did you mean width?, "
-         "expected of Part: width, inner"),
-        (["--parts", "[" + DEEP % '{"width": 100}' + "]"], "--parts.inner: Part: cannot be so wide"),
+         "expected of Layer: width, inner"),
+        (["--parts", "[" + DEEP % '{"width": 100}' + "]"], "--parts.inner: Layer: cannot be so wide"),
         (["--parts", "[" + DEEP % '{"width": "x"}' + "]"], "--parts.inner.width: got x, expected int"),
     ],
 )  # fmt: skip
 def test_innermost_reason_with_its_option(arguments, line):
-    assert said(arguments) == line
+    assert error_for(arguments) == line
 
 
 def test_a_configuration_names_keys():
-    assert said(["--num-workers=x"], command=False) == "num_workers: got x, expected int"
+    assert error_for(["--num-workers=x"], command=False) == "num_workers: got x, expected int"
 
 
 def test_long_values_are_shortened_and_the_reason_stays():
@@ -121,7 +121,7 @@ class Broken:
         raise ValueError("train-000000.tar: sample 'a': is no image")
 
 
-def test_a_worker_s_error_is_what_it_says():
+def test_a_worker_s_error_is_its_own_message():
     with pytest.raises(ValueError) as caught:
         list(DataLoader(Broken(), num_workers=1))  # type: ignore[arg-type]
     assert error_line(caught.value) == "error: train-000000.tar: sample 'a': is no image"
@@ -143,7 +143,7 @@ def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
         run_command(bad)
 
 
-def test_what_lacks_is_named_as_it_is_typed():
+def test_missing_options_are_named_as_typed():
     made = command_parser("ldm.tried", "Tried.")
     made.add_argument("--the-file", type=str, required=True)
     made.add_argument("names", type=str, nargs="+")

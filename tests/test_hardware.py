@@ -1,4 +1,4 @@
-"""What this processor computes natively, and what torch says of it when its instructions are hidden."""
+"""Native precisions of this processor, and torch's answer when its instructions are hidden."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="hides instructi
 @x86
 @pytest.mark.skipif(any(name in os.environ for name in HIDDEN), reason="instructions are hidden from torch")
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor has")
-def test_torch_says_of_bfloat16_what_linux_says():
+def test_torch_and_linux_agree_on_bfloat16():
     flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
     native = bool(flags & {"avx512_bf16", "amx_bf16"})
     assert computes(torch.bfloat16, CPU) == native
@@ -30,7 +30,7 @@ def test_torch_says_of_bfloat16_what_linux_says():
 
 
 @x86
-def test_a_processor_without_bfloat16_is_told_and_measured():
+def test_a_processor_without_bfloat16_is_recognised_and_its_slowdown_measured():
     code = (
         "import torch; from ldm.hardware import *; cpu = torch.device('cpu');"
         "print(computes(torch.bfloat16, cpu), choose_precision(cpu));"
@@ -39,17 +39,17 @@ def test_a_processor_without_bfloat16_is_told_and_measured():
     environment = {**os.environ, **HIDDEN}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=250)
-    chosen, warning = done.stdout.splitlines()
-    assert chosen == "False 32-true", done.stderr
-    said = (
+    precision, warning = done.stdout.splitlines()
+    assert precision == "False 32-true", done.stderr
+    expected = (
         r"warning: trainer.precision: bf16-mixed, but this cpu only emulates bfloat16: matrix products take "
         r"([\d.e+]+) times as long as in float32 \(just measured\); 32-true is what it computes natively"
     )
-    assert float(re.fullmatch(said, warning)[1]) > 0
+    assert float(re.fullmatch(expected, warning)[1]) > 0
     assert len(warning) < 300
 
 
-def test_what_is_native_needs_no_warning():
+def test_native_bfloat16_needs_no_warning():
     assert computes(torch.float32, CPU) and computes(torch.float64, CPU)
     for precision in ("32-true", "64-true", choose_precision(CPU)):
         assert warn_of_emulation("trainer.precision", precision, CPU) is None
@@ -57,8 +57,8 @@ def test_what_is_native_needs_no_warning():
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_a_gpu_is_asked_whether_it_emulates(monkeypatch, native, precision):
-    """A V100 says yes to bfloat16 when it is asked without including_emulation=False."""
+def test_a_gpu_that_emulates_bfloat16_does_not_count(monkeypatch, native, precision):
+    """A V100 reports bfloat16 support without including_emulation=False."""
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native
     )

@@ -16,7 +16,7 @@ from ldm import lightning_internals as internals
 
 ROOT = Path(__file__).resolve().parents[1]
 OWNERS = {"trainer", "strategy", "launcher", "fit_loop", "epoch_loop", "val_loop", "precision_plugin"}
-"""What objects of Lightning are called in ldm."""
+"""Names of Lightning's objects in ldm."""
 
 
 def private_uses(source):

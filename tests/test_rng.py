@@ -7,11 +7,11 @@ KEYS = ["a", "b", "c", "d"]
 
 
 def test_numbers_do_not_depend_on_the_batch_that_a_sample_is_in():
-    whole, first, last = SampleNoise(7, KEYS), SampleNoise(7, KEYS[:1]), SampleNoise(7, KEYS[1:])
+    batch, first, last = SampleNoise(7, KEYS), SampleNoise(7, KEYS[:1]), SampleNoise(7, KEYS[1:])
     for shape in [(2, 3, 3), (5,), (1, 4, 4)]:
         split = torch.cat([first.like(torch.empty(1, *shape)), last.like(torch.empty(3, *shape))])
-        assert torch.equal(whole.like(torch.empty(4, *shape)), split)
-        assert torch.equal(whole.uniform(), torch.cat([first.uniform(), last.uniform()]))
+        assert torch.equal(batch.like(torch.empty(4, *shape)), split)
+        assert torch.equal(batch.uniform(), torch.cat([first.uniform(), last.uniform()]))
 
 
 def test_numbers_do_not_depend_on_the_order_of_the_batch():

@@ -4,7 +4,7 @@ import torch
 from ldm.types import Cond
 
 
-def test_where_takes_whole_samples_of_every_field():
+def test_where_selects_samples_in_every_field():
     keep = torch.tensor([True, False, True])
     full = Cond(
         torch.ones(3, 4, 2), torch.ones(3, 4, dtype=torch.bool), torch.ones(3, 5), torch.ones(3, 1, 2, 2)
@@ -17,16 +17,16 @@ def test_where_takes_whole_samples_of_every_field():
         assert field.flatten(1).float().mean(1).tolist() == [1.0, 0.0, 1.0]
 
 
-def test_beside_puts_the_samples_of_every_field_after_the_others():
+def test_concatenation_appends_the_samples_of_every_field():
     first, second = (
         Cond(tokens=torch.full((n, 4, 2), n), mask=torch.full((n, 4), n == 1), vector=torch.full((n, 5), n))
         for n in (1, 2)
     )
-    both = first.concat(second)
-    assert both.spatial is None
-    for field in (both.tokens, both.vector):
+    joined = first.concat(second)
+    assert joined.spatial is None
+    for field in (joined.tokens, joined.vector):
         assert field.flatten(1).float().mean(1).tolist() == [1.0, 2.0, 2.0]
-    assert both.mask.dtype == torch.bool and both.mask[:, 0].tolist() == [True, False, False]
+    assert joined.mask.dtype == torch.bool and joined.mask[:, 0].tolist() == [True, False, False]
 
 
 def test_conditions_with_different_fields_are_refused():

@@ -31,7 +31,7 @@ def pinned(python, system):
     return versions
 
 
-def test_names_and_versions_are_all_that_is_said():
+def test_only_names_and_versions_are_reported():
     for line in LINES:
         assert re.fullmatch(r"[a-z0-9.-]+==[\w.!]+( ; [\w.<>=!' ()]+)?", line), line
 
@@ -48,7 +48,7 @@ def test_every_dependency_has_a_version_within_its_bounds(python, system):
 
 
 @pytest.mark.skipif(not os.environ.get("LDM_CI"), reason="only CI insists on them: others may try newer ones")
-def test_what_is_installed_is_what_the_file_says():
+def test_installed_versions_equal_the_file():
     here = {pin.name: str(pin.specifier) for pin in PINS if pin.marker is None or pin.marker.evaluate()}
     pins = {canonicalize_name(name): version for name, version in here.items()}
     folders = {

@@ -1,4 +1,4 @@
-"""The table of conditions takes the last evaluation, whatever other rows say."""
+"""The table of conditions takes the last evaluation and ignores other rows."""
 
 from benchmarks.conditions import last_evaluation
 

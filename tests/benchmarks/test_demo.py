@@ -1,4 +1,4 @@
-"""The demo in miniature, and what it counts."""
+"""The demo in miniature, and its figures."""
 
 import json
 
@@ -12,7 +12,7 @@ measure = pytest.importorskip("benchmarks.demo.measure")
 
 
 @pytest.mark.slow
-def test_the_whole_chain_in_miniature(tmp_path, capfd, monkeypatch):
+def test_the_full_chain_in_miniature(tmp_path, capfd, monkeypatch):
     from benchmarks.demo.__main__ import main
     from benchmarks.demo.steps import tiny, train
 
@@ -40,12 +40,12 @@ def test_the_forecast_adds_up_and_leaves_the_threads_as_they_were(monkeypatch):
     assert all(spent > 0 for spent in stages.values())
     # the rest is drawing, encoding, starting; on one core the first two share it
     assert seconds["total"] > sum(stages.values())
-    said = announcement({"autoencoder": 60, "clip": 90, "diffusion": 600, "total": 3700})
-    assert said.startswith("this machine needs about 1:01:40 from nothing, in ")
-    assert "autoencoder 01:00, clip 01:30, diffusion 10:00" in said
+    text = announcement({"autoencoder": 60, "clip": 90, "diffusion": 600, "total": 3700})
+    assert text.startswith("this machine needs about 1:01:40 from nothing, in ")
+    assert "autoencoder 01:00, clip 01:30, diffusion 10:00" in text
 
 
-def test_swapped_captions_say_something_else_with_the_same_words():
+def test_swapped_captions_mean_something_else_in_the_same_words():
     text = "a small orange square left of a large purple diamond on a white background"
     assert measure.swaps(text) == [
         "a small purple square left of a large orange diamond on a white background",
@@ -58,7 +58,7 @@ def test_swapped_captions_say_something_else_with_the_same_words():
 
 def test_swap_accuracy_counts_strict_wins():
     class CLIPExtractor:
-        """Knows left from right only: sees order, but no colours."""
+        """Features that tell left from right, but not colours."""
 
         def encode_text(self, text):
             return torch.tensor([[1.0, 0.0] if t.startswith("a small") else [0.0, 1.0] for t in text])
@@ -80,7 +80,7 @@ def test_times_add_up_over_calls_and_overlap_where_stages_do(tmp_path):
     assert figures["seconds/total"] == 125
 
 
-def test_a_line_says_whether_its_goal_is_reached():
+def test_a_line_reports_whether_its_goal_is_reached():
     line = Line("a", "share", goal=0.97)
     assert line.write({"a": 0.98}).split() == ["share", "0.980", ">=", "0.970", "reached"]
     assert line.write({"a": 0.96}).endswith("missed\n")

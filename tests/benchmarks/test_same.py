@@ -1,4 +1,4 @@
-"""A refactoring is proved by comparing everything: each kind of difference must be seen, and named."""
+"""A refactoring is proved by comparing everything: each kind of difference must be found and named."""
 
 import json
 
@@ -20,11 +20,11 @@ def metrics(tmp_path, after):
 
 def checkpoint(**changes):
     weight = torch.tensor([1.0, float("nan"), -0.0])
-    parts = {"weight": weight, "moment": torch.ones(2), "raw": torch.arange(3.0), "callback": "EMA"} | changes
+    state = {"weight": weight, "moment": torch.ones(2), "raw": torch.arange(3.0), "callback": "EMA"} | changes
     return {
-        "state_dict": {"net.weight": parts["weight"]},
-        "optimizer_states": [{"state": {0: {"exp_avg": parts["moment"]}}, "param_groups": [{"lr": 0.1}]}],
-        "callbacks": {parts["callback"]: {"raw": {"net.weight": parts["raw"]}}},
+        "state_dict": {"net.weight": state["weight"]},
+        "optimizer_states": [{"state": {0: {"exp_avg": state["moment"]}}, "param_groups": [{"lr": 0.1}]}],
+        "callbacks": {state["callback"]: {"raw": {"net.weight": state["raw"]}}},
     }
 
 
@@ -89,7 +89,7 @@ def test_checkpoints_are_found_and_read(tmp_path):
     assert found.difference.endswith("last.ckpt: only in BEFORE")
 
 
-def test_files_pictures_and_evaluations_are_compared(tmp_path):
+def test_files_images_and_evaluations_are_compared(tmp_path):
     for side, value in (("before", 1), ("after", 2)):
         (tmp_path / side).mkdir()
         (tmp_path / side / "a.tar").write_bytes(bytes([0, value]))

@@ -18,7 +18,7 @@ from ldm.nets.unet import UNet
 from ldm.types import Cond, DenoiserDims
 
 GRAPHS = []
-"""What was compiled."""
+"""Calls of the stand-in compiler."""
 
 
 @register_backend
@@ -57,7 +57,7 @@ def made(network):
 
 
 def of(callback, net, tmp_path):
-    """A copy of a network that the callback took hold of."""
+    """Return a copy of a network, changed by a callback's setup."""
     stage = nn.ModuleDict({"net": copy.deepcopy(net)})
     callback.setup(trainer(tmp_path), stage, "fit")
     return stage["net"]
@@ -165,7 +165,7 @@ def test_compiled_blocks_compute_the_same(network, callbacks, tmp_path):
         torch.testing.assert_close(call(compiled), y)
 
 
-def test_what_is_no_network_of_blocks_is_left_alone(tmp_path):
+def test_a_network_without_blocks_is_left_unchanged(tmp_path):
     net = nn.Linear(2, 2)
     for callback in (ActivationCheckpointing(), Compile("nonsense")):
         assert torch.equal(of(callback, net, tmp_path)(torch.ones(1, 2)), net(torch.ones(1, 2)))

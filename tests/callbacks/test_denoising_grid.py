@@ -1,4 +1,4 @@
-"""Estimates of x0 from fixed noise, at the levels that were asked for."""
+"""Estimates of x0 from fixed noise, at the configured noise levels."""
 
 import math
 import types
@@ -68,7 +68,7 @@ def test_the_error_of_an_unbiased_estimate_is_the_level(schedule):
         assert error.std() == pytest.approx(level, rel=0.05)
 
 
-def test_all_levels_of_a_sample_get_the_same_noise_whatever_is_drawn_beside_it():
+def test_all_levels_of_a_sample_get_the_same_noise_in_any_batch():
     batch = sample()
     found = errors(DenoisingGrid((2.0, 8.0)).draw(Divides(ScaledLinear()), batch), batch)
     assert torch.corrcoef(found[:, 1].flatten(1))[0, 1] > 0.98
@@ -98,8 +98,12 @@ def test_a_run_leaves_a_row_per_image_at_each_validation(tmp_path):
     first, second = (np.array(Image.open(folder / name)) for name in names)
     assert first.shape == (3 * 4 + 2 * 2, 3 * 4, 3)
     assert (first == second).all()  # this stage's estimates do not depend on what it learned
-    says = read_text(folder / names[1])
-    assert (says["levels"], says["samples"], says["captions"].splitlines()[2]) == ("1 4", "32", "caption 2")
+    metadata = read_text(folder / names[1])
+    assert (metadata["levels"], metadata["samples"], metadata["captions"].splitlines()[2]) == (
+        "1 4",
+        "32",
+        "caption 2",
+    )
 
 
 def test_a_diffusion_stage_fits_and_others_are_left_alone(tmp_path):

@@ -1,4 +1,4 @@
-"""The average: its closed form, who sees it when, and that a resumed run is the uninterrupted one."""
+"""EMA: its closed form, when it is swapped in, and exact resume."""
 
 import lightning as L
 import pytest
@@ -82,7 +82,7 @@ def test_accumulated_batches_update_once(tmp_path):
 
 
 @pytest.mark.parametrize("ema_first", [True, False])
-def test_all_of_validation_sees_the_average_and_training_never(tmp_path, ema_first):
+def test_validation_uses_the_average_and_training_never_does(tmp_path, ema_first):
     ema, recorder = EMA(0.9, warmup=False), Recorder()
     _, stage = fit(tmp_path, *([ema, recorder] if ema_first else [recorder, ema]))
     steps = [torch.zeros(3), *recorder.after_step]
@@ -201,7 +201,7 @@ def test_validate_uses_the_average_of_a_checkpoint(tmp_path):
     assert torch.equal(stage.scale, saved["state_dict"]["scale"])
 
 
-def test_tied_weights_are_averaged_under_both_names(tmp_path):
+def test_tied_weights_are_averaged_under_each_name(tmp_path):
     class Tied(TinyStage):
         def __init__(self):
             super().__init__()

@@ -59,7 +59,7 @@ class Spy(Metric):
 
 
 class Broken(Spy):
-    """Fails where it is told to."""
+    """Fails in the configured hook."""
 
     def __init__(self, where):
         super().__init__("broken")
@@ -142,7 +142,7 @@ def test_training_is_the_same_with_and_without(tmp_path):
         assert torch.equal(measured.state_dict()[name], weight), name
 
 
-def test_metrics_see_the_averaged_weights(tmp_path):
+def test_metrics_use_the_averaged_weights(tmp_path):
     spy, ema = Spy(), EMA(0.9)
     _, stage = fit(tmp_path, Evaluation([spy], 4), ema, stage=TinyStage(), max_steps=4)
     batch = next(iter(loader(12)))
@@ -189,13 +189,13 @@ def test_a_failing_measure_is_named_and_the_others_of_its_network_go_on(tmp_path
         def image_features(self, image):
             return image.mean((2, 3))
 
-    both = FeatureMetrics(Embedding(Flat(), "flat"), [Fails(), Frechet()])
-    says = "measure Fails of flat is left out of this evaluation: RuntimeError: no root"
-    with pytest.warns(UserWarning, match=says):
-        run, _ = fit(tmp_path, Evaluation([both], 8))
+    metric = FeatureMetrics(Embedding(Flat(), "flat"), [Fails(), Frechet()])
+    message = "measure Fails of flat is left out of this evaluation: RuntimeError: no root"
+    with pytest.warns(UserWarning, match=message):
+        run, _ = fit(tmp_path, Evaluation([metric], 8))
     assert "val/fid/flat" in run.callback_metrics and run.global_step == 8
     lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
-    assert [line["failed"] for line in lines if "failed" in line] == [says] * 2
+    assert [line["failed"] for line in lines if "failed" in line] == [message] * 2
 
 
 def test_statistics_of_images_of_another_side_are_one_line_before_any_is_measured(tmp_path):
@@ -264,8 +264,8 @@ def test_two_processes_equal_one(tmp_path):
         "val/psnr_of_all",
     } <= alone.keys()
     assert first == pytest.approx(alone, rel=1e-5) and second == pytest.approx(alone, rel=1e-5)
-    sheets = [(tmp_path / name / "images" / "tiny-0000000064.png").read_bytes() for name in "12"]
-    assert sheets[0] == sheets[1]
+    grids = [(tmp_path / name / "images" / "tiny-0000000064.png").read_bytes() for name in "12"]
+    assert grids[0] == grids[1]
 
 
 def test_a_config_names_metrics_and_the_towers_they_measure_with(tmp_path):
@@ -341,7 +341,7 @@ def test_every_number_is_written_with_its_record(tmp_path):
     }
 
 
-def test_it_draws_with_a_sampler_of_its_own_and_gives_the_stages_back(tmp_path):
+def test_it_draws_with_its_own_sampler_and_restores_that_of_the_stage(tmp_path):
     stage = WithSampler()
     mine = stage.sampler
     fit(tmp_path, Evaluation([Spy()], 6, sampler=Doubled(7)), stage=stage)

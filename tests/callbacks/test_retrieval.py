@@ -27,7 +27,7 @@ class Labelled(Points):
 
 
 class Tower(TinyStage):
-    """Sees three numbers of an image, scaled as training says; reads a caption as random ones."""
+    """Embeds an image as three of its pixels, scaled by training, and a caption as random numbers."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ def unit(x):
 
 
 def counted(stage, num, k):
-    """Shares of the first ``num`` pairs, by the definition."""
+    """Recall among the first ``num`` pairs, by the definition."""
     pairs = Labelled(12)
     with torch.no_grad():
         image = unit(stage.image_features(pairs.image[:num]).double().numpy())
@@ -69,7 +69,7 @@ def counted(stage, num, k):
 
 
 @pytest.mark.parametrize("num", [7, 12])
-def test_values_are_the_shares_among_all_pairs_and_not_in_batches(tmp_path, num):
+def test_recall_is_over_all_pairs_and_not_within_batches(tmp_path, num):
     ema = EMA(0.9)
     matching = ValidationRetrieval(num, (1, 2), CLASSES, TEMPLATES, zero_shot_at=(1, 2))
     values, stage = fit(tmp_path, matching, ema, max_steps=4)
@@ -80,7 +80,7 @@ def test_values_are_the_shares_among_all_pairs_and_not_in_batches(tmp_path, num)
     assert 0 < found["val/zero_shot@1"] < 1 and 0 < found["val/image_to_text@2/clip"] < 1
 
 
-def test_every_value_says_how_it_came_about(tmp_path):
+def test_every_value_has_metadata(tmp_path):
     fit(
         tmp_path,
         ValidationRetrieval(12, (1,), CLASSES, TEMPLATES, (1,)),
@@ -89,12 +89,12 @@ def test_every_value_says_how_it_came_about(tmp_path):
         precision="bf16-mixed",
     )
     lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
-    says = {line["name"]: line for line in lines}
-    assert says.keys() == {"val/image_to_text@1/clip", "val/text_to_image@1/clip", "val/zero_shot@1"}
-    for line in says.values():
+    records = {line["name"]: line for line in lines}
+    assert records.keys() == {"val/image_to_text@1/clip", "val/text_to_image@1/clip", "val/zero_shot@1"}
+    for line in records.values():
         assert (line["samples"], line["weights"], line["num"]) == (16, "ema", 12)
         assert line["precision"] == "32-true" and "seed" not in line and line["resize"].endswith("to 4")
-    assert (says["val/zero_shot@1"]["num_classes"], says["val/zero_shot@1"]["num_templates"]) == (3, 2)
+    assert (records["val/zero_shot@1"]["num_classes"], records["val/zero_shot@1"]["num_templates"]) == (3, 2)
 
 
 def test_classes_without_labels_are_one_line_and_retrieval_goes_on(tmp_path):

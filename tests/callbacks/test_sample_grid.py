@@ -1,4 +1,4 @@
-"""The sheets of images: the same samples each time, on disk and in W&B."""
+"""Image grids: the same samples each time, on disk and in W&B."""
 
 import os
 import subprocess
@@ -23,22 +23,22 @@ def fit(folder, *callbacks, stage=None):
     return stage
 
 
-def test_each_validation_draws_the_first_samples_beside_their_input(tmp_path):
+def test_each_validation_draws_the_first_samples_next_to_their_input(tmp_path):
     stage = fit(tmp_path, SampleGrid(num=6))
     assert sorted(os.listdir(tmp_path / "images")) == ["tiny-0000000016.png", "tiny-0000000032.png"]
     path = tmp_path / "images" / "tiny-0000000032.png"
-    sheet = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
-    assert sheet.shape == (3, 2 * 4 + GAP, 3 * 8 + 2 * GAP)
+    drawn = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+    assert drawn.shape == (3, 2 * 4 + GAP, 3 * 8 + 2 * GAP)
     points = Points(12)
     for i in range(6):
         top, left = (i // 3) * (4 + GAP), (i % 3) * (8 + GAP)
         original = points[i]["image"]
-        assert torch.equal(sheet[:, top : top + 4, left : left + 4], to_bytes(original))
+        assert torch.equal(drawn[:, top : top + 4, left : left + 4], to_bytes(original))
         made = stage.generate({"image": original[None]}, 0)[0]
-        assert torch.equal(sheet[:, top : top + 4, left + 4 : left + 8], to_bytes(made))
-    says = read_text(path)
-    assert says["captions"].splitlines() == [f"caption {i}" for i in range(6)]
-    assert (says["stage"], says["samples"], says["seed"]) == ("tiny", "32", "0")
+        assert torch.equal(drawn[:, top : top + 4, left + 4 : left + 8], to_bytes(made))
+    metadata = read_text(path)
+    assert metadata["captions"].splitlines() == [f"caption {i}" for i in range(6)]
+    assert (metadata["stage"], metadata["samples"], metadata["seed"]) == ("tiny", "32", "0")
 
 
 def test_images_leave_no_trace_in_training(tmp_path):
@@ -102,7 +102,7 @@ def test_wandb_has_the_images_offline(tmp_path):
     assert "images" in records and "caption 2" in records
 
 
-def test_a_sheet_that_cannot_be_drawn_or_written_is_no_reason_to_stop(tmp_path):
+def test_an_image_grid_that_cannot_be_drawn_or_written_does_not_stop_training(tmp_path):
     class Fails(TinyStage):
         def generate(self, batch, seed):
             raise RuntimeError("out of memory")

@@ -71,7 +71,7 @@ def test_a_bad_step_changes_neither_weights_nor_moments(tmp_path, kind, value, c
     )
 
 
-def test_nothing_is_changed_where_all_is_finite(tmp_path):
+def test_finite_steps_are_unchanged(tmp_path):
     torch.manual_seed(0)
     ours = TinyStage()
     fit(tmp_path / "a", ours)
@@ -119,7 +119,7 @@ def test_none_in_a_row_is_refused():
 
 @pytest.fixture(scope="module")
 def ill(tmp_path_factory):
-    """What two processes left and said, of which the second meets losses that are not finite, by strategy."""
+    """Run folders and outputs by strategy; the second of two processes meets losses that are not finite."""
     folder = tmp_path_factory.mktemp("ill")
     script = Path(__file__).parents[1] / "support" / "two_ill_processes.py"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -133,7 +133,7 @@ def ill(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_all_processes_skip_what_one_met(ill, strategy):
-    folder, said = ill[0] / strategy, ill[1][strategy]
+    folder, output = ill[0] / strategy, ill[1][strategy]
     one, two = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for ours, theirs in zip(one["seen"], two["seen"], strict=True):
         assert torch.equal(ours, theirs)
@@ -141,7 +141,7 @@ def test_all_processes_skip_what_one_met(ill, strategy):
     for line in (one["error"], two["error"]):
         assert "2 steps in a row" in line
         assert "process 1: train/bad is nan" in line and "process 0" not in line
-    assert "step 3 is skipped: process 1: train/bad is nan" in said
+    assert "step 3 is skipped: process 1: train/bad is nan" in output
     # an error may have met one process alone, which has but a part of split weights
     assert (folder / "checkpoints" / "last.ckpt").exists() == (strategy == "ddp")
-    assert ("stopped at step 7: not saved" in said) == (strategy == "fsdp2")
+    assert ("stopped at step 7: not saved" in output) == (strategy == "fsdp2")

@@ -15,7 +15,7 @@ from ldm.callbacks.throughput import Throughput
 
 
 class Clock:
-    """Says the time that passed in steps, validations and loaders, whatever the machine does."""
+    """A clock that only steps, validations and loaders advance."""
 
     def __init__(self):
         self.now = 0.0
@@ -64,7 +64,7 @@ class Collect(L.Callback):
         self.values.append(dict(trainer.logged_metrics))
 
 
-def test_throughput_leaves_out_validation_and_sees_the_wait_for_data(tmp_path):
+def test_throughput_excludes_validation_and_includes_the_wait_for_data(tmp_path):
     collect = Collect()
     run = trainer(
         tmp_path, callbacks=[Throughput(), collect], max_steps=12, log_every_n_steps=6, val_check_interval=3

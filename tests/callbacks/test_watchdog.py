@@ -1,4 +1,4 @@
-"""Who is blamed for a hang, and that a watch ends what stands and nothing else."""
+"""The rank blamed for a hang; a watchdog ends hung runs only."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ def beats(*signs, tick=1, **phases):
     }
 
 
-def test_a_process_that_says_nothing_new_is_blamed_before_one_that_is_behind():
+def test_a_process_without_a_new_heartbeat_is_blamed_before_one_that_is_behind():
     before, after = beats(7, 5, 7), beats(7, 5, 7, tick=4)
     after[2] = before[2]
     ranks, reason = blame(before, after, 3)
@@ -25,19 +25,19 @@ def test_a_process_that_says_nothing_new_is_blamed_before_one_that_is_behind():
     assert reason == "process 2 (node2) cannot be heard: killed, stopped, or cut off"
 
 
-def test_a_process_that_never_said_anything_is_blamed():
+def test_a_process_without_any_heartbeat_is_blamed():
     ranks, reason = blame(beats(7), beats(7, tick=4), 2)
     assert ranks == [1]
     assert "process 1 cannot be heard" in reason
 
 
-def test_who_has_done_least_is_blamed_and_where_it_stands():
+def test_the_rank_with_the_least_progress_is_blamed_with_its_phase():
     ranks, reason = blame(beats(7, 5, 7), beats(7, 5, 7, tick=4, of1="in batch 3, step 2"), 3)
     assert ranks == [1]
     assert reason == "process 1 (node1) stands in batch 3, step 2, and the others wait for it"
 
 
-def test_nobody_is_blamed_where_all_stand_at_the_same_point():
+def test_no_rank_is_blamed_if_all_hang_at_the_same_point():
     assert blame(beats(7, 7), beats(7, 7, tick=4), 2) == ([], "all processes stand in batch 1")
 
 
@@ -52,16 +52,16 @@ def test_many_are_counted():
 def test_processes_hear_each_other_over_the_store():
     store = dist.HashStore()
     first, second = HeartbeatStore(0, 3, store), HeartbeatStore(1, 3, store)
-    said = Heartbeat("node1", 2, 3, "in batch 4")
-    second.report(said)
-    assert first.everyones() == {1: said}
+    output = Heartbeat("node1", 2, 3, "in batch 4")
+    second.report(output)
+    assert first.everyones() == {1: output}
     assert second.verdict() is None
     first.publish(Verdict([1], "it sleeps"))
     assert second.verdict() == Verdict([1], "it sleeps")
 
 
 @pytest.mark.slow
-def test_a_watch_ends_what_stands_and_says_where(capsys):
+def test_a_watchdog_ends_a_hung_run_and_reports_where(capsys):
     ended = threading.Event()
     codes = []
     watch = HeartbeatMonitor(
@@ -75,9 +75,9 @@ def test_a_watch_ends_what_stands_and_says_where(capsys):
     assert ended.wait(60)
     watch.stop()
     assert codes == [EXIT_CODE]
-    said = capsys.readouterr().err
-    assert "(--watchdog.timeout 2): it stands in batch 11" in said
-    assert "assert ended.wait(60)" in said  # where the main thread was
+    output = capsys.readouterr().err
+    assert "(--watchdog.timeout 2): it stands in batch 11" in output
+    assert "assert ended.wait(60)" in output  # where the main thread was
 
 
 class Deaf(dist.Store):
@@ -122,7 +122,7 @@ def test_no_watch_outlives_training(tmp_path, fails):
     assert watchdog._watch is None
 
 
-def test_never_is_said_by_null_not_by_nothing():
+def test_a_timeout_of_zero_is_refused_and_null_disables():
     with pytest.raises(ValueError, match=r"watchdog.timeout: got 0 s, expected a positive number, or null"):
         Watchdog(0.0)
     Watchdog(None)

@@ -1,4 +1,4 @@
-"""Checkpoints written beside training hold what was there when they were asked for."""
+"""Checkpoints written in the background hold the state at the time of the call."""
 
 import threading
 
@@ -21,7 +21,7 @@ class Slow(AsyncCheckpointIO):
         super()._write(checkpoint, target)
 
 
-def test_a_checkpoint_holds_what_was_there_when_it_was_asked_for(tmp_path):
+def test_a_checkpoint_holds_the_state_at_the_time_of_the_call(tmp_path):
     io, path, weight, names = Slow(), tmp_path / "a.ckpt", torch.zeros(3), ["a"]
     state = {"weight": weight, "names": names}
     kept = []
@@ -58,7 +58,7 @@ def test_an_error_is_met_by_who_comes_next_and_once(tmp_path):
     assert io.load_checkpoint(tmp_path / "a.ckpt")["step"] == 3
 
 
-def test_a_snapshot_shares_what_was_shared_and_nothing_with_training(tmp_path):
+def test_a_snapshot_keeps_aliases_and_shares_no_memory_with_training(tmp_path):
     weight = torch.rand(1000)
     state = {"a": weight, "b": [weight, (weight[:10], 3)], "c": None}
     copy = snapshot(state)
@@ -70,9 +70,9 @@ def test_a_snapshot_shares_what_was_shared_and_nothing_with_training(tmp_path):
 
 def test_the_same_bytes_are_written_as_without_a_thread(tmp_path):
     state = {"w": torch.rand(3, 4, 5, 5).to(memory_format=torch.channels_last), "half": torch.rand(7).half()}
-    beside, plain = AsyncCheckpointIO(), AtomicCheckpointIO()
-    beside.save_checkpoint(state, tmp_path / "one" / "a.ckpt")
-    beside.finish()
+    asynchronous, plain = AsyncCheckpointIO(), AtomicCheckpointIO()
+    asynchronous.save_checkpoint(state, tmp_path / "one" / "a.ckpt")
+    asynchronous.finish()
     plain.save_checkpoint(state, tmp_path / "two" / "a.ckpt")
     one, two = (plain.load_checkpoint(tmp_path / name / "a.ckpt") for name in ("one", "two"))
     for key, value in state.items():

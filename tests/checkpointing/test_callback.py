@@ -1,4 +1,4 @@
-"""When a run saves: a full disk costs a checkpoint, not the run."""
+"""Schedule of checkpoints; a full disk costs a checkpoint, not the run."""
 
 import csv
 import resource
@@ -45,7 +45,7 @@ class FullDiskBeside(Full, AsyncCheckpointIO):
     pass
 
 
-both = pytest.mark.parametrize("disk", [FullDisk, FullDiskBeside])
+full_disks = pytest.mark.parametrize("disk", [FullDisk, FullDiskBeside])
 
 
 def fit(folder, disk, **changes):
@@ -61,7 +61,7 @@ def steps(folder):
     return {f.name: torch.load(f, weights_only=True)["global_step"] for f in files}
 
 
-@both
+@full_disks
 def test_training_outlives_a_full_disk(tmp_path, disk, capsys):
     run = fit(tmp_path, disk(8, 12))
     assert run.global_step == 16
@@ -72,7 +72,7 @@ def test_training_outlives_a_full_disk(tmp_path, disk, capsys):
         assert f"warning: step {step}: checkpoint '{tmp_path}/checkpoints/last.ckpt' cannot be writ" in errors
 
 
-@both
+@full_disks
 def test_a_best_that_was_not_written_is_not_the_one_to_beat(tmp_path, disk):
     checkpoints = Checkpoints(monitor="val/loss", keep_every_n_steps=4)
     with pytest.raises(OSError, match="the end of training"):
@@ -82,14 +82,14 @@ def test_a_best_that_was_not_written_is_not_the_one_to_beat(tmp_path, disk):
     assert checkpoints.best == best["callbacks"]["Checkpoints"]["best"]
 
 
-@both
+@full_disks
 def test_an_end_that_cannot_be_written_is_an_error(tmp_path, disk):
     with pytest.raises(OSError, match="the end of training cannot be written"):
         fit(tmp_path, disk(18), max_steps=18)
     assert steps(tmp_path)["last.ckpt"] == 16
 
 
-@both
+@full_disks
 def test_a_full_disk_does_not_hide_another_error(tmp_path, disk, capsys):
     class Broken(TinyStage):
         def training_step(self, batch, batch_idx):
@@ -109,7 +109,7 @@ def test_keeping_none_of_the_kept_is_refused():
         Checkpoints(keep_newest=0)
 
 
-def test_only_a_writer_that_leaves_whole_files_is_taken(tmp_path):
+def test_only_an_atomic_writer_is_accepted(tmp_path):
     from lightning.fabric.plugins.io import TorchCheckpointIO
 
     with pytest.raises(ValueError, match=r"trainer.plugins: .* written by TorchCheckpointIO, expected ldm"):
@@ -174,8 +174,8 @@ def test_a_run_outlives_a_monitored_metric_that_fails(tmp_path, capsys, first):
         run.fit(TinyStage(), loader(256), loader(8))
     assert run.global_step == 8
     assert (tmp_path / "checkpoints" / "best.ckpt").exists() == (first == 0)
-    said = "step 8: checkpoints.monitor: 'val/image_psnr' was not logged, expected one of "
-    assert (said in capsys.readouterr().err) == (first == 1)
+    message = "step 8: checkpoints.monitor: 'val/image_psnr' was not logged, expected one of "
+    assert (message in capsys.readouterr().err) == (first == 1)
 
 
 def test_a_resumed_run_need_not_measure_at_once(tmp_path, capsys):
@@ -204,9 +204,13 @@ def test_a_resumed_run_need_not_measure_at_once(tmp_path, capsys):
 def test_a_monitor_that_is_not_logged_costs_the_best_and_not_the_run(tmp_path, capsys):
     fit(tmp_path, AtomicCheckpointIO(), max_steps=8, callbacks=[Checkpoints("val/lost", "min")])
     assert steps(tmp_path) == {"last.ckpt": 8, "previous.ckpt": 4}
-    said = "warning: step 4: checkpoints.monitor: 'val/lost' was not logged, expected one of val/loss; best"
+    message = (
+        "warning: step 4: checkpoints.monitor: 'val/lost' was not logged, expected one of val/loss; best"
+    )
     errors = capsys.readouterr().err
-    assert said in errors and errors.startswith("warning: checkpoints.monitor: got 'val/lost', which nothing")
+    assert message in errors and errors.startswith(
+        "warning: checkpoints.monitor: got 'val/lost', which nothing"
+    )
 
 
 class Ends(TinyStage):
@@ -231,7 +235,7 @@ class Impatient(L.Callback):
 
 
 class BadCallback(L.Callback):
-    """Fails before Checkpoints is asked, at the beginning of the last validation."""
+    """Fails before Checkpoints, at the beginning of the last validation."""
 
     def on_validation_start(self, trainer, pl_module):
         if trainer.global_step == 8:
@@ -268,7 +272,7 @@ def fit_to_the_end(folder, module, writer, *more, resume=None):
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def test_what_was_trained_is_on_the_disk_before_it_is_validated(tmp_path):
+def test_training_is_saved_before_validation(tmp_path):
     class Look(L.Callback):
         def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
             seen.append((trainer.global_step, steps(tmp_path)["last.ckpt"]))
@@ -280,9 +284,9 @@ def test_what_was_trained_is_on_the_disk_before_it_is_validated(tmp_path):
 
 @pytest.mark.parametrize("writer", [AtomicCheckpointIO, AsyncCheckpointIO])
 @pytest.mark.parametrize("end", [fails, interrupted, BadCallback])
-def test_what_ends_a_validation_costs_no_step(tmp_path, capsys, ctrl_c, writer, end):
-    """Of the last one: weights, averages, metrics and what is kept are those of a run that nothing ended."""
-    whole = fit_to_the_end(tmp_path / "whole", TinyStage(), writer)
+def test_an_interrupted_validation_costs_no_step(tmp_path, capsys, ctrl_c, writer, end):
+    """Weights, averages, metrics and kept checkpoints equal those of an uninterrupted run."""
+    expected = fit_to_the_end(tmp_path / "whole", TinyStage(), writer)
     stage, more = (TinyStage(), [end()]) if end is BadCallback else (Ends(end), [Impatient()])
     with pytest.raises((RuntimeError, SystemExit)):
         fit_to_the_end(tmp_path / "parts", stage, writer, *more)
@@ -291,6 +295,6 @@ def test_what_ends_a_validation_costs_no_step(tmp_path, capsys, ctrl_c, writer, 
     assert steps(tmp_path / "parts") == {"last.ckpt": 8, "previous.ckpt": 4, "best.ckpt": 4}
     resumed = fit_to_the_end(tmp_path / "parts", TinyStage(), writer, resume=last)
     for part in ("state_dict", "callbacks", "optimizer_states", "progress", "validation"):
-        assert_equal(resumed[part], whole[part], part)
+        assert_equal(resumed[part], expected[part], part)
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
     assert steps(tmp_path / "parts") == steps(tmp_path / "whole")

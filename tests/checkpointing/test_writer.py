@@ -14,7 +14,7 @@ from ldm.io.atomic import link
 from ldm.io.checkpoint import Checkpoint, header, verify
 
 
-def test_what_is_written_is_read_back_and_nothing_else_is_left(tmp_path):
+def test_written_files_are_read_back_and_no_others_are_left(tmp_path):
     io, path = AtomicCheckpointIO(), tmp_path / "new" / "a.ckpt"
     state = {"weight": torch.arange(3), "step": 7, "names": ["a"]}
     io.save_checkpoint(state, path)
@@ -37,7 +37,7 @@ def test_an_error_while_writing_keeps_the_earlier_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.ckpt"]
 
 
-def test_the_target_is_untouched_until_the_new_file_is_whole(tmp_path):
+def test_the_target_is_untouched_until_the_new_file_is_complete(tmp_path):
     path = tmp_path / "a.ckpt"
     io = AtomicCheckpointIO()
     io.save_checkpoint({"step": 1}, path)
@@ -99,7 +99,7 @@ def test_a_full_disk_is_named_and_keeps_the_earlier_files(tmp_path):
     assert io.load_checkpoint(tmp_path / "previous.ckpt") == {"step": 1}
 
 
-def test_what_cannot_be_pickled_is_no_full_disk(tmp_path):
+def test_an_object_that_cannot_be_pickled_is_no_full_disk(tmp_path):
     class Breaks:
         def __reduce__(self):
             raise RuntimeError("a mistake of ours")
@@ -168,7 +168,7 @@ def test_undamaged_the_newest_is_taken_in_silence(folder, capsys):
     assert newest_complete(folder / "none") is None
 
 
-def test_a_death_at_any_moment_of_a_save_leaves_a_whole_newest_one(folder, monkeypatch):
+def test_a_kill_at_any_moment_of_a_save_leaves_a_complete_newest_checkpoint(folder, monkeypatch):
     """Each step of a save that changes the folder is the last one in turn."""
     operations = ("link", "replace", "unlink", "fsync", "open")
     for death in range(20):

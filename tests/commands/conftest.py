@@ -1,4 +1,4 @@
-"""Tiny shards, and a chain of tiny runs that the tests of the commands share."""
+"""Tiny shards and a chain of tiny runs for the tests of the commands."""
 
 import contextlib
 import os
@@ -36,10 +36,10 @@ def encode_in(home: Path) -> None:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
-    """Stands for the root of the repository, where commands are run, with the chain in it.
+    """A stand-in for the root of the repository, where commands are run, with the chain in it.
 
     Where pytest-xdist runs several processes, the first that needs it trains; the others copy what it left,
-    but for latents, which name their autoencoder by its whole path.
+    but for latents, which name their autoencoder by its absolute path.
     """
     home = tmp_path_factory.mktemp("home")
     if "PYTEST_XDIST_WORKER" not in os.environ:

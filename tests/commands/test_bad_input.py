@@ -14,7 +14,7 @@ from ldm.cli import Reason
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (
             "--data.train=nowhere/x-{000000..000003}.tar",
@@ -48,10 +48,10 @@ from ldm.cli import Reason
         ("--trainer.val_check_interval=00:00:00:20", "trainer.val_check_interval: got 00:00:00:20"),
     ],
 )
-def test_ldm_fit(fresh, capsys, monkeypatch, change, says):
+def test_ldm_fit(fresh, capsys, monkeypatch, change, message):
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.setenv("HOME", str(fresh.runs))
-    assert says in error_of(capsys, fresh.arguments("autoencoder", change))
+    assert message in error_of(capsys, fresh.arguments("autoencoder", change))
     assert not (fresh.runs / "autoencoder" / "checkpoints").exists()
 
 

@@ -1,4 +1,4 @@
-"""A configuration that builds on others, and what --print_config shows of it."""
+"""Composed configurations, and their output of --print_config."""
 
 import pytest
 import yaml
@@ -34,7 +34,7 @@ def test_callbacks_are_added_and_single_fields_changed(chain, fresh, tmp_path):
     assert found[-2:] == ["Compile", "ActivationCheckpointing"] and "SkipNonFinite" in found
 
 
-def test_what_print_config_says_runs_as_it_is(chain, fresh, tmp_path, capsys):
+def test_the_output_of_print_config_runs_unchanged(chain, fresh, tmp_path, capsys):
     arguments = fresh.arguments("autoencoder")
     with pytest.raises(SystemExit):
         training.build([*arguments, "--print_config"])

@@ -33,7 +33,7 @@ METRICS = {
 
 @pytest.fixture(scope="module")
 def conditioned(chain, home) -> Chain:
-    """Shards with everything to condition on, and their latents beside the images."""
+    """Shards with every field to condition on: images and their latents."""
     shards, latents = home / "shards" / "conditions", home / "shards" / "conditions-latents"
     pack(shards, Settings(train=24, val=12, novel=0, pairs=0, shard_size=12, conditions=True))
     made = Chain(home / "runs" / "conditions", shards, latents)
@@ -79,7 +79,7 @@ def test_a_condition_trains_resumes_and_draws(conditioned, name):
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
-def test_what_is_drawn_depends_on_the_condition(conditioned, name):
+def test_drawn_images_depend_on_the_condition(conditioned, name):
     stage = load_stage(str(conditioned.runs / name), Diffusion)
     shards = str(conditioned.shards / "val-000000.tar")
     data = Shards(shards, shards, image_size=32, batch_size=4)

@@ -46,12 +46,12 @@ def test_an_exported_run_draws_the_same_images_elsewhere(chain, there):
     assert (ours - theirs).abs().max() < 1 / 255
     assert (ours[0] - ours[1]).abs().max() > 10 / 255
     assert max(export.errors(stage, pipeline, CAPTIONS, x).values()) < 1e-5
-    said = json.loads((there / "ldm.json").read_text())
-    assert said["weights"] == "ema" and said["sha256"] == Checkpoint.open(chain.runs / "diffusion").sha256
+    record = json.loads((there / "ldm.json").read_text())
+    assert record["weights"] == "ema" and record["sha256"] == Checkpoint.open(chain.runs / "diffusion").sha256
 
 
 @pytest.mark.slow
-def test_what_comes_back_draws_the_same_and_can_be_trained_further(chain, there, fresh, tmp_path):
+def test_a_reimported_run_draws_the_same_and_can_be_trained_further(chain, there, fresh, tmp_path):
     back = fresh.runs / "imported"
     assert run("from-diffusers", f"--folder={there}", f"--out={back}") == 0
     for name in ("autoencoder", "diffusion"):
@@ -67,7 +67,7 @@ def test_what_comes_back_draws_the_same_and_can_be_trained_further(chain, there,
     assert fit.main(fresh.arguments("diffusion", *model, *images, "--trainer.max_steps=1")) == 0
 
 
-def test_what_cannot_be_expressed_is_one_clear_line(chain, fresh, capsys, tmp_path):
+def test_unsupported_features_end_in_one_clear_line(chain, fresh, capsys, tmp_path):
     out = f"--out={tmp_path / 'out'}"
     line = error_of(capsys, ["to-diffusers", f"--run={chain.runs / 'clip'}", out], convert.main)
     assert "is of stage 'clip', expected stage 'diffusion'" in line
@@ -92,8 +92,8 @@ def test_a_single_file_comes_back_bit_for_bit(chain, fresh, tmp_path, capsys):
         capsys, ["from-compvis", "--file=nowhere.ckpt", f"--out={tmp_path / 'out'}"], convert.main
     )
     assert "weights 'nowhere.ckpt' do not exist" in line
-    both = ["from-compvis", f"--file={file}", f"--out={tmp_path / 'out'}", "--weights=both"]
-    assert "weights" in error_of(capsys, both, convert.main)
+    command = ["from-compvis", f"--file={file}", f"--out={tmp_path / 'out'}", "--weights=both"]
+    assert "weights" in error_of(capsys, command, convert.main)
 
 
 def test_an_autoencoder_alone_encodes_shards(tmp_path, capsys):

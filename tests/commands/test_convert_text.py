@@ -28,8 +28,8 @@ def test_a_clip_goes_to_open_clip_and_back_and_starts_a_run(fresh, tmp_path, cap
     with torch.no_grad():
         expected = CLIPTower("runs/demo/clip").encode_text(CAPTIONS)
         assert torch.allclose(model.encode_text(tokens, normalize=True), expected, atol=1e-6)
-    said = json.loads((there / "ldm.json").read_text())
-    assert said["weights"] == "ema" and said["sha256"] == Checkpoint.open("runs/demo/clip").sha256
+    record = json.loads((there / "ldm.json").read_text())
+    assert record["weights"] == "ema" and record["sha256"] == Checkpoint.open("runs/demo/clip").sha256
     weights, config = there / "open_clip_model.safetensors", there / "open_clip_config.json"
     assert run("from-open-clip", f"--weights={weights}", f"--model={config}", f"--out={back}") == 0
     assert torch.equal(CLIPTower(str(back)).encode_text(CAPTIONS), expected)
@@ -67,8 +67,8 @@ def test_every_command_has_help(capsys):
             convert.main([name, "--help"])
         except SystemExit as end:
             assert end.code == 0
-        said = capsys.readouterr().out
-        assert f"] {name} --" in said and "--out OUT" in said and "(required" in said
+        record = capsys.readouterr().out
+        assert f"] {name} --" in record and "--out OUT" in record and "(required" in record
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

@@ -64,7 +64,7 @@ def test_an_interrupted_call_is_repeated_where_it_stopped(chain, tmp_path, capsy
         assert (tmp_path / name).read_bytes() == (chain.latents / name).read_bytes()
 
 
-def test_what_a_killed_call_had_done_is_kept(chain, tmp_path, monkeypatch):
+def test_finished_work_of_a_killed_call_is_kept(chain, tmp_path, monkeypatch):
     command = [*chain.encode()[:-1], f"--out={tmp_path}"]
     monkeypatch.setattr(encoding, "note_shard", stop_after(2))
     with pytest.raises(KeyboardInterrupt):
@@ -90,12 +90,12 @@ def stop_after(count):
 
 
 def is_index(path):
-    """Tell what a reader of shards leaves beside them."""
+    """Whether it is a sidecar of a shard."""
     return path.suffix == ".npz" or path.name.startswith(".shards-")
 
 
 def files(folder):
-    """What ldm.encode leaves, by name; hidden files too, but not what reading the shards leaves."""
+    """Output of ldm.encode by file name, hidden files included, sidecars of shards excluded."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if not is_index(path)}
 
 
@@ -133,16 +133,16 @@ def test_bad_images_are_left_out_and_reported(chain, tmp_path, capsys):
     (tmp_path / "broken.tar").write_bytes(broken)
     command = [chain.encode()[0], f"--shards={tmp_path / 'broken.tar'}", f"--out={tmp_path / 'out'}"]
     assert encode.main([*command, "--keep-images"]) == 0
-    said = capsys.readouterr()
-    assert "19 samples, 1 bad ones skipped" in said.out
-    assert "broken.tar: sample 'shapes-train-0000000000', member 'png'" in said.err
+    output = capsys.readouterr()
+    assert "19 samples, 1 bad ones skipped" in output.out
+    assert "broken.tar: sample 'shapes-train-0000000000', member 'png'" in output.err
     manifest = json.loads((tmp_path / "out" / "latents.json").read_text())
     assert len(manifest["shards"]["broken.tar"]["skipped"]) == 1
     assert sum(name.endswith(".png") for name in members(tmp_path / "out" / "broken.tar")) == 19
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ("--shards=nowhere-{000..003}.tar", "--shards: 4 of 4 shards are missing"),
         ("--size=34", "--size: got 34, expected a multiple of the autoencoder's factor 4"),
@@ -151,9 +151,9 @@ def test_bad_images_are_left_out_and_reported(chain, tmp_path, capsys):
         ("--batch-size=0", "--batch-size: got 0, expected a number >0"),
     ],
 )
-def test_bad_input(chain, capsys, change, says):
+def test_bad_input(chain, capsys, change, message):
     before = {path: path.read_bytes() for path in chain.latents.iterdir() if path.is_file()}
-    assert says in error_of(capsys, [*chain.encode(), change], encode.main)
+    assert message in error_of(capsys, [*chain.encode(), change], encode.main)
     assert before == {path: path.read_bytes() for path in chain.latents.iterdir() if path.is_file()}
 
 

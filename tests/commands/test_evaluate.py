@@ -152,30 +152,30 @@ def test_a_checkpoint_is_opened_once(chain, monkeypatch):
     assert trained.origin["checkpoint_sha256"] == Checkpoint.open(mine).sha256
 
 
-def test_files_beside_checkpoints_get_what_can_be_known_of_files(chain, tmp_path):
+def test_files_and_checkpoints_in_one_call_get_the_metrics_that_suit_each(chain, tmp_path):
     images(tmp_path / "mine", 20)
     arguments = [f"--data={chain.shards / 'val-000000.tar'}", f"--clip={chain.runs / 'clip'}"]
     drawn = ["--checkpoint", chain.runs / "diffusion", "--num-images=8", "--steps", 2]
     of_stage, of_files = run(tmp_path / "a", *drawn, *arguments, "--images", tmp_path / "mine")
     assert values(of_stage).keys() - values(of_files).keys() == {"clip_score/clip"}
     assert "fid/clip" in values(of_files)
-    both = ["--checkpoint", chain.runs / "autoencoder", *arguments, "--images", tmp_path / "mine"]
-    of_stage, of_files = run(tmp_path / "b", *both)
+    candidates = ["--checkpoint", chain.runs / "autoencoder", *arguments, "--images", tmp_path / "mine"]
+    of_stage, of_files = run(tmp_path / "b", *candidates)
     assert {"image_psnr", "ssim"} <= values(of_stage).keys()
     assert not {"image_psnr", "ssim"} & values(of_files).keys()
 
 
-def test_what_was_measured_before_a_failure_is_written(tmp_path, metrics, capsys):
+def test_results_before_a_failure_are_written(tmp_path, metrics, capsys):
     images(tmp_path / "good", 30)
     images(tmp_path / "bad", 30, seed=1)
     broken = tmp_path / "bad" / "007.png"
     broken.write_bytes(broken.read_bytes()[:900])
     out = f"--out={tmp_path / 'out'}"
-    both = ["--images", str(tmp_path / "good"), str(tmp_path / "bad")]
-    command = [out, metrics, "--device=cpu", *both, f"--reference={tmp_path / 'good'}"]
+    candidates = ["--images", str(tmp_path / "good"), str(tmp_path / "bad")]
+    command = [out, metrics, "--device=cpu", *candidates, f"--reference={tmp_path / 'good'}"]
     assert evaluate.main(command) == 2
-    said = capsys.readouterr()
-    assert f"'{broken}' cannot be read" in said.err and f"| {tmp_path / 'good'} |" in said.out
+    output = capsys.readouterr()
+    assert f"'{broken}' cannot be read" in output.err and f"| {tmp_path / 'good'} |" in output.out
     (result,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["results"]
     assert result["candidate"] == str(tmp_path / "good")
 
@@ -236,7 +236,7 @@ def test_guidances_of_any_class_are_compared_with_scales(chain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stage", "more", "says"),
+    ("stage", "more", "message"),
     [
         ("autoencoder", ["--steps", "7"], "--steps: got one, but no --checkpoint is of a diffusion stage"),
         (
@@ -248,9 +248,9 @@ def test_guidances_of_any_class_are_compared_with_scales(chain, tmp_path):
         ("diffusion", ["--lpips=x"], "--lpips: compares reconstructions, expected an autoencoder"),
     ],
 )
-def test_an_option_without_effect_is_refused(chain, metrics, capsys, stage, more, says):
+def test_an_option_without_effect_is_refused(chain, metrics, capsys, stage, more, message):
     command = ["--checkpoint", str(chain.runs / stage), f"--data={chain.shards / 'val-000000.tar'}", metrics]
-    assert says in error_of(capsys, [*command, "--device=cpu", *more], evaluate.main)
+    assert message in error_of(capsys, [*command, "--device=cpu", *more], evaluate.main)
 
 
 def test_checkpoints_of_other_sizes_are_not_drawn_at_one(capsys):
@@ -278,10 +278,10 @@ def test_an_autoencoder_and_a_clip_are_measured_on_real_images(chain, tmp_path, 
 @pytest.mark.slow
 def test_each_clip_is_measured_with_itself(chain, fresh, tmp_path):
     assert fit.main(fresh.arguments("clip", "--seed_everything=1", "--trainer.max_steps=4")) == 0
-    both = [chain.runs / "clip", fresh.runs / "clip"]
+    candidates = [chain.runs / "clip", fresh.runs / "clip"]
     shards = f"--data={chain.shards / 'val-000000.tar'}"
-    results = run(tmp_path / "both", "--checkpoint", *both, shards)
-    for path, result in zip(both, results, strict=True):
+    results = run(tmp_path / "both", "--checkpoint", *candidates, shards)
+    for path, result in zip(candidates, results, strict=True):
         (alone,) = run(tmp_path / path.parent.name, "--checkpoint", path, shards)
         assert values(result) == values(alone)
     hashes = [result["values"][0]["weights_sha256"] for result in results]
@@ -309,9 +309,9 @@ def test_a_clip_knows_classes_in_training_as_it_does_afterwards(fresh, tmp_path)
     assert {f"val/{name}": value for name, value in values(after).items()} == {
         name: line["value"] for name, line in during.items()
     }
-    (says,) = (value for value in after["values"] if value["name"] == "zero_shot@1")
-    assert says["classes_sha256"] == during["val/zero_shot@1"]["classes_sha256"]
-    assert (says["num"], says["num_classes"], len(says["weights_sha256"])) == (40, 10, 64)
+    (message,) = (value for value in after["values"] if value["name"] == "zero_shot@1")
+    assert message["classes_sha256"] == during["val/zero_shot@1"]["classes_sha256"]
+    assert (message["num"], message["num_classes"], len(message["weights_sha256"])) == (40, 10, 64)
 
 
 @pytest.mark.slow
@@ -349,7 +349,7 @@ def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("more", "message"),
     [
         ([], "got neither --checkpoint nor --images"),
         (["--images", "nowhere"], "got neither --data nor --reference"),
@@ -378,7 +378,7 @@ def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
         (["--checkpoint", "gone", "--reference=good"], "--data: got none, expected shards"),
     ],
 )
-def test_bad_input(tmp_path, monkeypatch, capsys, metrics, more, says):
+def test_bad_input(tmp_path, monkeypatch, capsys, metrics, more, message):
     monkeypatch.chdir(tmp_path)
     images(tmp_path / "good", 40)
     images(tmp_path / "small", 40, 16)
@@ -387,7 +387,7 @@ def test_bad_input(tmp_path, monkeypatch, capsys, metrics, more, says):
     (tmp_path / "empty").mkdir()
     (tmp_path / "page.npz").write_text("<html>")
     np.savez(tmp_path / "mu.npz", mu=np.zeros(12), sigma=np.eye(12))
-    assert says in error_of(capsys, [metrics, "--device=cpu", "--out=out", *more], evaluate.main)
+    assert message in error_of(capsys, [metrics, "--device=cpu", "--out=out", *more], evaluate.main)
 
 
 def test_no_metric_at_all_is_refused(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""What ldm.fit leaves, and what it says."""
+"""Files and messages of ldm.fit."""
 
 import csv
 import json
@@ -32,9 +32,9 @@ def test_a_run_leaves_one_folder(chain, name):
     assert set(environment["git"]) == {"revision", "dirty"}
     assert os.uname().nodename not in (run / "environment.json").read_text()
     assert (run / "metrics.csv").is_file()
-    sheets = {"autoencoder": ["autoencoder"], "clip": [], "diffusion": ["diffusion", "noise-levels"]}
+    grids = {"autoencoder": ["autoencoder"], "clip": [], "diffusion": ["diffusion", "noise-levels"]}
     images = [path.name for path in sorted((run / "images").glob("*.png"))]
-    assert images == [f"{sheet}-{n:010d}.png" for sheet in sheets[name] for n in (32, 64)]
+    assert images == [f"{grid}-{n:010d}.png" for grid in grids[name] for n in (32, 64)]
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -55,7 +55,7 @@ def test_the_configuration_of_a_run_is_a_configuration(chain, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_trains_at_the_noise_levels_of_edm(fresh):
-    """All of the objective by name: the run learns, draws images, and its checkpoint knows its objective."""
+    """The objective by class names: the run learns and draws, and its checkpoint records the objective."""
     edm = {
         "schedule": "ldm.diffusion.VarianceExploding",
         "prediction": "ldm.diffusion.prediction.EDM",
@@ -112,7 +112,7 @@ def test_weights_that_do_not_fit_are_refused(chain, fresh, capsys, given, more, 
     assert not (fresh.runs / "autoencoder" / "checkpoints").exists()
 
 
-def test_a_finished_run_says_so_and_changes_nothing(chain, capsys):
+def test_a_finished_run_reports_it_and_changes_nothing(chain, capsys):
     before = {p: p.stat().st_mtime_ns for p in (chain.runs / "clip").rglob("*")}
     assert fit.main(chain.arguments("clip")) == 0
     assert capsys.readouterr().out.startswith(f"{chain.runs / 'clip'}: finished, 8 of 8 steps are done")
@@ -132,7 +132,7 @@ def test_earlier_configurations_are_kept_if_they_differ(fresh):
 
 
 @pytest.mark.slow
-def test_best_and_kept_checkpoints_are_whole(fresh):
+def test_best_and_kept_checkpoints_are_complete(fresh):
     more = [
         "--checkpoints.monitor=val/psnr",
         "--checkpoints.mode=max",

@@ -109,7 +109,7 @@ def test_a_run_that_was_stopped_or_computes_its_blocks_again_ends_alike(runs, ot
 
 
 @pytest.mark.slow
-def test_images_are_drawn_from_split_weights_as_from_whole_ones(runs):
+def test_images_from_sharded_weights_equal_those_from_full_weights(runs):
     ddp, fsdp = (sorted((runs / name / "images").glob("*.png")) for name in ("ddp", "fsdp"))
     assert [path.name for path in ddp] == [path.name for path in fsdp] and len(ddp) >= 4
     for ours, theirs in zip(ddp, fsdp, strict=True):
@@ -170,7 +170,7 @@ def test_parameters_of_loss_terms_are_split_trained_and_saved_like_others(chain,
 
 
 @pytest.mark.slow
-def test_what_cannot_be_split_is_named(chain, fresh):
+def test_models_that_cannot_be_sharded_are_named(chain, fresh):
     plan = [{"arguments": fresh.arguments("clip", "--trainer.strategy=fsdp2")}]
     result = start(plan, fresh.runs.parent / "plan.json", chain.runs.parents[1])
     assert result.returncode == 2

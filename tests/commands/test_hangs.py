@@ -21,14 +21,14 @@ from ldm.callbacks.heartbeat import EXIT_CODE
 )
 def test_a_hang_ends_all_and_names_who_stands_still(fresh, rank, how, reason):
     hangs = ["interruptions.Hangs", "--trainer.callbacks.step=3", f"--trainer.callbacks.rank={rank}"]
-    both = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--sample_grid.num=2"]
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", "--sample_grid.num=2"]
     more = ["--trainer.callbacks+", *hangs, f"--trainer.callbacks.how={how}", "--watchdog.timeout=20"]
-    command = [sys.executable, "-m", "ldm.fit", *fresh.arguments("autoencoder", *both, *more)]
+    command = [sys.executable, "-m", "ldm.fit", *fresh.arguments("autoencoder", *options, *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{SUPPORT}"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
     assert result.returncode != 0
-    said = rf"no progress for \d+ s \(--watchdog.timeout 20\): {reason}"
-    assert re.search(said, result.stderr), result.stderr
+    message = rf"no progress for \d+ s \(--watchdog.timeout 20\): {reason}"
+    assert re.search(message, result.stderr), result.stderr
     if how == "sleep":
         assert result.returncode == EXIT_CODE
         assert "wait_for_nothing" in result.stderr  # the very line

@@ -11,7 +11,7 @@ from ldm.runs.options import FIELDS
 
 
 @pytest.mark.slow
-def test_it_is_shown_without_lightning():
+def test_help_is_shown_without_lightning():
     commands = [["--help"], ["--config", "demo/clip", "-h"], []]
     code = f"import sys; from ldm import fit; print('codes', *map(fit.main, {commands})); "
     code += "sys.exit('lightning' in sys.modules)"
@@ -21,7 +21,7 @@ def test_it_is_shown_without_lightning():
     assert result.stdout.endswith("codes 0 0 2\n")
 
 
-def test_it_names_every_option_of_the_parser(tmp_path):
+def test_help_names_every_option_of_the_parser(tmp_path):
     cli = training.build(["--config", "demo/autoencoder", f"--run={tmp_path}"])
     full = {option for action in cli.parser._actions for option in action.option_strings}
     light = {option for action in fit.help_parser()._actions for option in action.option_strings}

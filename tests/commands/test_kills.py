@@ -1,4 +1,4 @@
-"""One process of two dies, or is told to stop: it ends all, with its own word; the same command resumes."""
+"""One process of two dies or is signalled: all end with its message, and the same command resumes."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ ENDS = {
 
 @pytest.fixture(scope="module")
 def runs(chain, home, tmp_path_factory):
-    """Runs on two processes, one whole, the others ended and resumed; and what was said of them."""
+    """Runs on two processes, one uninterrupted, the others ended and resumed, with their outputs."""
     folder = tmp_path_factory.mktemp("two")
 
     def arguments(name):
@@ -46,24 +46,24 @@ def runs(chain, home, tmp_path_factory):
     stopped = state(folder / "second is told" / "autoencoder")["global_step"]
     plan = [{"arguments": arguments(name)} for name in ("whole", *ENDS)]
     resumed = fit_all(plan, folder / "plan.json", home)
-    return SimpleNamespace(folder=folder, ended=ended, stopped=stopped, said=resumed.stdout)
+    return SimpleNamespace(folder=folder, ended=ended, stopped=stopped, output=resumed.stdout)
 
 
 @pytest.mark.parametrize("name", ENDS)
 def test_the_same_command_resumes_a_run_that_one_of_two_processes_ended(runs, name):
     assert runs.ended[name].returncode != 0
     run = runs.folder / name / "autoencoder"
-    assert f"{run}: resumes {run / 'checkpoints' / 'last.ckpt'}" in runs.said
+    assert f"{run}: resumes {run / 'checkpoints' / 'last.ckpt'}" in runs.output
     assert_same_run(run, runs.folder / "whole" / "autoencoder")
 
 
 @pytest.mark.parametrize(("name", "rank"), [("second fails", 1), ("first fails", 0)])
-def test_the_error_of_one_process_is_said(runs, name, rank):
+def test_the_error_of_one_process_is_reported(runs, name, rank):
     assert f"process {rank} went away" in runs.ended[name].stderr
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(runs):
-    told = runs.ended["second is told"]
-    assert told.returncode == 75, told.stderr
-    assert "stopped at step 6 by SIGUSR1" in told.stdout
+    stopped = runs.ended["second is told"]
+    assert stopped.returncode == 75, stopped.stderr
+    assert "stopped at step 6 by SIGUSR1" in stopped.stdout
     assert runs.stopped == 6

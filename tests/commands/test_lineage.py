@@ -80,13 +80,13 @@ def test_a_resumed_run_is_one_run_and_is_published_at_its_end(tracked):
 
 
 @pytest.mark.slow
-def test_wandb_finds_both_parts_of_the_run_to_send(tracked):
+def test_wandb_sync_finds_the_first_run_and_the_resumed_one(tracked):
     mine, *_ = tracked
     folders = sorted(map(str, (mine.runs / "autoencoder" / "wandb").glob("offline-run-*")))
     sync = [sys.executable, "-m", "wandb", "sync", "--dry-run", *folders]
     result = subprocess.run(sync, check=True, capture_output=True, text=True)
-    said = result.stdout + result.stderr
-    assert "Would sync 2 run(s)" in said and all(folder in said for folder in folders)
+    output = result.stdout + result.stderr
+    assert "Would sync 2 run(s)" in output and all(folder in output for folder in folders)
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_checkpoints_are_copied_and_shards_are_named(tracked):
 
 
 class Listener(WandbSamplesLogger):
-    """Keeps what it is told."""
+    """Keeps the calls."""
 
     def __init__(self, error=None):
         self.error, self.used, self.published = error, {}, []
@@ -135,7 +135,7 @@ class Listener(WandbSamplesLogger):
         self.published.append(artifact)
 
 
-def test_what_cannot_be_published_is_a_warning(chain, tmp_path):
+def test_an_artifact_that_cannot_be_published_is_a_warning(chain, tmp_path):
     """Neither a full disk nor a server ends what trained well."""
     full = Listener(OSError(28, "No space left on device"))
     with pytest.warns(UserWarning, match="autoencoder are not published: .*No space left on device"):
@@ -147,7 +147,7 @@ def test_what_cannot_be_published_is_a_warning(chain, tmp_path):
         publish_run([Listener()], RunFolder(tmp_path), "autoencoder", {})
 
 
-def test_the_best_is_published_beside_the_last_once(chain, tmp_path):
+def test_the_best_and_the_last_are_published_once(chain, tmp_path):
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     last.write_text("the last")
@@ -178,7 +178,7 @@ def test_weights_to_start_with_are_named(chain, fresh, monkeypatch):
     assert [artifact.name for artifact in listener.published] == ["runs-autoencoder"]
 
 
-def test_nothing_is_published_unless_asked_for(chain, fresh):
+def test_nothing_is_published_by_default(chain, fresh):
     def recorded(*more):
         callbacks = training.build(fresh.arguments("autoencoder", *more)).trainer.callbacks
         return [callback for callback in callbacks if isinstance(callback, lineage.Lineage)]

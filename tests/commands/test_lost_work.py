@@ -1,4 +1,4 @@
-"""What a run leaves is complete and usable, however it ends and whatever happens around it."""
+"""A run folder is complete and usable, however the run ends."""
 
 import pytest
 import torch
@@ -22,9 +22,9 @@ def test_the_end_is_validated_so_the_latent_scale_is_of_the_weights_that_are_sav
     for name, every in (("whole", "6"), ("run", interval)):
         more = [] if every is None else [f"--trainer.val_check_interval={every}"]
         assert fit.main([*arguments, *more, f"--run={fresh.runs / name}"]) == 0
-    ours, whole = state(fresh.runs / "run"), state(fresh.runs / "whole")
+    ours, expected = state(fresh.runs / "run"), state(fresh.runs / "whole")
     for part in ("state_dict", "latent", "optimizer_states", "progress"):
-        assert_equal(ours[part], whole[part], part)
+        assert_equal(ours[part], expected[part], part)
     assert ours["latent"]["measured_at"] == 6
     assert torch.isfinite(ours["state_dict"]["latent_std"]).all()
     assert values(fresh.runs / "run")[-1] == values(fresh.runs / "whole")[-1] != {}
@@ -69,7 +69,7 @@ def test_a_dry_run_leaves_nothing_that_the_real_one_finds(chain, fresh, capsys):
 
 
 @pytest.mark.slow
-def test_a_second_start_says_who_trains_and_touches_nothing(chain, fresh, capsys, monkeypatch):
+def test_a_second_start_names_the_running_process_and_touches_nothing(chain, fresh, capsys, monkeypatch):
     for name, seconds in QUICK.items():
         monkeypatch.setattr(lock, name, seconds)
     run = fresh.runs / "autoencoder"

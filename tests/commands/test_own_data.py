@@ -21,7 +21,7 @@ def arguments(chain, tmp_path):
     return ["--config", str(tmp_path / "mine.yaml"), f"--run={tmp_path / 'run'}", *tiny]
 
 
-def test_it_trains_resumes_and_its_record_runs_again(arguments, tmp_path, capsys):
+def test_own_data_trains_resumes_and_its_recorded_config_runs_again(arguments, tmp_path, capsys):
     assert fit.main([*arguments, "--trainer.max_steps=4"]) == 0
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert saved["data"] == MINE
@@ -32,7 +32,7 @@ def test_it_trains_resumes_and_its_record_runs_again(arguments, tmp_path, capsys
     assert checkpoint.progress.steps == 8 and checkpoint.progress.samples == 32
 
 
-def test_its_arguments_are_checked(arguments, tmp_path, capsys):
+def test_arguments_of_own_data_are_checked(arguments, tmp_path, capsys):
     assert "data: module 'own_data' has no attribute 'Nothing'" in error_of(
         capsys, [*arguments, "--data.class_path=own_data.Nothing"]
     )

@@ -1,4 +1,4 @@
-"""What a run computes in: chosen by the processor, said, recorded, and kept to everywhere."""
+"""The precision of a run: selected by the processor, reported, recorded and used everywhere."""
 
 import json
 import os
@@ -20,11 +20,11 @@ AUTO = choose_precision(torch.device("cpu"))
 FEW = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"]
 
 
-def test_auto_is_resolved_said_and_recorded(fresh, capsys):
+def test_auto_is_resolved_reported_and_recorded(fresh, capsys):
     assert fit.main(fresh.arguments("autoencoder", *FEW, "--trainer.precision=auto")) == 0
-    said, native = capsys.readouterr(), AUTO == "bf16-mixed"
-    assert f"{AUTO} (auto: bfloat16 is {'native' if native else 'not native'} on this cpu)" in said.out
-    assert "warning" not in said.err
+    output, native = capsys.readouterr(), AUTO == "bf16-mixed"
+    assert f"{AUTO} (auto: bfloat16 is {'native' if native else 'not native'} on this cpu)" in output.out
+    assert "warning" not in output.err
     run = fresh.runs / "autoencoder"
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"] == AUTO
     here = json.loads((run / "environment.json").read_text())
@@ -39,10 +39,10 @@ def test_every_configuration_leaves_the_precision_to_the_processor():
 
 
 @pytest.mark.slow
-def test_without_bfloat16_auto_trains_in_float32_and_a_wish_for_it_is_one_warning(fresh, home, tmp_path):
+def test_without_bfloat16_auto_trains_in_float32_and_bf16_mixed_warns_once(fresh, home, tmp_path):
     left = fresh.arguments("autoencoder", *FEW, "--trainer.precision=auto")
-    wish = fresh.arguments("autoencoder", "--trainer.max_steps=3", "--trainer.precision=bf16-mixed")
-    plan = [{"arguments": left}, {"arguments": wish}]
+    arguments = fresh.arguments("autoencoder", "--trainer.max_steps=3", "--trainer.precision=bf16-mixed")
+    plan = [{"arguments": left}, {"arguments": arguments}]
     done = fit_all(plan, tmp_path / "plan.json", home, **HIDDEN)
     assert "32-true (auto: bfloat16 is not native on this cpu)" in done.stdout
     assert done.stdout.count("bf16-mixed") == 1
@@ -81,15 +81,15 @@ def test_a_run_in_bfloat16_does_and_its_muon_too(fresh):
 
 def test_float16_on_a_cpu_is_refused(fresh, capsys):
     assert fit.main(fresh.arguments("autoencoder", "--trainer.precision=16-mixed")) == 2
-    said = "error: trainer.precision: got 16-mixed, which is for GPUs; expected auto on a CPU"
-    assert said in capsys.readouterr().err
+    output = "error: trainer.precision: got 16-mixed, which is for GPUs; expected auto on a CPU"
+    assert output in capsys.readouterr().err
     assert fit.main(fresh.arguments("autoencoder", "--trainer.precision=32")) == 2
     assert "trainer.precision: got 32, expected" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_processes_of_different_precision_are_refused(fresh):
-    """As where one node of two has no bfloat16; here the command lines differ."""
+    """One node of two may lack bfloat16; here the command lines differ."""
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4", *FEW]
     code = (
         "import os, sys; from ldm import fit;"

@@ -56,7 +56,7 @@ def test_ctrl_c_in_a_validation_costs_no_step(chain, fresh, capsys, ctrl_c, step
 
 
 def scontrol(folder, monkeypatch, code=0):
-    """Stand in for SLURM's own: writes down what it was asked."""
+    """A stand-in for SLURM's scontrol that writes down its arguments."""
     program = folder / "scontrol"
     program.write_text(f'#!/bin/sh\necho "$@" >> "{folder}/asked"\necho no such job >&2\nexit {code}\n')
     program.chmod(0o755)
@@ -65,25 +65,25 @@ def scontrol(folder, monkeypatch, code=0):
     return folder / "asked"
 
 
-def test_only_a_job_that_was_told_by_usr1_is_queued_again(tmp_path, monkeypatch, capsys):
+def test_only_a_job_signalled_by_usr1_is_requeued(tmp_path, monkeypatch, capsys):
     requeue(signal.SIGUSR1)  # no job at all
-    asked = scontrol(tmp_path, monkeypatch)
+    log = scontrol(tmp_path, monkeypatch)
     requeue(signal.SIGTERM)
-    assert not asked.exists()
+    assert not log.exists()
     requeue(signal.SIGUSR1)
-    assert asked.read_text() == "requeue 17\n"
+    assert log.read_text() == "requeue 17\n"
     assert capsys.readouterr().err == ""
     scontrol(tmp_path, monkeypatch, code=1)
     requeue(signal.SIGUSR1)
     assert "scontrol requeue 17 failed: no such job" in capsys.readouterr().err
 
 
-def test_of_an_array_only_the_task_that_was_told_is_queued_again(tmp_path, monkeypatch):
-    asked = scontrol(tmp_path, monkeypatch)
+def test_of_an_array_only_the_signalled_task_is_requeued(tmp_path, monkeypatch):
+    log = scontrol(tmp_path, monkeypatch)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")  # which is the number of its last task too
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     requeue(signal.SIGUSR1)
-    assert asked.read_text() == "requeue 17_3\n"
+    assert log.read_text() == "requeue 17_3\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

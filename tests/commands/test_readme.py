@@ -49,8 +49,8 @@ def test_a_command_of_the_readme_parses(command, monkeypatch):
         if "--config" in words:
             parse("ldm.fit", words[words.index("--config") :])
     elif "-m" in words:
-        place = words.index("-m")
-        parse(words[place + 1], words[place + 2 :])
+        index = words.index("-m")
+        parse(words[index + 1], words[index + 2 :])
 
 
 def test_the_help_of_every_command_is_there(capsys):

@@ -42,15 +42,15 @@ def test_a_run_that_ends_between_accumulated_batches_begins_their_step_again(
     chain, fresh, tmp_path, name, where
 ):
     accumulated = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=8"]
-    whole = Chain(tmp_path / "whole", chain.shards, chain.latents)
-    assert fit.main(whole.arguments(name, *accumulated)) == 0
+    uninterrupted = Chain(tmp_path / "uninterrupted", chain.shards, chain.latents)
+    assert fit.main(uninterrupted.arguments(name, *accumulated)) == 0
     stop = ["--trainer.callbacks+=interruptions.Stop", "--trainer.callbacks.step=6"]
     with pytest.raises(RuntimeError, match="the machine went away"):
         fit.main(fresh.arguments(name, *accumulated, *stop, f"--trainer.callbacks.where={where}"))
     assert state(fresh.runs / name)["global_step"] == (6 if where == "second" else 4)
     assert state(fresh.runs / name)["progress"]["samples"] == 16 * (6 if where == "second" else 4)
     assert fit.main(fresh.arguments(name, *accumulated)) == 0
-    assert_same_run(fresh.runs / name, whole.runs / name)
+    assert_same_run(fresh.runs / name, uninterrupted.runs / name)
 
 
 @pytest.mark.slow
@@ -71,15 +71,19 @@ def test_a_run_goes_on_with_the_same_samples_in_more_batches(fresh, name, before
         }
         assert fit.main(fresh.arguments(name, *plain, *(f"--{k}={v}" for k, v in settings.items()))) == 0
 
-    train("whole", 10, before)
-    train("parts", 5, before)
-    train("parts", 10, after)
-    whole, parts = state(fresh.runs / "whole"), state(fresh.runs / "parts")
-    assert whole["progress"]["samples"] == parts["progress"]["samples"] == 10 * before[0] * before[1]
-    assert whole["global_step"] == parts["global_step"] == 10
-    for key, weight in whole["state_dict"].items():
-        assert torch.allclose(weight, parts["state_dict"][key], rtol=1e-5, atol=1e-6), key
-    one, two = metrics(fresh.runs / "whole"), metrics(fresh.runs / "parts")
+    train("uninterrupted", 10, before)
+    train("interrupted", 5, before)
+    train("interrupted", 10, after)
+    uninterrupted, interrupted = state(fresh.runs / "uninterrupted"), state(fresh.runs / "interrupted")
+    assert (
+        uninterrupted["progress"]["samples"]
+        == interrupted["progress"]["samples"]
+        == 10 * before[0] * before[1]
+    )
+    assert uninterrupted["global_step"] == interrupted["global_step"] == 10
+    for key, weight in uninterrupted["state_dict"].items():
+        assert torch.allclose(weight, interrupted["state_dict"][key], rtol=1e-5, atol=1e-6), key
+    one, two = metrics(fresh.runs / "uninterrupted"), metrics(fresh.runs / "interrupted")
     assert [row["samples"] for row in one] == [row["samples"] for row in two]
     losses = [[float(row["val/loss"]) for row in rows if row["val/loss"]] for rows in (one, two)]
     assert len(losses[0]) == 2
@@ -108,12 +112,16 @@ def test_a_validation_between_the_batches_of_a_step_is_refused(fresh):
 def test_a_damaged_last_checkpoint_costs_the_steps_since_the_one_before(chain, fresh, capsys):
     assert fit.main(fresh.arguments("autoencoder")) == 0
     last = fresh.runs / "autoencoder" / "checkpoints" / "last.ckpt"
-    whole = bytearray(last.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    last.write_bytes(whole)
+    uninterrupted = bytearray(last.read_bytes())
+    uninterrupted[len(uninterrupted) // 2] ^= 1
+    last.write_bytes(uninterrupted)
     assert fit.main(fresh.arguments("autoencoder")) == 0
-    said = capsys.readouterr()
-    assert "last.ckpt' cannot be read" in said.err and "resumes" in said.out and "previous.ckpt" in said.out
+    output = capsys.readouterr()
+    assert (
+        "last.ckpt' cannot be read" in output.err
+        and "resumes" in output.out
+        and "previous.ckpt" in output.out
+    )
     assert_same_run(fresh.runs / "autoencoder", chain.runs / "autoencoder")
 
 
@@ -126,13 +134,13 @@ def run_on_two_threads(arguments, *more):
 
 @pytest.mark.slow
 def test_resumed_run_equals_uninterrupted_on_two_threads(chain, fresh, tmp_path):
-    whole = Chain(tmp_path / "whole", chain.shards, chain.latents)
-    assert run_on_two_threads(whole.arguments("autoencoder")).returncode == 0
+    uninterrupted = Chain(tmp_path / "uninterrupted", chain.shards, chain.latents)
+    assert run_on_two_threads(uninterrupted.arguments("autoencoder")).returncode == 0
     stop = ["interruptions.Stop", "--trainer.callbacks.step=5", "--trainer.callbacks.where=start"]
     stopped = run_on_two_threads(fresh.arguments("autoencoder"), "--trainer.callbacks+", *stop)
     assert "the machine went away" in stopped.stderr
     assert run_on_two_threads(fresh.arguments("autoencoder")).returncode == 0
-    assert_same_run(fresh.runs / "autoencoder", whole.runs / "autoencoder")
+    assert_same_run(fresh.runs / "autoencoder", uninterrupted.runs / "autoencoder")
 
 
 def test_the_configuration_wins_over_the_checkpoint(fresh):

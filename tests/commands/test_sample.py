@@ -47,26 +47,26 @@ def draw(run, out, *more):
 
 def test_a_image_depends_on_prompt_copy_and_seed_alone(chain, tmp_path):
     run, two = chain.runs / "diffusion", ["--prompt=a red ring", "--prompt=a blue square"]
-    together = draw(run, tmp_path / "a", *two, "--num-per-prompt=2")
+    images = draw(run, tmp_path / "a", *two, "--num-per-prompt=2")
     one_by_one = draw(run, tmp_path / "b", *two[::-1], "--num-per-prompt=2", "--batch-size=1")
-    assert together.shape == (4, 3, 32, 32)
+    assert images.shape == (4, 3, 32, 32)
     # equal numbers, but sums over other shapes round differently: one level of 255 at most
-    assert (together - one_by_one[[2, 3, 0, 1]]).abs().max() <= 1
+    assert (images - one_by_one[[2, 3, 0, 1]]).abs().max() <= 1
     repeated = draw(run, tmp_path / "c", two[0], two[0], "--num-per-prompt=1")
-    assert (repeated - together[:2]).abs().max() <= 1
-    assert (together[0] - together[1]).abs().max() > 10
+    assert (repeated - images[:2]).abs().max() <= 1
+    assert (images[0] - images[1]).abs().max() > 10
     other_seed = draw(run, tmp_path / "d", *two, "--seed=1", "--num-per-prompt=2")
-    assert (together - other_seed).flatten(1).abs().max(1).values.min() > 10
+    assert (images - other_seed).flatten(1).abs().max(1).values.min() > 10
 
 
-def test_a_file_says_how_it_was_drawn(chain, tmp_path):
+def test_a_file_records_how_it_was_drawn(chain, tmp_path):
     run = chain.runs / "diffusion"
     prompts = tmp_path / "prompts.txt"
     prompts.write_bytes(b"\xef\xbb\xbfa red ring\r\n\r\n  a blue square \r\n")
     draw(run, tmp_path / "out", f"--prompts={prompts}", "--sampler=DPMSolver", "--guidance=2", "--seed=5")
-    said = read_text(tmp_path / "out" / "000001.png")
-    assert said.pop("software").startswith("ldm ")
-    assert said == {
+    metadata = read_text(tmp_path / "out" / "000001.png")
+    assert metadata.pop("software").startswith("ldm ")
+    assert metadata == {
         "prompt": "a blue square",
         "key": "a blue square/0",
         "sampler": "DPMSolver(num_steps=3, spacing=Trailing())",
@@ -137,11 +137,11 @@ def test_only_what_the_mask_shows_is_painted(chain, tmp_path, image):
     assert (drawn - old)[:, :, mask > 0].abs().float().mean() > 10
 
 
-def test_samples_of_shards_say_what_to_draw(chain, tmp_path):
+def test_samples_of_shards_serve_as_requests(chain, tmp_path):
     shards, run = f"--shards={chain.shards / 'val-000000.tar'}", chain.runs / "diffusion"
     drawn = draw(run, tmp_path / "a", shards, "--num=3")
-    said = [read_text(tmp_path / "a" / f"{i:06d}.png")["prompt"] for i in range(3)]
-    by_prompt = draw(run, tmp_path / "b", *[f"--prompt={text}" for text in said])
+    metadata = [read_text(tmp_path / "a" / f"{i:06d}.png")["prompt"] for i in range(3)]
+    by_prompt = draw(run, tmp_path / "b", *[f"--prompt={text}" for text in metadata])
     assert (drawn - by_prompt).abs().max() <= 1
 
 
@@ -149,21 +149,21 @@ def test_samples_of_shards_say_what_to_draw(chain, tmp_path):
 def test_guidance_may_be_a_class(chain, tmp_path):
     run, prompt = chain.runs / "diffusion", "--prompt=a red ring"
     plain = draw(run, tmp_path / "plain", prompt, "--guidance=3")
-    whole = ["--guidance=Interval", "--guidance.low=0", "--guidance.high=999"]
+    interval = ["--guidance=Interval", "--guidance.low=0", "--guidance.high=999"]
     inside = ["--guidance.guidance=ClassifierFree", "--guidance.guidance.scale=3"]
-    assert torch.equal(draw(run, tmp_path / "interval", prompt, *whole, *inside), plain)
+    assert torch.equal(draw(run, tmp_path / "interval", prompt, *interval, *inside), plain)
     weaker = ["--guidance=ldm.sampling.autoguidance.Autoguidance", f"--guidance.checkpoint={run}"]
     drawn = draw(run, tmp_path / "auto", prompt, *weaker, "--guidance.scale=2")
     # guided by itself it is itself
     assert (drawn - draw(run, tmp_path / "none", prompt, "--guidance=1")).abs().max() <= 1
-    said = read_text(tmp_path / "auto" / "000000.png")["guidance"]
-    assert f"checkpoint={run}, sha256={Checkpoint.open(run).sha256}, scale=2.0" in said
-    said = read_text(tmp_path / "interval" / "000000.png")["guidance"]
-    assert said == "Interval(low=0.0, high=999.0, guidance=ClassifierFree(scale=3.0))"
+    metadata = read_text(tmp_path / "auto" / "000000.png")["guidance"]
+    assert f"checkpoint={run}, sha256={Checkpoint.open(run).sha256}, scale=2.0" in metadata
+    metadata = read_text(tmp_path / "interval" / "000000.png")["guidance"]
+    assert metadata == "Interval(low=0.0, high=999.0, guidance=ClassifierFree(scale=3.0))"
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("more", "message"),
     [
         (["--prompt=a", "--mask=m.png"], "--mask: there is no image to redraw, expected --image"),
         (["--prompt=a", "--strength=0.5"], "--strength: there is no image to redraw, expected --image"),
@@ -199,9 +199,9 @@ def test_guidance_may_be_a_class(chain, tmp_path):
         (["--promt=a"], "--promt"),
     ],
 )
-def test_bad_input(chain, tmp_path, capsys, more, says):
+def test_bad_input(chain, tmp_path, capsys, more, message):
     first = [f"--checkpoint={chain.runs / 'diffusion'}", f"--out={tmp_path / 'out'}", "--device=cpu"]
-    assert says in error_of(capsys, [*first, *more], sample.main)
+    assert message in error_of(capsys, [*first, *more], sample.main)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""torchrun without SLURM: it alone says how many processes there are, and what it does about signals."""
+"""torchrun without SLURM: it sets the number of processes and forwards signals."""
 
 import signal
 import subprocess
@@ -31,13 +31,13 @@ def test_two_processes_train_one_model_and_a_repeated_command_resumes_it(fresh):
     while not (run / "metrics.csv").exists() and first.poll() is None and time.monotonic() < end:
         time.sleep(0.1)
     first.send_signal(signal.SIGTERM)
-    said = first.communicate(timeout=200)[0]
+    output = first.communicate(timeout=200)[0]
     assert first.returncode == 1  # torchrun's own, whatever its processes ended with
-    assert "by SIGTERM: the same command resumes" in said
+    assert "by SIGTERM: the same command resumes" in output
     second = torchrun(fresh, *long)
-    said = second.communicate(timeout=200)[0]
-    assert second.returncode == 0, said
-    assert said.count("resumes") == 1
+    output = second.communicate(timeout=200)[0]
+    assert second.returncode == 0, output
+    assert output.count("resumes") == 1
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert (last["global_step"], last["progress"]["samples"]) == (40, 40 * 2 * 4)
 

@@ -101,9 +101,9 @@ def checkpoint(run):
 def test_one_process_equals_two(chain, fresh, twos, name, each):
     one = alone(chain, name, fresh.runs / "one", "--trainer.val_check_interval=5")
     two = twos / f"{name} {len(each)}"
-    ones, both = (torch.load(f"{run}.grad", weights_only=True) for run in (one, two))
-    assert ones.keys() == both.keys()
-    assert distance(ones, both) < 5e-6  # sums in another order: 0.6e-6 to 2e-6 measured
+    ones, two_ranks = (torch.load(f"{run}.grad", weights_only=True) for run in (one, two))
+    assert ones.keys() == two_ranks.keys()
+    assert distance(ones, two_ranks) < 5e-6  # sums in another order: 0.6e-6 to 2e-6 measured
     assert_same(one, two, name)
 
 
@@ -134,14 +134,14 @@ def assert_same(one, two, name):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("batches", "every"), QUIET)
-def test_a_step_tells_the_others_its_gradients_and_losses_that_are_logged(twos, batches, every):
-    said = torch.load(twos / f"said {batches} {every}", weights_only=True)
-    assert set(said) == {"gloo:all_reduce"}
+def test_a_step_communicates_only_gradients_and_logged_losses(twos, batches, every):
+    collectives = torch.load(twos / f"said {batches} {every}", weights_only=True)
+    assert set(collectives) == {"gloo:all_reduce"}
     buckets, losses = 2, int(every == 1)  # of 681,911 gradients
-    assert len(said) == 2 * (buckets + losses)
+    assert len(collectives) == 2 * (buckets + losses)
 
 
-def test_clip_says_how_many_pairs_it_contrasts(fresh):
+def test_clip_reports_how_many_pairs_it_contrasts(fresh):
     accumulate = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=1"]
     with pytest.warns(UserWarning, match=r"CLIP contrasts 8 pairs at once, not 16"):
         assert fit.main(fresh.arguments("clip", *accumulate)) == 0

@@ -25,7 +25,7 @@ def copied(chain, tmp_path, monkeypatch, *without):
 
 
 @pytest.fixture
-def whole(chain, tmp_path, monkeypatch):
+def copied_chain(chain, tmp_path, monkeypatch):
     """A copy of the chain, and a working directory where relative paths of its configs lead nowhere."""
     return copied(chain, tmp_path, monkeypatch)
 
@@ -41,7 +41,7 @@ def command(run, *more):
 
 
 def train_further(run):
-    """Change a checkpoint as further training would: another file in its place."""
+    """Replace a checkpoint as further training would."""
     last = run / "checkpoints" / "last.ckpt"
     state = torch.load(last, weights_only=True)
     weights = {name: weight + 1 for name, weight in state["state_dict"].items()}
@@ -56,30 +56,30 @@ def pixels(folder):
     return {path.name: np.asarray(Image.open(path)).tolist() for path in folder.glob("*.png")}
 
 
-def test_a_run_keeps_what_it_is_built_on_and_draws_the_same_whatever_becomes_of_it(whole):
-    run = whole / "diffusion"
+def test_a_run_keeps_what_it_is_built_on_and_draws_the_same_whatever_becomes_of_it(copied_chain):
+    run = copied_chain / "diffusion"
     assert kept(run) == sorted(f"{sha}.ckpt" for sha in Checkpoint.open(run).upstream.values())
     assert sample.main(command(run)) == 0
     before = pixels(Path("out"))
     assert len(before) > 0
-    shutil.rmtree(whole / "autoencoder")
-    train_further(whole / "clip")
-    (whole / "diffusion").rename(whole.parent / "alone")
-    assert sample.main(command(whole.parent / "alone", "--out=again")) == 0
+    shutil.rmtree(copied_chain / "autoencoder")
+    train_further(copied_chain / "clip")
+    (copied_chain / "diffusion").rename(copied_chain.parent / "alone")
+    assert sample.main(command(copied_chain.parent / "alone", "--out=again")) == 0
     assert pixels(Path("again")) == before
 
 
-def test_what_is_kept_costs_nothing_while_the_original_is_there(chain):
+def test_a_kept_copy_is_a_hard_link_to_the_original(chain):
     for sha256 in kept(chain.runs / "diffusion"):
         assert (chain.runs / "diffusion" / "upstream" / sha256).stat().st_nlink > 1
 
 
 @pytest.mark.slow
-def test_a_run_exports_and_resumes_the_same_after_its_upstream_went_on(chain, whole):
-    run = whole / "diffusion"
+def test_a_run_exports_and_resumes_the_same_after_its_upstream_went_on(chain, copied_chain):
+    run = copied_chain / "diffusion"
     assert convert.main(["to-diffusers", f"--run={run}", "--out=before"]) == 0
-    train_further(whole / "autoencoder")
-    shutil.rmtree(whole / "clip")
+    train_further(copied_chain / "autoencoder")
+    shutil.rmtree(copied_chain / "clip")
     assert convert.main(["to-diffusers", f"--run={run}", "--out=after"]) == 0
     files = sorted(path.relative_to("before") for path in Path("before").rglob("*.safetensors"))
     assert len(files) == 4
@@ -90,10 +90,10 @@ def test_a_run_exports_and_resumes_the_same_after_its_upstream_went_on(chain, wh
     assert kept(run) == kept(chain.runs / "diffusion")
 
 
-def test_a_kept_file_that_was_damaged_is_passed_over(whole):
-    for file in (whole / "diffusion" / "upstream").iterdir():
+def test_a_kept_file_that_was_damaged_is_passed_over(copied_chain):
+    for file in (copied_chain / "diffusion" / "upstream").iterdir():
         file.write_bytes(b"")
-    assert sample.main(command(whole / "diffusion")) == 0
+    assert sample.main(command(copied_chain / "diffusion")) == 0
 
 
 def test_a_copied_chain_is_used_from_any_working_directory(elsewhere):
@@ -112,9 +112,9 @@ def test_a_copied_chain_is_exported_measured_and_resumed(chain, elsewhere, capsy
     assert Checkpoint.open(run).upstream == Checkpoint.open(chain.runs / "diffusion").upstream
 
 
-def test_the_option_names_another_place(elsewhere, capsys):
-    for name, place in (("autoencoder", "ae"), ("clip", "tower")):
-        (elsewhere / name).rename(elsewhere / place)
+def test_the_option_names_another_path(elsewhere, capsys):
+    for name, folder in (("autoencoder", "ae"), ("clip", "tower")):
+        (elsewhere / name).rename(elsewhere / folder)
     line = error_of(capsys, command(elsewhere / "diffusion"), sample.main)
     assert "upstream checkpoint 'runs/demo/autoencoder' does not exist: looked for SHA-256" in line
     assert re.search(r"at '\S+copy/autoencoder'", line) and "--upstream autoencoder=PATH" in line

@@ -1,4 +1,4 @@
-"""What ``pip install .`` leaves works from an empty folder: commands, packers, configurations."""
+"""An installed wheel works from an empty folder: commands, packers, configurations."""
 
 import os
 import subprocess

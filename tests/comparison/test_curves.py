@@ -1,4 +1,4 @@
-"""What Plotly is given: valid figures, with the numbers of the runs."""
+"""Figures for Plotly are valid and have the numbers of the runs."""
 
 import plotly.graph_objects as go
 import pytest
@@ -14,7 +14,7 @@ def run(name="a", **curves):
     return ComparedRun(name, {}, {}, named, {}, {}, {})
 
 
-def test_training_and_validation_share_a_panel_of_all_runs():
+def test_training_and_validation_curves_of_all_runs_are_in_one_panel():
     found = panels([run("a", train__loss=POINTS, val__loss=POINTS), run("b", val__loss=POINTS[:2])])
     assert [panel["title"] for panel in found] == ["loss"]
     assert [(trace["name"], trace["meta"], trace["mode"]) for trace in found[0]["data"]] == [

@@ -102,7 +102,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path, two):
 
 
 @pytest.mark.slow
-def test_a_browser_asks_for_nothing_and_would_refuse_to(tmp_path, two, browse):
+def test_a_browser_requests_nothing_and_the_policy_forbids_it(tmp_path, two, browse):
     page = written(tmp_path, two)
     assert not [text for text in browse(page, HOVER).text if "REFUSED" in text]
     load = "new Image().src = 'http://127.0.0.1:9/a.png'; fetch('http://127.0.0.1:9/b').catch(() => 0);"
@@ -110,7 +110,7 @@ def test_a_browser_asks_for_nothing_and_would_refuse_to(tmp_path, two, browse):
     assert "REFUSED http://127.0.0.1:9/a.png" in refused and "REFUSED http://127.0.0.1:9/b" in refused
 
 
-def test_what_runs_say_cannot_become_part_of_the_page(tmp_path, two, folders):
+def test_text_of_runs_is_escaped(tmp_path, two, folders):
     hostile = folders.make("<b onclick=x>", [0.3, float("nan")], {"</script>": "<img src=x>"}, seen=())
     seen = Seen(written(tmp_path, [*two, hostile]).read_text())
     tags = [tag for tag, _ in seen.tags]
@@ -119,11 +119,11 @@ def test_what_runs_say_cannot_become_part_of_the_page(tmp_path, two, folders):
 
 
 def test_differences_values_and_records_are_there(tmp_path, two):
-    said = Seen(written(tmp_path, two).read_text()).text
-    assert "model.lr" in said and "0.001" in said and "0.005" in said
-    assert "git.revision" in said and "python" not in said  # only what differs
-    assert {"num: 5000", "extractor: <b>"} <= set(said) and "2.5" in said
-    assert {"0.25", "0.1"} <= set(said)
+    text = Seen(written(tmp_path, two).read_text()).text
+    assert "model.lr" in text and "0.001" in text and "0.005" in text
+    assert "git.revision" in text and "python" not in text  # only what differs
+    assert {"num: 5000", "extractor: <b>"} <= set(text) and "2.5" in text
+    assert {"0.25", "0.1"} <= set(text)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What is read from run folders."""
+"""Reading of run folders."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def test_a_run_is_its_settings_curves_images_and_records(folders):
     assert run.environment["git.revision"] == "a"
     assert run.curves["train/loss"] == [(64.0, 1.5), (128.0, 1.25)]
     assert run.curves["val/loss"] == [(64.0, 0.5), (128.0, 0.25)]
-    assert {kind: sorted(sheets) for kind, sheets in run.images.items()} == {"diffusion": [64, 128]}
+    assert {kind: sorted(grids) for kind, grids in run.images.items()} == {"diffusion": [64, 128]}
     assert run.last["val/loss"].value == 0.25 and run.last["val/loss"].record == {}
     assert run.last["val/fid/x"].value == 3.5
     assert run.last["val/fid/x"].record == {
@@ -25,12 +25,12 @@ def test_a_run_is_its_settings_curves_images_and_records(folders):
     }
 
 
-def test_sheets_of_one_moment_are_told_apart_by_what_they_show(folders):
+def test_image_grids_of_one_step_are_distinguished_by_their_content(folders):
     folder = folders.make("a", [0.5], seen=(64,)) / "images"
     for name in ("noise-levels-0000000064.png", "notes.png", "diffusion-0000000064.png.tmp-1"):
         (folder / name).write_bytes(b"")
     (run,) = read_runs([str(folder.parent)])
-    assert {kind: list(sheets) for kind, sheets in run.images.items()} == {
+    assert {kind: list(grids) for kind, grids in run.images.items()} == {
         "diffusion": [64],
         "noise-levels": [64],
     }
@@ -42,7 +42,7 @@ def test_only_what_differs_is_kept():
     assert differing([a, a]) == {}
 
 
-def test_names_are_as_short_as_tells_them_apart(folders):
+def test_names_are_as_short_as_unique_ones_can_be(folders):
     paths = [str(folders.make(name, [1.0])) for name in ("one/diffusion", "two/diffusion")]
     assert [run.name for run in read_runs(paths)] == ["one/diffusion", "two/diffusion"]
     assert [run.name for run in read_runs(paths[:1])] == ["diffusion"]
@@ -59,7 +59,7 @@ def test_a_run_still_training_or_cut_short_is_read(folders):
     assert run.curves == {} and run.last == {}
 
 
-def test_nested_lists_of_settings_are_told_apart(folders):
+def test_nested_lists_of_settings_are_distinguished(folders):
     callbacks = {
         "trainer": {"callbacks": [{"class_path": "x.A"}, {"class_path": "x.B", "init_args": {"n": 3}}]}
     }
@@ -81,7 +81,7 @@ def test_nested_lists_of_settings_are_told_apart(folders):
         (lambda folder: (folder / "evaluations.jsonl").write_text("{") and folder, "line 1 is not JSON"),
     ],
 )
-def test_what_is_no_run_is_named(folders, spoil, message):
+def test_folders_that_are_no_run_are_named(folders, spoil, message):
     folder = spoil(folders.make("a", [1.0])) or None
     path = folder if folder is not True and folder is not None else folders.root / "a"
     with pytest.raises(ValueError, match=message):

@@ -140,7 +140,7 @@ def test_other_stages_and_classes_are_refused(clip, tower, tmp_path):
         CLIPText(str(tmp_path / "evil.ckpt"))
 
 
-def test_the_same_seed_builds_the_denoiser_that_it_built_with_a_whole_clip(clip):
+def test_the_text_tower_alone_and_the_full_clip_build_the_same_denoiser_from_a_seed(clip):
     torch.manual_seed(3)
     CLIPModel(**CLIP["init_args"])
     expected = torch.rand(3)

@@ -52,43 +52,43 @@ def batch(n=3):
 
 def everything(dropout=0.0, outer=0.0):
     torch.manual_seed(0)
-    parts = [
+    conditioners = [
         Letters(16, dropout),
         ClassLabel(3, 8, dropout),
         SemanticMap(5, 2, dropout),
         Layout(3, 16, max_boxes=2, num_heads=2, dropout=dropout),
         Inpainting(dropout),
     ]
-    together = Composite(parts, outer)
-    together.bind(Pixels())
-    return together, parts
+    composite = Composite(conditioners, outer)
+    composite.bind(Pixels())
+    return composite, conditioners
 
 
 def test_fields_are_joined_in_order():
-    together, parts = everything()
-    cond, single = together(batch()), [part(batch()) for part in parts]
+    composite, conditioners = everything()
+    cond, single = composite(batch()), [conditioner(batch()) for conditioner in conditioners]
     assert torch.equal(cond.tokens, torch.cat([single[0].tokens, single[3].tokens], 1))
     assert torch.equal(cond.mask, torch.cat([torch.ones(3, 6, dtype=torch.bool), single[3].mask], 1))
     assert torch.equal(cond.vector, single[1].vector)
     assert torch.equal(cond.spatial, torch.cat([single[2].spatial, single[4].spatial], 1))
-    assert together.reads == ("text", "label", "label_map", "layout", "image", "mask")
-    assert (together.token_width, together.vector_width, together.spatial_channels) == (16, 8, 2 + 1 + 3)
+    assert composite.reads == ("text", "label", "label_map", "layout", "image", "mask")
+    assert (composite.token_width, composite.vector_width, composite.spatial_channels) == (16, 8, 2 + 1 + 3)
 
 
 def test_vectors_are_added():
-    parts = [ClassLabel(3, 8), ClassLabel(3, 8)]
-    expected = parts[0](batch()).vector + parts[1](batch()).vector
-    assert torch.equal(Composite(parts)(batch()).vector, expected)
+    conditioners = [ClassLabel(3, 8), ClassLabel(3, 8)]
+    expected = conditioners[0](batch()).vector + conditioners[1](batch()).vector
+    assert torch.equal(Composite(conditioners)(batch()).vector, expected)
 
 
 def test_one_alone_is_itself():
-    part = Letters(16, dropout=0.4)
+    conditioner = Letters(16, dropout=0.4)
     data = batch(8)
-    together = Composite([part])
+    composite = Composite([conditioner])
     for found, expected in [
-        (together(data), part(data)),
-        (together.null(data), part.null(data)),
-        (together.dropped(data, noise(data)), part.dropped(data, noise(data))),
+        (composite(data), conditioner(data)),
+        (composite.null(data), conditioner.null(data)),
+        (composite.dropped(data, noise(data)), conditioner.dropped(data, noise(data))),
     ]:
         assert torch.equal(found.tokens, expected.tokens) and found.mask is None
 
@@ -97,9 +97,9 @@ def noise(data):
     return SampleNoise(0, data["key"])
 
 
-def lost_parts(together, data):
+def dropped(composite, data):
     """(4, B) bool: which samples lost their letters, label, map and layout."""
-    cond, null = together.dropped(data, noise(data)), together.null(data)
+    cond, null = composite.dropped(data, noise(data)), composite.null(data)
     return torch.stack(
         [
             (cond.tokens[:, :6] == null.tokens[:, :6]).flatten(1).all(1),
@@ -111,16 +111,16 @@ def lost_parts(together, data):
 
 
 def test_each_drops_out_at_its_own_rate_and_independently():
-    together, _ = everything(dropout=0.4)
-    lost = lost_parts(together, batch(2500)).float()
+    composite, _ = everything(dropout=0.4)
+    lost = dropped(composite, batch(2500)).float()
     assert (lost.mean(1) - 0.4).abs().max() < 4 * (0.24 / 2500) ** 0.5
     correlations = torch.corrcoef(lost) - torch.eye(4)
     assert correlations.abs().max() < 4 / 2500**0.5
 
 
 def test_the_outer_dropout_takes_everything_at_once():
-    together, _ = everything(outer=0.3)
-    lost = lost_parts(together, batch(2500))
+    composite, _ = everything(outer=0.3)
+    lost = dropped(composite, batch(2500))
     assert (lost == lost[0]).all()
     assert abs(lost[0].float().mean() - 0.3) < 4 * (0.21 / 2500) ** 0.5
 
@@ -129,10 +129,10 @@ def test_guidance_leaves_alone_what_training_never_drops():
     data = batch()
     letters, hole = Letters(16, dropout=0.1), Inpainting()
 
-    def null(*parts, dropout=0.0):
-        together = Composite(list(parts), dropout)
-        together.bind(Pixels())
-        return together.null(data)
+    def null(*conditioners, dropout=0.0):
+        composite = Composite(list(conditioners), dropout)
+        composite.bind(Pixels())
+        return composite.null(data)
 
     assert torch.equal(null(letters, hole).spatial, hole(data).spatial)
     assert torch.equal(null(letters, hole).tokens, letters.null(data).tokens)
@@ -142,17 +142,17 @@ def test_guidance_leaves_alone_what_training_never_drops():
 
 
 def test_different_token_widths_need_a_projection():
-    parts = [Letters(16), Layout(3, 8, num_heads=2)]
+    conditioners = [Letters(16), Layout(3, 8, num_heads=2)]
     with pytest.raises(ValueError, match=r"tokens have widths \[16, 8\].*set conditioner\.token_width"):
-        Composite(parts)
-    together = Composite([*parts, ClassLabel(3, 8)], token_width=12)
-    cond = together(batch())
-    assert cond.tokens.shape == (3, 6 + 17, 12) and together.token_width == 12
+        Composite(conditioners)
+    composite = Composite([*conditioners, ClassLabel(3, 8)], token_width=12)
+    cond = composite(batch())
+    assert cond.tokens.shape == (3, 6 + 17, 12) and composite.token_width == 12
     cond.tokens.square().sum().backward()
-    assert len([p for p in together.projections.parameters() if p.grad.abs().sum() > 0]) == 2
+    assert len([p for p in composite.projections.parameters() if p.grad.abs().sum() > 0]) == 2
 
 
-def test_what_does_not_fit_is_refused_by_name():
+def test_incompatible_conditioners_are_refused_by_name():
     with pytest.raises(ValueError, match=r"vectors of widths \[8, 4\] cannot be added"):
         Composite([ClassLabel(3, 8), ClassLabel(3, 4)])
     with pytest.raises(ValueError, match=r"conditioner\.conditioners is empty"):
@@ -165,15 +165,15 @@ def test_what_does_not_fit_is_refused_by_name():
         Composite([Letters(8), ClassLabel(3)]).check_values({**batch(), "label": torch.tensor([0, 3, 0])})
 
 
-def test_the_stage_trains_every_part_and_draws():
-    together, _ = everything(dropout=0.5)
+def test_the_stage_trains_every_conditioner_and_draws():
+    composite, _ = everything(dropout=0.5)
 
     def unet(widths):
         return UNet(widths, [8, 8], 1, [True, True], num_heads=2, norm_groups=4)
 
-    stage, data = Diffusion(Pixels(), together, unet), batch(16)
+    stage, data = Diffusion(Pixels(), composite, unet), batch(16)
     stage.losses(data, noise(data))["loss"].backward()
-    missing = [n for n, p in together.named_parameters() if p.grad is None or not p.grad.any()]
+    missing = [n for n, p in composite.named_parameters() if p.grad is None or not p.grad.any()]
     assert missing == []
     stage.eval().sampler.num_steps = 2
     assert torch.isfinite(stage.generate(data, 0)).all()
@@ -181,12 +181,12 @@ def test_the_stage_trains_every_part_and_draws():
 
 def test_with_and_without_condition_in_one_pass_is_each_alone():
     torch.manual_seed(0)
-    together, _ = everything(dropout=0.5)
+    composite, _ = everything(dropout=0.5)
 
     def unet(widths):
         return UNet(widths, [8, 8], 1, [True, True], num_heads=2, norm_groups=4)
 
-    stage, data = Diffusion(Pixels(), together, unet).eval(), batch()
+    stage, data = Diffusion(Pixels(), composite, unet).eval(), batch()
     for p in stage.denoiser.parameters():
         torch.nn.init.normal_(p, std=0.2)  # some begin as zeros, which would hide a condition
     x_t, t = torch.randn(3, 3, 8, 8), torch.tensor([10, 500, 990])

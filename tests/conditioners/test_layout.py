@@ -33,8 +33,8 @@ def test_the_mask_marks_the_scene_and_real_boxes():
 
 
 def test_padding_and_other_samples_change_nothing():
-    alone, beside = (conditioner()(layouts(*boxes)) for boxes in ([BOXES[:2]], [BOXES[:2], BOXES]))
-    assert torch.allclose(alone.tokens[0, :3], beside.tokens[0, :3], atol=1e-6)
+    alone, batched = (conditioner()(layouts(*boxes)) for boxes in ([BOXES[:2]], [BOXES[:2], BOXES]))
+    assert torch.allclose(alone.tokens[0, :3], batched.tokens[0, :3], atol=1e-6)
     wider = conditioner()
     wider.max_boxes = 9
     assert torch.allclose(alone.tokens[0, :3], wider(layouts(BOXES[:2])).tokens[0, :3], atol=1e-6)
@@ -49,7 +49,7 @@ def test_every_coordinate_and_the_class_count():
         assert (cond(layouts(moved)).tokens - before)[0, 1].abs().max() > 1e-3, column
 
 
-def test_waves_are_what_they_say():
+def test_waves_match_their_closed_form():
     x = torch.tensor([[0.25, 0.5]])
     found = waves(x).view(2, 2, 8)
     for k in range(8):
@@ -64,7 +64,7 @@ def test_no_box_differs_from_nothing_known():
     assert not torch.allclose(null.tokens[:, 0], cond(data).tokens[:, 0], atol=1e-2)
 
 
-def test_dropout_gives_whole_samples_the_null_condition():
+def test_dropout_replaces_all_of_a_sample_by_the_null_condition():
     cond, data = conditioner(dropout=0.5), layouts(*[BOXES] * 16)
     lost = SampleNoise(0, data["key"]).uniform() < 0.5
     found = cond.dropped(data, SampleNoise(0, data["key"]))
@@ -73,7 +73,7 @@ def test_dropout_gives_whole_samples_the_null_condition():
     assert torch.equal(found.mask.sum(1), torch.where(lost, 1, 4))
 
 
-def test_gradients_reach_every_learned_part():
+def test_gradients_reach_every_parameter():
     cond = conditioner()
     found = cond(layouts(BOXES))
     (found.tokens[found.mask].square().sum() + cond.null(layouts(BOXES)).tokens[0, 0].sum()).backward()

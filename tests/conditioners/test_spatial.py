@@ -56,13 +56,13 @@ def stage(conditioner, latents=None):
 SPATIAL = [Inpainting, SuperResolution, lambda dropout: SemanticMap(5, 2, dropout)]
 
 
-def test_inpainting_shows_the_known_part_and_nothing_of_the_rest():
+def test_inpainting_shows_the_known_pixels_only():
     data = batch()
     seen = bound(Inpainting())(data).spatial
     other = {**data, "image": torch.where(data["mask"] > 0, torch.rand_like(data["image"]), data["image"])}
     assert torch.equal(seen, bound(Inpainting())(other).spatial)
-    whole = bound(Inpainting())({**data, "mask": torch.zeros_like(data["mask"])}).spatial
-    assert torch.equal(whole[:, 1:], F.avg_pool2d(data["image"], 2)) and not whole[:, 0].any()
+    known = bound(Inpainting())({**data, "mask": torch.zeros_like(data["mask"])}).spatial
+    assert torch.equal(known[:, 1:], F.avg_pool2d(data["image"], 2)) and not known[:, 0].any()
 
 
 def test_inpainting_channels_are_those_of_stable_diffusion():
@@ -134,7 +134,7 @@ def test_a_class_that_the_model_lacks_is_named():
 
 
 @pytest.mark.parametrize("make", SPATIAL)
-def test_dropout_gives_whole_samples_the_null_condition(make):
+def test_dropout_replaces_all_of_a_sample_by_the_null_condition(make):
     data = batch(16)
     conditioner = bound(make(dropout=0.5))
     lost = SampleNoise(0, data["key"]).uniform() < 0.5

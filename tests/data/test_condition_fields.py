@@ -31,7 +31,7 @@ def read(fields, size=8, **members):
 
 
 def scene(height: int, width: int, left: int, top: int, side: int) -> dict[str, bytes]:
-    """A square at the same place in image, mask, map and layout."""
+    """A square at the same position in image, mask, map and layout."""
     inside = np.zeros((height, width), np.uint8)
     inside[top : top + side, left : left + side] = 1
     box = [left / width, top / height, (left + side) / width, (top + side) / height]
@@ -131,7 +131,7 @@ def test_layouts_stay_a_list():
     assert [len(boxes) for boxes in batch["layout"]] == [0, 1, 2] and batch["mask"].shape == (3, 1, 2, 2)
 
 
-def test_only_members_of_asked_fields_are_read():
+def test_only_members_of_requested_fields_are_read():
     assert whitelist(["image", "text"]) == ("jpg", "jpeg", "png", "webp", "txt", "json")
     assert whitelist(["mask", "latent"]) == ("latent.npy", "mask.png")
 
@@ -149,7 +149,7 @@ def module(shards, *fields, **settings):
     return Shards(shards, shards, image_size=16, batch_size=3, fields=fields, **settings)
 
 
-def test_a_batch_is_what_the_vocabulary_says(conditioned):
+def test_a_batch_matches_the_annotations_of_batch(conditioned):
     data = module(conditioned, *FIELDS)
     data.setup("fit")
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
@@ -164,7 +164,7 @@ def test_a_batch_is_what_the_vocabulary_says(conditioned):
     assert all(boxes.shape == (1, 5) for boxes in batch["layout"])
 
 
-def test_validation_loads_all_of_it_and_training_what_it_asks_for(conditioned):
+def test_validation_loads_every_field_and_training_those_it_reads(conditioned):
     data = module(conditioned, "mask")
     data.setup("fit")
     assert set(next(iter(data.val_dataloader()))) == {"key", *FIELDS}

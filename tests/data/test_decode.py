@@ -1,4 +1,4 @@
-"""Bytes to samples: what is accepted, how it is converted, and what each refusal says."""
+"""Bytes to samples: accepted input, conversion, and the message of each refusal."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_every_image_member_is_read(kind):
 
 def test_captions_are_drawn_in_training_and_canonical_in_evaluation():
     meta = json.dumps({"captions": ["a", " b ", "c"], "caption": "one"}).encode()
-    both = {"txt": b" canonical \n", "json": meta}
-    assert [text_of(both, draw) for draw in range(4)] == ["a", "b", "c", "a"]
-    assert text_of(both, None) == "canonical"
+    members = {"txt": b" canonical \n", "json": meta}
+    assert [text_of(members, draw) for draw in range(4)] == ["a", "b", "c", "a"]
+    assert text_of(members, None) == "canonical"
     assert text_of({"json": meta}, None) == "a"
     single = json.dumps({"caption": "one", "status": "success"}).encode()
     assert text_of({"json": single}, 5) == text_of({"json": single}, None) == "one"
@@ -114,7 +114,7 @@ def latent(array: np.ndarray, **options) -> bytes:
     return out.getvalue()
 
 
-def test_latents_are_float32_and_images_beside_them_are_not_decoded():
+def test_latents_are_float32_and_their_images_are_not_decoded():
     array = np.random.default_rng(0).normal(size=(8, 4, 4)).astype(np.float16)
     members = {"latent.npy": latent(array), "png": b"not an image"}
     sample = decode_sample(members, SAMPLE, ["latent"], 32, None)

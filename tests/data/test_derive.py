@@ -15,7 +15,7 @@ from ldm.data.module import Shards
 
 
 class Reads(nn.Module):
-    """A module that says what it reads, latents in place of images where there are some."""
+    """A module that states its fields: latents instead of images where there are some."""
 
     def __init__(self, *fields: str, image_size: int | None = None) -> None:
         super().__init__()
@@ -58,13 +58,13 @@ def test_fields_are_what_the_module_reads(images):
     assert derived(images, images, nn.Identity(), image_size=8)[0] == ("image", "text")
 
 
-def test_latents_are_read_where_a_manifest_says_that_shards_hold_them(images, latents):
+def test_latents_are_read_where_a_manifest_lists_them(images, latents):
     assert derived(latents, images, Reads("image", "text", image_size=16)) == (("text", "latent"), 24)
     assert derived(images, images, Reads("image", image_size=16)) == (("image",), 16)
     assert derived([images, latents], images, Reads("image", image_size=16)) == (("image",), 16)
 
 
-def test_what_is_stated_holds(images, latents):
+def test_stated_fields_and_size_are_kept(images, latents):
     stated = {"fields": ["image"], "image_size": 8}
     assert derived(latents, images, Reads("image", "text"), **stated) == (("image",), 8)
     assert derived(latents, images, Reads("image"), image_size=8) == (("latent",), 8)
@@ -80,7 +80,7 @@ def test_the_next_stage_derives_its_own(images):
     assert set(data.source[0]) == {"key", "image", "label"} and data.evaluation[0]["image"].shape[-1] == 16
 
 
-def test_a_size_that_nothing_says_is_asked_for_by_name(images):
+def test_an_underivable_size_is_requested_by_its_key(images):
     data = Shards(images, images, batch_size=2)
     data.derive(Reads("image"))
     with pytest.raises(ValueError, match=r"data\.image_size: got none, expected the side of the images"):

@@ -102,8 +102,8 @@ def test_the_sidecar_is_used_until_the_shard_changes(tmp_path, monkeypatch):
 def test_a_damaged_sidecar_is_rebuilt(tmp_path, damage):
     path = str(write_tar(tmp_path / "a.tar", files_of(3)))
     summarize(path, None)
-    beside = sidecar(path, None)
-    beside.write_bytes(beside.read_bytes()[:300] if damage == "half" else damage)
+    default = sidecar(path, None)
+    default.write_bytes(default.read_bytes()[:300] if damage == "half" else damage)
     assert summarize(path, None).count == 3
 
 
@@ -183,7 +183,7 @@ def broken(path: Path, kind: str) -> None:
         ("middle", "broken tar: no valid header at byte 2048: the file is damaged there"),
     ],
 )
-def test_broken_shards_say_what_is_wrong_and_leave_no_sidecar(tmp_path, kind, message):
+def test_broken_shards_are_refused_with_a_reason_and_leave_no_sidecar(tmp_path, kind, message):
     path = write_tar(tmp_path / "a.tar", files_of(3))
     broken(path, kind)
     with pytest.raises(ValueError, match=f"{path}: {message}"):
@@ -271,7 +271,7 @@ def test_members_with_dots_in_their_keys_are_counted_and_foreign_ones_of_a_sampl
         assert found.lost_example == "'img_1.5x.png' (its key ends at the first dot)"
 
 
-def test_names_in_two_unicode_forms_are_one_sample_unless_both_have_the_member(tmp_path):
+def test_names_in_two_unicode_forms_are_one_sample_unless_each_has_the_member(tmp_path):
     composed, decomposed = "\u00e9", "e\u0301"
     path = str(write_tar(tmp_path / "a.tar", [(f"{decomposed}.png", b"x"), (f"{composed}.txt", b"y")]))
     found = scan(path)

@@ -1,4 +1,4 @@
-"""Equal keys in several shards are told apart, and unique ones stay as they are."""
+"""Equal keys in several shards are made distinct, and unique ones stay as they are."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_unique_keys_stay_as_they_are_in_whatever_order(tmp_path):
     assert [samples[n]["key"] for n in range(7)] == [f"{n:06d}" for of_shard in numbers for n in of_shard]
 
 
-def test_shards_share_keys_as_sets_of_python_say():
+def test_repeated_keys_agree_with_sets_of_python():
     rng = np.random.default_rng(0)
     for _ in range(200):
         shards = [

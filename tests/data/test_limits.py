@@ -1,4 +1,4 @@
-"""What machines limit: open files, shared memory, connections, folders that are read-only."""
+"""Limits of machines: open files, shared memory, connections, read-only folders."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(served):
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="webdataset opens URLs with curl")
-def test_a_connection_that_stays_broken_asks_for_a_repetition_and_a_missing_page_does_not(served, capsys):
+def test_a_broken_connection_suggests_a_retry_and_a_missing_page_does_not(served, capsys):
     handler, pattern = served
     handler.breaks = 10**9
     assert run_command(lambda: print(keys_of(pattern))) == 75

@@ -1,4 +1,4 @@
-"""The data module under the real Trainer: the order, and what a resumed run sees."""
+"""The data module under the real Trainer: the order, and exact resume."""
 
 from __future__ import annotations
 
@@ -110,42 +110,44 @@ def test_an_epoch_holds_every_sample_once_and_the_next_one_in_another_order(data
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cut", [3, 4, 9])  # in an epoch, at a validation, in the second epoch
 def test_resumed_equals_uninterrupted(data, tmp_path, workers, cut):
-    whole, _ = run(data(workers=workers), tmp_path, 14)
+    uninterrupted, _ = run(data(workers=workers), tmp_path, 14)
     first, fit = run(data(workers=workers), tmp_path, cut)
     fit.save_checkpoint(tmp_path / "cut.ckpt")
     rest, _ = run(data(workers=workers), tmp_path, 14, ckpt=tmp_path / "cut.ckpt")
-    assert first.train_keys + rest.train_keys == whole.train_keys
-    assert first.train_texts + rest.train_texts == whole.train_texts
+    assert first.train_keys + rest.train_keys == uninterrupted.train_keys
+    assert first.train_texts + rest.train_texts == uninterrupted.train_texts
 
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_checkpoints_of_the_callback_resume_exactly_with_accumulation(data, tmp_path, every):
     """Two batches a step: checkpoints are written inside on_train_batch_end."""
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=every, save_top_k=-1)
-    whole, _ = run(data(), tmp_path, 6, callbacks=[keep], accumulate_grad_batches=2, val_check_interval=5)
+    uninterrupted, _ = run(
+        data(), tmp_path, 6, callbacks=[keep], accumulate_grad_batches=2, val_check_interval=5
+    )
     checkpoint = tmp_path / "step=3.ckpt"
     assert torch.load(checkpoint, weights_only=True)["progress"] == {"steps": 3, "samples": 3 * 2 * 4}
     rest, _ = run(data(), tmp_path, 6, ckpt=checkpoint, accumulate_grad_batches=2, val_check_interval=5)
-    assert rest.train_keys == whole.train_keys[6:]
+    assert rest.train_keys == uninterrupted.train_keys[6:]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_checkpoints_written_at_a_validation_and_at_an_exception_resume_exactly(data, tmp_path, workers):
     after = ModelCheckpoint(tmp_path, filename="val-{step}", save_top_k=-1, every_n_epochs=1)
     broken = ModelCheckpoint(tmp_path, filename="x-{step}", save_on_exception=True, every_n_train_steps=99)
-    whole, _ = run(data(workers=workers), tmp_path, 12)
+    uninterrupted, _ = run(data(workers=workers), tmp_path, 12)
     run(data(workers=workers), tmp_path, 12, callbacks=[after, broken], fail_at=6)
     for step in ("val-step=4", "x-step=6"):
         (checkpoint,) = tmp_path.glob(f"{step}*.ckpt")
         at = int(step[-1])
         rest, _ = run(data(workers=workers), tmp_path, 12, ckpt=checkpoint)
-        assert rest.train_keys == whole.train_keys[at:], step
+        assert rest.train_keys == uninterrupted.train_keys[at:], step
 
 
 def test_epochs_limited_by_the_trainer_continue_and_do_not_repeat(data, tmp_path):
-    whole, _ = run(data(), tmp_path, 9)
+    uninterrupted, _ = run(data(), tmp_path, 9)
     model, _ = run(data(), tmp_path, 9, limit_train_batches=3, val_check_interval=2)
-    assert model.train_keys == whole.train_keys
+    assert model.train_keys == uninterrupted.train_keys
 
 
 def test_overfit_batches_repeats_the_same_batches(data, tmp_path):
@@ -155,13 +157,13 @@ def test_overfit_batches_repeats_the_same_batches(data, tmp_path):
 
 
 def test_another_batch_size_and_number_of_workers_continue_the_same_order(data, tmp_path):
-    whole, _ = run(data(batch_size=1), tmp_path, 40)
+    uninterrupted, _ = run(data(batch_size=1), tmp_path, 40)
     _, fit = run(data(batch_size=4), tmp_path, 5)
     fit.save_checkpoint(tmp_path / "cut.ckpt")
     second, fit = run(data(batch_size=5, workers=2), tmp_path, 7, ckpt=tmp_path / "cut.ckpt")
     fit.save_checkpoint(tmp_path / "again.ckpt")
     third, _ = run(data(batch_size=2), tmp_path, 12, ckpt=tmp_path / "again.ckpt")
-    keys = flat(whole.train_keys)
+    keys = flat(uninterrupted.train_keys)
     assert flat(second.train_keys) == keys[20:30]
     assert flat(third.train_keys) == keys[30:40]
 
@@ -277,7 +279,7 @@ def test_a_bad_validation_sample_does_not_end_a_run(shards, tmp_path, bad):
     assert data.num_skipped == 0
 
 
-def test_what_validation_needs_is_checked_before_the_first_step(shards, tmp_path):
+def test_validation_is_checked_before_the_first_step(shards, tmp_path):
     val = val_of(tmp_path, 2, json=b'{"label": 12}')
     files = [file for n in range(2, 13) for file in sample(n)]
     cases = {
@@ -326,19 +328,19 @@ def test_fields_that_shards_lack_are_named(data):
 def test_streaming_trains_and_resumes_at_the_shards_that_were_read(data, tmp_path, workers):
     module = data(workers=workers, reader=Streaming(shuffle_buffer=1))
     assert module.num_train is None
-    whole, fit = run(module, tmp_path, 12)
-    assert len(set(flat(whole.train_keys[:7]))) >= 24
+    uninterrupted, fit = run(module, tmp_path, 12)
+    assert len(set(flat(uninterrupted.train_keys[:7]))) >= 24
     state = fit.datamodule.state_dict()
     assert state["source"]["turn"] > 0
     fit.save_checkpoint(tmp_path / "cut.ckpt")
     again = data(workers=workers, reader=Streaming(shuffle_buffer=1))
     rest, _ = run(again, tmp_path, 16, ckpt=tmp_path / "cut.ckpt")
     assert len(rest.train_keys) == 4
-    assert set(flat(whole.train_keys[-3:])) & set(flat(rest.train_keys[:2]))
+    assert set(flat(uninterrupted.train_keys[-3:])) & set(flat(rest.train_keys[:2]))
 
 
 class TwoProcesses(Recorder):
-    """Has a buffer, which DDP synchronises on every forward pass, and writes what each rank sees."""
+    """Has a buffer, which DDP synchronises on every forward pass, and writes the keys of each rank."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -352,12 +354,12 @@ class TwoProcesses(Recorder):
 
 @pytest.mark.slow
 def test_two_processes_read_the_order_of_one_and_evaluate_once(data, tmp_path):
-    whole, _ = run(data(batch_size=4), tmp_path, 12, val_check_interval=6)
+    uninterrupted, _ = run(data(batch_size=4), tmp_path, 12, val_check_interval=6)
     fit = trainer(tmp_path, 6, devices=2, strategy="ddp_fork", val_check_interval=6)
     fit.fit(TwoProcesses(tmp_path), datamodule=data(batch_size=2))
     ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
     for step in range(6):
         one, two = (rank["train"][step] for rank in ranks)
-        assert [key for pair in zip(one, two, strict=True) for key in pair] == whole.train_keys[step]
+        assert [key for pair in zip(one, two, strict=True) for key in pair] == uninterrupted.train_keys[step]
     assert [len(rank["val"]) for rank in ranks] == [6, 5]
     assert sorted(ranks[0]["val"] + ranks[1]["val"]) == [f"{n:06d}" for n in range(900, 911)]

@@ -1,4 +1,4 @@
-"""Folders of images as people have them: what data.folder takes, what it leaves out, and what it says."""
+"""data.folder on folders as people have them: accepted and skipped files, and messages."""
 
 import contextlib
 import io
@@ -43,9 +43,9 @@ def captions_of(found):
 
 
 def error_of(source, out, *more):
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stderr(io.StringIO()) as output:
         assert folder.main(["--images", str(source), "--out", str(out), *more]) == 2
-    message = said.getvalue()
+    message = output.getvalue()
     assert message.startswith("error: ") and len(message) <= 300 and message.count("\n") == 1
     return message
 
@@ -62,7 +62,7 @@ def test_a_folder_per_class_gives_captions_and_labels(source, out):
     assert (out / "classes.txt").read_text() == "black_cat\ndog\n"
 
 
-def test_what_is_missing_is_said_with_the_option_that_helps(source, out):
+def test_missing_files_are_reported_with_the_option_that_helps(source, out):
     put(source, "cat/a.png", "dog/b.png")
     message = error_of(source, out)
     assert "2 without a .txt file beside it" in message and "--captions folders" in message
@@ -153,7 +153,7 @@ def test_links_are_followed_and_circles_left(source, out):
     assert skipped == {"a link that leads nowhere": 1, "a folder that was entered by another name": 1}
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says what is wrong with each
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns about each
 def test_malformed_exif_costs_one_image_at_most(source, out):
     """Pillow raises errors of several kinds at these bytes: struct.error, TypeError."""
     put(source, "good.png")
@@ -190,13 +190,14 @@ def test_it_ends_with_what_was_packed_and_the_next_command(source, out, capsys, 
     monkeypatch.chdir(out.parent)
     for _ in range(2):
         folder.main(["--images", "images", "--out", "shards/own", "--val-fraction", "0.2"])
-        said = capsys.readouterr().out
-        assert "shards/own: 8 train and 2 val images in 2 shards, 0.0 MB\n" in said
-        assert "  shorter sides: 12 to 12 pixels, median 12\n" in said
-        assert "  captions: 10, 5 of them distinct, of 2 words, such as number" in said
+        output = capsys.readouterr().out
+        assert "shards/own: 8 train and 2 val images in 2 shards, 0.0 MB\n" in output
+        assert "  shorter sides: 12 to 12 pixels, median 12\n" in output
+        assert "  captions: 10, 5 of them distinct, of 2 words, such as number" in output
         assert (
-            "  skipped 1, all listed in shards/own/skipped.txt:\n    1 without a .txt file beside it" in said
+            "  skipped 1, all listed in shards/own/skipped.txt:\n    1 without a .txt file beside it"
+            in output
         )
-        assert "\nnext: python -m ldm.fit --config own/64/autoencoder\n" in said
+        assert "\nnext: python -m ldm.fit --config own/64/autoencoder\n" in output
     folder.main(["--images", "images", "--out", "mine"])
     assert '--data.train "mine/train-*.tar" --data.val "mine/val-*.tar"' in capsys.readouterr().out

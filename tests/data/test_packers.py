@@ -124,14 +124,14 @@ def read_all(out: Path) -> dict[str, dict[str, bytes]]:
     return {json.loads(sample["json"])["file"]: sample for sample in samples}
 
 
-def test_a_folder_with_captions_beside_keeps_the_bytes_and_reports_what_it_skips(images, tmp_path, capsys):
+def test_a_folder_with_caption_files_keeps_the_bytes_and_reports_skipped_files(images, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--images", str(images), "--out", str(out), "--val-fraction", "0.2", "--shard-size", "4"]
     folder.main(arguments)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for reason in ("without a .txt file", "with an empty caption", "of another format", "cannot be decoded"):
-        assert f"1 {reason}" in said
-    assert "skipped 4" in said
+        assert f"1 {reason}" in output
+    assert "skipped 4" in output
     assert "broken.jpg" in (out / "skipped.txt").read_text()
     found = read_all(out)
     assert len(found) == 10
@@ -208,8 +208,8 @@ def test_masks_and_low_resolution_copies_of_a_folder(tmp_path):
     extras = folder.Extras(masks=True, low_res=4)
     assert folder.pack_folder(images, tmp_path / "a", "none", 0.0, extras=extras)[0]
     for sample in members(tmp_path / "a" / "train-000000.tar"):
-        whole, low, mask = (Image.open(io.BytesIO(sample[name])) for name in ("png", "low.png", "mask.png"))
-        assert mask.size == whole.size and min(low.size) == 4
+        image, low, mask = (Image.open(io.BytesIO(sample[name])) for name in ("png", "low.png", "mask.png"))
+        assert mask.size == image.size and min(low.size) == 4
         assert 0.1 <= (np.asarray(mask) > 127).mean() <= 0.5
     shards = str(tmp_path / "a" / "train-000000.tar")
     data = Shards(shards, shards, image_size=16, batch_size=3, fields=("image", "mask", "low_res"))

@@ -27,7 +27,7 @@ def keys_of(loader, num_batches: int) -> list[str]:
 
 @pytest.mark.parametrize("counts", [[7, 5], [1, 1, 1], [16], [3, 9, 1]])
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 50])
-def test_evaluation_sees_each_sample_once_over_all_ranks_in_equally_many_batches(shards, counts, batch_size):
+def test_evaluation_reads_each_sample_once_over_all_ranks_in_equally_many_batches(shards, counts, batch_size):
     evaluation = Indexed().evaluation(shards(counts), 8)
     for world in (1, 2, 3):
         loaders = [evaluation.loader(batch_size, 0, DataRank(rank, world)) for rank in range(world)]
@@ -66,7 +66,7 @@ def test_a_bad_sample_of_an_evaluation_keeps_its_key_and_shows_the_next_good_one
     assert message.startswith(f"{tmp_path}/v.tar: sample '000002', member 'png': its 40 bytes are no")
 
 
-def test_what_nobody_asked_for_may_be_bad(tmp_path):
+def test_fields_that_are_not_read_may_be_bad(tmp_path):
     """Class names for labels, foreign layouts, maps and masks of other meaning, empty captions."""
     odd = b'{"caption": "", "label": "cat", "layout": "wide", "width": 9, "height": 9}'
     foreign = [("0.json", odd), ("0.cls", b"n01440764"), ("0.map.png", png(0)), ("0.mask.png", b"x")]
@@ -79,7 +79,7 @@ def test_what_nobody_asked_for_may_be_bad(tmp_path):
         Indexed().evaluation(path, 8, reads=lambda stored: ["label"])
 
 
-def test_fields_that_part_of_a_batch_has_are_left_out(tmp_path):
+def test_fields_that_some_samples_lack_are_left_out(tmp_path):
     write_tar(tmp_path / "v.tar", [*sample(0), *sample(1)[:1], ("000001.txt", b" "), *sample(1)[2:]])
     evaluation = Indexed().evaluation(str(tmp_path / "v.tar"), 8)
     (batch,) = evaluation.loader(2, 0, DataRank(0, 1))
@@ -113,7 +113,7 @@ def test_empty_shards_are_left_out_and_counted(tmp_path, shards):
         Indexed().evaluation(str(tmp_path / "shards/train-000001.tar"), 8)
 
 
-def test_members_that_are_ignored_are_said_aloud(tmp_path):
+def test_ignored_members_are_reported(tmp_path):
     dotted = [("img_1.5x.png", b"x"), ("img_1.5x.txt", b"y")]
     path = str(write_tar(tmp_path / "a.tar", [*sample(0), *dotted]))
     with pytest.warns(UserWarning, match=r"data.train: 2 members are ignored, e.g. 'img_1.5x.png' \(its key"):
@@ -129,7 +129,7 @@ def test_validation_shards_need_images(tmp_path):
 
 
 def img2dataset_shard(path) -> None:
-    """As img2dataset writes it: KEY.jpg, KEY.txt, KEY.json with the download's facts."""
+    """A shard as img2dataset writes it: KEY.jpg, KEY.txt, KEY.json with metadata of the download."""
     files = []
     for n in range(6):
         key, jpg = f"00000{n:04d}", io.BytesIO()
@@ -193,7 +193,7 @@ def test_pipe_urls_are_refused_before_anything_runs(tmp_path, shards, reader):
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_images_are_not_read_if_only_latents_are_asked(tmp_path, reader):
+def test_images_are_not_read_if_only_latents_are_requested(tmp_path, reader):
     array = io.BytesIO()
     np.save(array, np.ones((8, 2, 2), np.float16))
     files = []
@@ -282,7 +282,7 @@ def test_streaming_drops_and_reports_bad_samples(tmp_path):
     assert batch["skipped"] == [f"{tmp_path}/t.tar: sample '000001', member 'txt': the caption is empty"]
 
 
-def test_streaming_says_how_members_of_a_sample_must_lie(tmp_path):
+def test_streaming_refuses_scattered_members_of_a_sample(tmp_path):
     files = sorted((file for n in range(3) for file in sample(n)[:2]), key=lambda file: file[0][-3:])
     path = str(write_tar(tmp_path / "t.tar", files))
     with pytest.raises(ValueError, match=r"'000000', .*missing: .*must be neighbours \(tar --sort=name\)"):
@@ -291,7 +291,7 @@ def test_streaming_says_how_members_of_a_sample_must_lie(tmp_path):
     assert batch["text"] == ["number 0", "number 1", "number 2"]
 
 
-def test_streaming_tells_equal_keys_of_two_shards_apart(tmp_path):
+def test_streaming_distinguishes_equal_keys_of_two_shards(tmp_path):
     for shard in range(2):
         write_tar(tmp_path / f"{shard}.tar", [*sample(0), *sample(1)])
     source = Streaming(1).open(str(tmp_path / "*.tar"), SPEC)

@@ -1,4 +1,4 @@
-"""The table of shards says what their indices say, to processes that then need not look at them."""
+"""The table of shards equals their indices, so that other processes need not open them."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ def shards(tmp_path):
     return paths
 
 
-def test_a_table_says_what_the_indices_say(shards, tmp_path):
+def test_a_table_equals_the_indices(shards, tmp_path):
     summaries = summarize_all(shards, None)
     where = table_path(shards, None)
     write(where, summaries)
@@ -41,7 +41,7 @@ def test_a_table_that_is_not_of_these_shards_is_none(shards, tmp_path):
 
 def test_where_a_table_cannot_be_written_there_is_none(shards, tmp_path):
     (tmp_path / "file").write_text("")
-    write(tmp_path / "file" / "table.npz", summarize_all(shards, None))  # says nothing
+    write(tmp_path / "file" / "table.npz", summarize_all(shards, None))  # silently
 
 
 def follow(rank, store, paths, queue):

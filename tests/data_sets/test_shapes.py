@@ -45,13 +45,13 @@ def test_frequencies_are_those_of_the_specification():
     assert abs(np.mean(mirrored) - 0.5) < 0.045
 
 
-def test_novel_is_what_the_hash_says():
+def test_the_hash_decides_which_scenes_are_novel():
     for scene in SCENES[:200]:
         digest = hashlib.sha256(canonical_caption(scene).encode()).digest()
         assert is_novel(scene) == (digest[0] < 26)
 
 
-def test_splits_share_no_caption_with_training():
+def test_no_caption_of_training_is_in_another_split():
     drawn = {split: sample_scenes(0, split, 300) for split in SPLITS}
     trained = {c for s in drawn["train"] for c in training_captions(s)}
     for split in ("novel", "pairs"):

@@ -1,4 +1,4 @@
-"""What the packers make beside images and captions."""
+"""Further fields of the packers: masks, low resolution, maps, layouts."""
 
 import hashlib
 import io
@@ -19,9 +19,9 @@ SCENES = [sample_scene(0, i) for i in range(200)]
 
 def test_masks_cover_a_tenth_to_a_half_and_depend_on_the_name_alone():
     masks = [random_mask(str(n), 32, 32) for n in range(500)]
-    shares = np.array([(mask > 127).mean() for mask in masks])
-    assert shares.min() >= 0.1 and shares.max() <= 0.5
-    assert shares.min() < 0.15 and shares.max() > 0.4, "the whole range"
+    fractions = np.array([(mask > 127).mean() for mask in masks])
+    assert fractions.min() >= 0.1 and fractions.max() <= 0.5
+    assert fractions.min() < 0.15 and fractions.max() > 0.4, "the whole range"
     assert all(set(np.unique(mask)) == {0, 255} for mask in masks)
     assert np.array_equal(random_mask("7", 32, 32), masks[7])
     assert len({mask.tobytes() for mask in masks}) > 490

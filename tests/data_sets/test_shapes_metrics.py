@@ -1,4 +1,4 @@
-"""What the metrics say of real images, and of images that are wrong in one way."""
+"""The metrics on real images, and on images that are wrong in one way."""
 
 import pytest
 import torch
@@ -40,8 +40,8 @@ def test_a_wrong_colour_costs_its_pixels():
     wrong = {**data, "label_map": torch.where(data["label_map"] > 0, 9 - data["label_map"], 0)}
     assert measured(MapAgreement(), data["image"], wrong)["map/objects"] < 0.05
     grounds = data["label_map"] == 0
-    share = (nearest_classes(((data["image"] + 1) * 127.5).round().to(torch.uint8)) == 0)[grounds]
-    assert share.float().mean() > 0.99
+    is_ground = (nearest_classes(((data["image"] + 1) * 127.5).round().to(torch.uint8)) == 0)[grounds]
+    assert is_ground.float().mean() > 0.99
 
 
 def test_real_images_show_their_own_layouts():

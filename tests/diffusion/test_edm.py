@@ -33,7 +33,7 @@ def network(x, time):
 
 @every_sigma_data
 def test_input_and_target_have_unit_variance_and_c_out_is_minimal(sigma_data):
-    """App. B.6: for y of standard deviation sigma_data and n of s, both independent."""
+    """App. B.6: for independent y and n of standard deviations sigma_data and s."""
     edm = EDM(sigma_data)
 
     def c_out(c_skip):
@@ -109,7 +109,7 @@ def test_impossible_deviations_are_refused():
         EDM(0)
 
 
-# What an ideal network, which sees c_in x and c_noise alone, makes of N(mean, std**2).
+# The ideal network, a function of c_in x and c_noise, for data N(mean, std**2).
 
 
 def ideal(data, prediction):

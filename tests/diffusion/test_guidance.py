@@ -48,12 +48,12 @@ def guide(guidance, cond, uncond):
     return guidance(Model(cond, uncond), {})
 
 
-def test_scale_one_and_unguided_never_ask_the_unconditional_model():
+def test_scale_one_and_unguided_never_call_the_unconditional_model():
     for guidance in (ClassifierFree(1.0), Rescaled(1.0), Unguided()):
         assert torch.equal(guide(guidance, cond, never)(X_T, T), cond(X_T, T))
 
 
-def test_scale_zero_never_asks_the_conditional_model():
+def test_scale_zero_never_calls_the_conditional_model():
     assert torch.equal(guide(ClassifierFree(0.0), never, uncond)(X_T, T), uncond(X_T, T))
 
 
@@ -82,18 +82,18 @@ def test_rescaled_restores_the_deviation_of_the_conditional_estimate(scale):
         return x.flatten(1).std(1)
 
     plain = guide(ClassifierFree(scale), cond, uncond)(X_T, T)
-    whole = guide(Rescaled(scale, rescale=1.0), cond, uncond)(X_T, T)
-    assert torch.allclose(deviation(whole), deviation(cond(X_T, T)))
+    rescaled = guide(Rescaled(scale, rescale=1.0), cond, uncond)(X_T, T)
+    assert torch.allclose(deviation(rescaled), deviation(cond(X_T, T)))
     assert torch.allclose(guide(Rescaled(scale, rescale=0.0), cond, uncond)(X_T, T), plain)
-    # nothing to restore where both are flat
+    # nothing to restore where the standard deviation is zero
     flat = guide(Rescaled(scale), lambda x, t: torch.ones_like(x), lambda x, t: torch.zeros_like(x))(X_T, T)
     assert torch.equal(flat, torch.full_like(X_T, scale))
     # Eq. 16: a share of the one, the rest of the other
     mixed = guide(Rescaled(scale, rescale=0.7), cond, uncond)(X_T, T)
-    assert torch.allclose(mixed, 0.7 * whole + 0.3 * plain)
+    assert torch.allclose(mixed, 0.7 * rescaled + 0.3 * plain)
 
 
-def test_an_interval_guides_inside_and_asks_for_nothing_else_outside():
+def test_an_interval_guides_inside_and_calls_one_model_outside():
     guidance = Interval(ClassifierFree(3.0), low=100, high=700)
     guided = guide(ClassifierFree(3.0), cond, uncond)
     for t in (100, 400, 700):

@@ -121,20 +121,20 @@ def test_loss_and_gradient_are_finite_without_signal(schedule, prediction, weigh
 @pytest.mark.parametrize("schedule", [ZeroTerminalSNR(ScaledLinear()), RectifiedFlow()])
 @pytest.mark.parametrize("prediction", [Epsilon(), EDM()])
 def test_the_noise_is_not_predicted_where_there_is_nothing_else(schedule, prediction):
-    says = rf"objective\.prediction: got {type(prediction).__name__} on .*expected Velocity, Flow or X0"
-    with pytest.raises(ValueError, match=says):
+    message = rf"objective\.prediction: got {type(prediction).__name__} on .*expected Velocity, Flow or X0"
+    with pytest.raises(ValueError, match=message):
         Objective(schedule, prediction)
 
 
 def test_between_timesteps_the_weight_is_linear():
     objective = Objective(Linear(), weighting=MinSNR())
-    whole = objective.weight(torch.tensor([300, 301, 999]))
-    assert torch.equal(objective.weight(torch.tensor([300.0, 301.0, 999.0])), whole)
+    expected = objective.weight(torch.tensor([300, 301, 999]))
+    assert torch.equal(objective.weight(torch.tensor([300.0, 301.0, 999.0])), expected)
     between = objective.weight(torch.tensor([300.25])).item()
-    assert between == pytest.approx(0.75 * whole[0].item() + 0.25 * whole[1].item(), rel=1e-6)
+    assert between == pytest.approx(0.75 * expected[0].item() + 0.25 * expected[1].item(), rel=1e-6)
 
 
-def test_offset_noise_is_shared_by_a_channel_and_is_part_of_the_target():
+def test_offset_noise_is_constant_in_a_channel_and_included_in_the_target():
     objective, x0 = Objective(offset_noise=0.5), torch.zeros(2000, 2, 4, 4)
     keys = [str(i) for i in range(2000)]
     _, eps = objective.draw(x0, SampleNoise(0, keys))

@@ -1,4 +1,4 @@
-"""What samplers make of Gaussian data, whose denoiser, flow and laws are known exactly."""
+"""Samplers on Gaussian data, whose denoiser, flow and laws are known exactly."""
 
 import math
 from itertools import pairwise
@@ -55,14 +55,14 @@ def moments(sampler_std, schedule, data, num_steps):
 
 @every_schedule
 def test_ancestral_sampling_ends_at_mean_and_variance_of_the_data(schedule, gaussian):
-    """All steps. Algorithm 2 itself misses up to 1.5 % of the std (next test)."""
+    """With all steps. Algorithm 2 itself misses up to 1.5 % of the std (next test)."""
     mean, std = law(DDPM(), gaussian, schedule)
     bias = schedule.alpha[-1].item() * gaussian.mean  # x_T ~ N(0, 1), not N(alpha_T mean, ...)
     assert abs(mean - gaussian.mean) < bias + 1e-5
     assert std == pytest.approx(gaussian.std, rel=0.015)
 
 
-def test_what_algorithm_2_misses_of_the_variance_vanishes_with_the_steps(gaussian):
+def test_the_variance_error_of_algorithm_2_vanishes_with_the_steps(gaussian):
     """beta-tilde leaves out the variance of x0 given x_t, of order log(T) / T: half with twice the steps."""
     tables = [Linear(n, 0.1 / n, 20 / n) for n in (1000, 2000, 4000)]
     lost = [gaussian.std**2 - moments(lambda step: posterior(step)[2], s, gaussian, None)[1] for s in tables]
@@ -80,7 +80,7 @@ def test_few_steps_have_the_law_of_their_recursion(schedule, eta, gaussian):
 @every_schedule
 @pytest.mark.parametrize("sampler", [*DETERMINISTIC, *RANDOM])
 def test_more_steps_approach_the_data(sampler, schedule, gaussian):
-    """Of the spread, sixteen times the steps leave a sixth of the error or less; first order with a
+    """Sixteen times the steps leave a sixth of the error of the spread or less; first order with a
     logarithm, as ancestral sampling has it, leaves log(320) / log(20) / 16 = 1 / 8 and a little.
     """
     few, many = (law(sampler(n), gaussian, schedule) for n in (20, 320))

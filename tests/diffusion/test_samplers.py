@@ -75,32 +75,32 @@ def test_one_step_returns_the_estimate(sampler):
 @every_sampler
 @pytest.mark.parametrize("schedule", [ScaledLinear(), *WITHOUT_SIGNAL])
 def test_a_denoiser_that_knows_x0_is_believed(sampler, schedule):
-    x0, asked = torch.randn(2, 1, 3, 3), []
+    x0, timesteps = torch.randn(2, 1, 3, 3), []
 
     def oracle(x_t, t):
-        asked.append(t)
+        timesteps.append(t)
         return x0
 
     assert torch.allclose(run(sampler(7), oracle, schedule, torch.randn_like(x0)), x0, atol=1e-5)
-    assert all(t.shape == (2,) and t.dtype == torch.int64 for t in asked)
+    assert all(t.shape == (2,) and t.dtype == torch.int64 for t in timesteps)
 
 
 @pytest.mark.parametrize(
     ("sampler", "calls"), [(DDPM, 7), (DDIM, 7), (DPMSolver, 7), (UniPC, 7), (Heun, 13), (PLMS, 8)]
 )
 def test_the_number_of_calls(sampler, calls):
-    asked = []
+    timesteps = []
 
     def counted(x_t, t):
-        asked.append(t)
+        timesteps.append(t)
         return x_t.sin()
 
     run(sampler(7), counted, Linear(), torch.randn(1, 1, 2, 2))
-    assert len(asked) == calls
+    assert len(timesteps) == calls
     if sampler in (Heun, PLMS):  # the step out of next to pure noise is DDIM's
-        before = len(asked)
+        before = len(timesteps)
         run(sampler(7), counted, Cosine(), torch.randn(1, 1, 2, 2))
-        assert len(asked) - before == (calls - 1 if sampler is Heun else calls)
+        assert len(timesteps) - before == (calls - 1 if sampler is Heun else calls)
 
 
 @every_sampler
@@ -117,7 +117,7 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
 
 @every_sampler
 def test_all_predictions_give_the_same_sample(sampler, gaussian):
-    """The same knowledge of the data, said as eps, v, x0 or u, through Objective.denoiser."""
+    """The same estimate expressed as eps, v, x0 or u, through Objective.denoiser."""
     schedule, x = ScaledLinear(), torch.randn(4, 1, 1, 1)
     drawn = []
     for prediction in (Epsilon(), Velocity(), X0(), Flow()):
@@ -158,7 +158,7 @@ def test_an_euler_step_follows_the_slope_in_both_coordinates():
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
-def test_a_walk_may_begin_in_the_middle(sampler):
+def test_sampling_may_start_at_an_intermediate_timestep(sampler):
     """From x0 noised to its first level, with the right estimate, it comes back to x0."""
     x0, eps, sampler = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3), sampler(20)
     steps = sampler.steps(ScaledLinear())[12:]
@@ -168,7 +168,7 @@ def test_a_walk_may_begin_in_the_middle(sampler):
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 @pytest.mark.parametrize("schedule", [ScaledLinear(), RectifiedFlow()])
-def test_what_is_known_stays_at_the_noised_known_in_every_step(sampler, schedule):
+def test_known_pixels_equal_the_noised_image_in_every_step(sampler, schedule):
     known, eps = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4)
     mask = (torch.arange(4) < 2).float().expand(2, 1, 4, 4)
 

@@ -94,8 +94,8 @@ def test_ddim_on_leading_timesteps(kind):
     assert_near(ours(DDIM(20, spacing=Leading(1)), kind), sampled(theirs, 20))
 
 
-def test_ddim_goes_to_the_next_timestep_that_is_asked_at():
-    """Theirs goes from t to t - T // n wherever it asks next; the paper's Eq. 12 from tau_i to tau_{i-1}."""
+def test_ddim_steps_to_the_next_timestep_of_the_spacing():
+    """Theirs always steps from t to t - T // n; the paper's Eq. 12 from tau_i to tau_{i-1}."""
     theirs = make(diffusers.DDIMScheduler, "epsilon", clip_sample=False, set_alpha_to_one=True)
     theirs.set_timesteps(30)
     times = theirs.timesteps.tolist()

@@ -1,4 +1,4 @@
-"""How often training visits which timesteps."""
+"""Distributions of the timesteps in training."""
 
 import math
 from fractions import Fraction
@@ -36,9 +36,9 @@ def test_the_logit_of_a_logit_normal_time_is_normal():
 def test_training_draws_from_the_distribution(times):
     """Shares below the quartiles of the logit, 1 - 0.6745 / 2, 1 and 1 + 0.6745 / 2."""
     t = draw(times, torch.arange(4000)).double() / 1000
-    for share, logit in ((0.25, 1 - 0.6745 / 2), (0.5, 1.0), (0.75, 1 + 0.6745 / 2)):
+    for fraction, logit in ((0.25, 1 - 0.6745 / 2), (0.5, 1.0), (0.75, 1 + 0.6745 / 2)):
         below = (t < 1 / (1 + math.exp(-logit))).double().mean().item()
-        assert below == pytest.approx(share, abs=5 * (share * (1 - share) / 4000) ** 0.5 + 1e-3)
+        assert below == pytest.approx(fraction, abs=5 * (fraction * (1 - fraction) / 4000) ** 0.5 + 1e-3)
 
 
 def test_a_median_number_gives_the_median_time():
@@ -77,9 +77,9 @@ def test_the_log_of_a_log_normal_noise_level_is_normal_and_continuous(times, sch
     assert t.dtype == torch.float32 and len(t.unique()) > 3900
     alpha, sigma = schedule.at(t, X0)
     log_level = (sigma / alpha).log().flatten().double()
-    for share, quantile in ((0.25, 0.3 - 0.6745 * 0.5), (0.5, 0.3), (0.75, 0.3 + 0.6745 * 0.5)):
+    for fraction, quantile in ((0.25, 0.3 - 0.6745 * 0.5), (0.5, 0.3), (0.75, 0.3 + 0.6745 * 0.5)):
         below = (log_level < quantile).double().mean().item()
-        assert below == pytest.approx(share, abs=5 * (share * (1 - share) / 4000) ** 0.5)
+        assert below == pytest.approx(fraction, abs=5 * (fraction * (1 - fraction) / 4000) ** 0.5)
 
 
 def test_an_even_sequence_fills_every_stretch_of_the_stream():
@@ -99,9 +99,9 @@ def test_even_times_are_multiples_of_the_golden_ratio():
 
 
 def test_even_times_do_not_depend_on_batch_or_processes():
-    whole = draw(LowDiscrepancy(), 100 + torch.arange(64))
+    full = draw(LowDiscrepancy(), 100 + torch.arange(64))
     halves = [draw(LowDiscrepancy(), 100 + torch.arange(rank, 64, 2), seed=rank) for rank in (0, 1)]
-    assert torch.equal(torch.stack(halves, 1).flatten(), whole)
+    assert torch.equal(torch.stack(halves, 1).flatten(), full)
 
 
 def test_outside_of_training_times_are_uniform_and_independent():

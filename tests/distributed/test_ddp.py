@@ -1,4 +1,4 @@
-"""Which buffers processes must share."""
+"""Buffers that processes must synchronise."""
 
 import open_clip
 from torch import nn

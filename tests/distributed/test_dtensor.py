@@ -1,4 +1,4 @@
-"""Split tensors: their whole, and what an optimizer makes of them (processes of gloo)."""
+"""Sharded tensors: gathering, and optimizer steps on them (processes of gloo)."""
 
 import math
 import os
@@ -60,7 +60,7 @@ def muon_steps_alike(rank, mesh):
         assert torch.equal(ours, full_tensor(theirs))
 
 
-def united_processes_need_not_keep_step(rank, mesh):
+def unsharded_ranks_may_run_different_numbers_of_passes(rank, mesh):
     plain, split = Pair(), Pair()
     fully_shard(split.first, mesh=mesh)
     fully_shard(split, mesh=mesh, reshard_after_forward=False)
@@ -97,11 +97,11 @@ def process(rank, meeting, shape, checks):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2,), (2, 2)])
 def test_split_over_processes_or_over_each_row_of_them(tmp_path, shape):
-    checks = (splits_and_gathers, muon_steps_alike, united_processes_need_not_keep_step)
+    checks = (splits_and_gathers, muon_steps_alike, unsharded_ranks_may_run_different_numbers_of_passes)
     mp.spawn(process, (tmp_path / "meeting", shape, checks), nprocs=math.prod(shape))
 
 
-def test_nothing_happens_to_what_is_not_split():
+def test_unsharded_tensors_are_left_unchanged():
     tensor, net = torch.arange(3.0), Pair()
     assert full_tensor(tensor) is tensor and shard_like(tensor, torch.zeros(3)) is tensor
     tree = {"a": [tensor]}

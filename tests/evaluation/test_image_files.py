@@ -11,7 +11,7 @@ def drawn(folder, name, size=8, **text):
     write_png(folder / name, torch.zeros(3, size, size), {"software": "ldm 0.2.0", **text})
 
 
-def test_the_grid_beside_drawn_images_is_none_of_them(tmp_path):
+def test_the_grid_in_a_folder_of_drawn_images_is_skipped(tmp_path):
     drawn(tmp_path, "000000.png", key="a", checkpoint_sha256="1" * 64)
     drawn(tmp_path, "grid.png", checkpoint_sha256="1" * 64)  # of one image it has the size of it
     assert [path.name for path in ImageFolder(str(tmp_path), "--images").paths] == ["000000.png"]
@@ -28,8 +28,8 @@ def test_images_of_two_models_are_refused(tmp_path):
     write_png(tmp_path / "photo.png", torch.zeros(3, 8, 8), {})
     with pytest.raises(ValueError, match="mixes images of 2 checkpoints") as caught:
         ImageFolder(str(tmp_path), "--images")
-    said = str(caught.value)
-    assert "'000000.png' of 111111111111 and '000002.png' of 222222222222" in said
-    assert len(said.replace(str(tmp_path), "samples")) <= 300
+    message = str(caught.value)
+    assert "'000000.png' of 111111111111 and '000002.png' of 222222222222" in message
+    assert len(message.replace(str(tmp_path), "samples")) <= 300
     (tmp_path / "000002.png").unlink()
     assert len(ImageFolder(str(tmp_path), "--images")) == 3

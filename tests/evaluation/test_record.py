@@ -1,4 +1,4 @@
-"""A record says all that a number depends on, and in a resumed run nothing twice."""
+"""A record holds all that a number depends on, and in a resumed run nothing twice."""
 
 import json
 
@@ -16,10 +16,10 @@ class Draws:
 
 
 def test_sampler_and_guidance_are_described_with_what_is_in_them():
-    says = describe_sampling(Draws())
-    assert says["steps"] == 25
-    assert says["sampler"].startswith("DDIM(num_steps=25") and "eta=0.5" in says["sampler"]
-    assert "ClassifierFree(scale=3.0)" in says["guidance"] and "0.2" in says["guidance"]
+    metadata = describe_sampling(Draws())
+    assert metadata["steps"] == 25
+    assert metadata["sampler"].startswith("DDIM(num_steps=25") and "eta=0.5" in metadata["sampler"]
+    assert "ClassifierFree(scale=3.0)" in metadata["guidance"] and "0.2" in metadata["guidance"]
     assert describe_sampling(object()) == {}
 
 

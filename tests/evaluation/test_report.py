@@ -1,4 +1,4 @@
-"""What ldm.evaluate writes can be read by others, and by itself."""
+"""Files of ldm.evaluate are readable by other programs and by itself."""
 
 import numpy as np
 import pytest

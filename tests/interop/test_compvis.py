@@ -53,7 +53,7 @@ def triple(request, tmp_path_factory):
     return model, run, export_file(run, folder / "x.safetensors")
 
 
-def test_what_comes_back_is_what_left_bit_for_bit(tmp_path, triple):
+def test_export_and_import_change_no_bit(tmp_path, triple):
     model, _, file = triple
     run, guessed = import_file(file, tmp_path / "again", DEFAULTS)
     assert same(read_run(run), model) and guessed == []
@@ -64,10 +64,10 @@ def test_diffusers_reads_a_single_file_as_its_folder(tmp_path, triple):
     _, run, file = triple
     folder = export_pipeline(run, tmp_path / "folder")
     read = {"local_files_only": True, "safety_checker": None}
-    single = diffusers.StableDiffusionPipeline.from_single_file(str(file), config=str(folder), **read)
-    whole = diffusers.StableDiffusionPipeline.from_pretrained(folder, **read)
+    from_file = diffusers.StableDiffusionPipeline.from_single_file(str(file), config=str(folder), **read)
+    from_folder = diffusers.StableDiffusionPipeline.from_pretrained(folder, **read)
     for part in ("unet", "vae", "text_encoder"):
-        found, expected = (getattr(pipeline, part).state_dict() for pipeline in (single, whole))
+        found, expected = (getattr(pipeline, part).state_dict() for pipeline in (from_file, from_folder))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[key], expected[key]) for key in expected), part
 
@@ -183,9 +183,9 @@ def averaged(name):
 
 
 def published(tmp_path, **more):
-    """A file as published ones are: nothing in it says what it is, and the weights are those of 1.x in small.
+    """A file like published ones: without metadata, with the weights of 1.x in small.
 
-    Its widths are what the defaults are right for: 32 groups, 8 heads, heads of the text tower 64 wide.
+    Its widths suit the defaults: 32 groups, 8 heads, heads of the text tower 64 wide.
     """
     text = {"width": 64, "heads": 1} | more.pop("text", {})
     unet = {"block_out_channels": [32, 64], "attention": [True, False], "num_heads": 8, "norm_groups": 32}
@@ -198,7 +198,7 @@ def published(tmp_path, **more):
 
 
 @pytest.mark.parametrize("wrap", ["ckpt", "safetensors"])
-def test_a_file_that_says_nothing_of_itself_is_recognised(tmp_path, wrap):
+def test_a_file_without_metadata_is_recognised(tmp_path, wrap):
     model, tensors = published(tmp_path, kind=prediction.Epsilon)
     file = tmp_path / f"bare.{wrap}"
     if wrap == "ckpt":
@@ -211,7 +211,7 @@ def test_a_file_that_says_nothing_of_itself_is_recognised(tmp_path, wrap):
     assert read_run(import_file(file, tmp_path / "large", DEFAULTS)[0]).image_size == 512
 
 
-def test_a_file_of_2_x_asks_what_it_predicts(tmp_path):
+def test_a_file_of_2_x_requires_the_prediction(tmp_path):
     unet = {"linear_projection": True, "num_heads": [1, 1]}
     model, tensors = published(tmp_path, unet=unet, text=SD2["text"])
     save_file(tensors, tmp_path / "bare.safetensors")
@@ -280,7 +280,9 @@ EMPTY = torch.empty(0)
         ({}, {"modelspec.prediction_type": "epsilon", "ss_v_parameterization": "False"}, "Epsilon", False),
     ],
 )
-def test_what_a_file_says_of_its_process_is_believed(tmp_path, tensors, markers, metadata, kind, is_zero_snr):
+def test_the_prediction_and_schedule_stated_in_a_file_are_used(
+    tmp_path, tensors, markers, metadata, kind, is_zero_snr
+):
     save_file(
         {**tensors, **markers}, tmp_path / "x.safetensors", {**metadata, "modelspec.resolution": "96x96"}
     )
@@ -293,7 +295,7 @@ def test_what_a_file_says_of_its_process_is_believed(tmp_path, tensors, markers,
 
 
 @pytest.mark.parametrize(
-    ("markers", "metadata", "options", "says"),
+    ("markers", "metadata", "options", "message"),
     [
         (
             {"v_pred": EMPTY},
@@ -317,9 +319,9 @@ def test_what_a_file_says_of_its_process_is_believed(tmp_path, tensors, markers,
         ({}, {}, {"scaling_factor": 0.5}, "--scaling-factor: got 0.5, but .* has 0.18215: leave the option"),
     ],
 )
-def test_contradictions_are_one_line(tmp_path, tensors, markers, metadata, options, says):
+def test_contradictions_are_one_line(tmp_path, tensors, markers, metadata, options, message):
     save_file({**tensors, **markers}, tmp_path / "x.safetensors", metadata)
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=message) as error:
         import_file(tmp_path / "x.safetensors", tmp_path / "out", ImportOptions(**options))
     assert "x.safetensors" in str(error.value) and not (tmp_path / "out").exists()
 
@@ -349,7 +351,7 @@ LORA = {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": torch.z
 
 
 @pytest.mark.parametrize(
-    ("found", "says"),
+    ("found", "message"),
     [
         (LORA, "the file is a LoRA, which changes a model: merge it"),
         ({"unet.down_blocks.0.attn1.to_q.lora_A.weight": EMPTY}, "the file is a LoRA"),
@@ -359,16 +361,16 @@ LORA = {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": torch.z
         ({"a": EMPTY}, "the file has no U-Net, expected model.diffusion_model.*, nor an autoencoder"),
     ],
 )
-def test_files_of_another_kind_are_named(tmp_path, found, says):
+def test_files_of_another_kind_are_named(tmp_path, found, message):
     save_file(found, tmp_path / "x.safetensors")
     with pytest.raises(ValueError) as error:
         import_file(tmp_path / "x.safetensors", tmp_path / "out", DEFAULTS)
-    assert says in str(error.value) and "x.safetensors" in str(error.value) and len(str(error.value)) < 300
+    assert message in str(error.value) and "x.safetensors" in str(error.value) and len(str(error.value)) < 300
 
 
-def test_a_logit_scale_beside_is_ignored_and_a_lora_beside_is_noted(tmp_path, tensors):
-    beside = {"cond_stage_model.logit_scale": torch.tensor(4.6), **LORA}
-    save_file(tensors | beside, tmp_path / "x.safetensors")
+def test_an_extra_logit_scale_is_ignored_and_an_extra_lora_is_noted(tmp_path, tensors):
+    extra = {"cond_stage_model.logit_scale": torch.tensor(4.6), **LORA}
+    save_file(tensors | extra, tmp_path / "x.safetensors")
     _, notes = import_file(tmp_path / "x.safetensors", tmp_path / "out", DEFAULTS)
     assert len(notes) == 1 and notes[0].startswith("left out 1 weights of a LoRA (lora_unet_down")
 
@@ -380,9 +382,9 @@ def test_an_autoencoder_alone_becomes_its_own_run(tmp_path, tensors, prefix):
     torch.save({"state_dict": {**alone, **loss}, "epoch": 3}, tmp_path / "vae.ckpt")
     run, notes = import_file(tmp_path / "vae.ckpt", tmp_path / "a", DEFAULTS)
     assert run == tmp_path / "a" and len(notes) == 1 and "--scaling-factor" in notes[0]
-    whole = tmp_path / "whole.safetensors"
-    save_file(tensors, whole)
-    import_file(whole, tmp_path / "b", DEFAULTS)
+    full = tmp_path / "full.safetensors"
+    save_file(tensors, full)
+    import_file(full, tmp_path / "b", DEFAULTS)
     ours, theirs = (AutoencoderLatents(str(tmp_path / name)) for name in ("a", "b/autoencoder"))
     assert torch.equal(ours.latent_std, theirs.latent_std)
     for name, weight in theirs.net.module.state_dict().items():
@@ -425,7 +427,7 @@ def test_the_block_that_is_added_for_open_clip_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("without", "says"),
+    ("without", "message"),
     [
         (r"model\.diffusion_model\.", "the file has no U-Net, expected model.diffusion_model.*"),
         (r"first_stage_model\.", "the file has no autoencoder, expected first_stage_model.*"),
@@ -437,17 +439,17 @@ def test_the_block_that_is_added_for_open_clip_changes_nothing():
         (r".*final_layer_norm\.weight", "weight final_layer_norm.weight is missing"),
     ],
 )
-def test_what_is_missing_is_said_by_name(tensors, tmp_path, without, says):
+def test_missing_weights_are_named(tensors, tmp_path, without, message):
     left = {name: tensor for name, tensor in tensors.items() if not re.match(without, name)}
     save_file(left, tmp_path / "x.safetensors")
     with pytest.raises(ValueError) as error:
         import_file(tmp_path / "x.safetensors", tmp_path / "out", DEFAULTS)
-    assert says in str(error.value) and "x.safetensors" in str(error.value)
+    assert message in str(error.value) and "x.safetensors" in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("more", "message"),
     [
         (
             "model.diffusion_model.label_emb.0.0.weight",
@@ -462,11 +464,11 @@ def test_what_is_missing_is_said_by_name(tensors, tmp_path, without, says):
         ("cond_stage_model.transformer.text_model.extra", "1 weights not expected (extra)"),
     ],
 )
-def test_what_is_too_much_is_said_by_name(tensors, tmp_path, more, says):
+def test_unexpected_weights_are_named(tensors, tmp_path, more, message):
     save_file(tensors | {more: torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError) as error:
         import_file(tmp_path / "x.safetensors", tmp_path / "out", DEFAULTS)
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
 def test_an_export_overwrites_nothing(tmp_path):

@@ -58,7 +58,7 @@ def pair(request, tmp_path_factory):
     return model, run, export_pipeline(run, folder / "theirs")
 
 
-def test_what_comes_back_is_what_left_bit_for_bit(tmp_path, pair):
+def test_export_and_import_change_no_bit(tmp_path, pair):
     model, _, folder = pair
     assert same(read_run(import_folder(folder, tmp_path / "again")), model)
 
@@ -75,7 +75,7 @@ def test_an_export_draws_the_same_images(pair):
     assert ours.std() > 0.1 and (ours[0] - ours[1]).abs().max() > 0.01, "the images say something"
 
 
-def test_an_inpainting_model_goes_both_ways(tmp_path):
+def test_an_inpainting_model_survives_export_and_import(tmp_path):
     model = tiny(spatial=5)
     run = write_run(model, tmp_path / "ours", SOURCE)
     folder = export_pipeline(run, tmp_path / "theirs")
@@ -190,7 +190,7 @@ def test_an_autoencoder_alone_becomes_a_run_that_later_stages_take(tmp_path, set
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"_class_name": "VQModel"}, "_class_name is VQModel, expected AutoencoderKL"),
         ({"mid_block_add_attention": False}, "mid_block_add_attention is False, expected True"),
@@ -200,13 +200,13 @@ def test_an_autoencoder_alone_becomes_a_run_that_later_stages_take(tmp_path, set
         ({"norm_num_groups": 4, "latent_channels": 8}, "weights of another shape"),
     ],
 )
-def test_an_autoencoder_that_ours_cannot_be_is_refused_by_field(tmp_path, change, says):
+def test_an_autoencoder_that_ours_cannot_be_is_refused_by_field(tmp_path, change, message):
     diffusers.AutoencoderKL(**VAE).save_pretrained(tmp_path / "theirs")
     file = tmp_path / "theirs" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ValueError) as error:
         import_folder(tmp_path / "theirs", tmp_path / "ours")
-    assert says in str(error.value) and str(file.parent) in str(error.value)
+    assert message in str(error.value) and str(file.parent) in str(error.value)
     assert not (tmp_path / "ours").exists()
 
 
@@ -220,8 +220,8 @@ def test_the_autoencoder_of_another_pipeline_is_pointed_at(exported, tmp_path):
 def test_the_scheduler_is_believed(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "x")
     file = folder / "scheduler" / "scheduler_config.json"
-    says = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    file.write_text(json.dumps(json.loads(file.read_text()) | says))
+    message = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | message))
     process = read_run(import_folder(folder, tmp_path / "ours")).process
     assert process.prediction["class_path"] == "ldm.diffusion.Velocity"
     assert process.schedule["class_path"] == "ldm.diffusion.ZeroTerminalSNR"
@@ -296,14 +296,14 @@ def exported(tmp_path_factory):
     return export_pipeline(write_run(tiny(), folder / "ours", SOURCE), folder / "theirs")
 
 
-def test_an_export_says_what_produced_it(exported):
-    says = json.loads((exported / "ldm.json").read_text())
-    assert says["stage"] == "diffusion" and len(says["sha256"]) == 64 and len(says["upstream"]) == 2
-    assert says["config"]["init_args"]["denoiser"]["init_args"] == UNET
+def test_an_export_names_its_source(exported):
+    message = json.loads((exported / "ldm.json").read_text())
+    assert message["stage"] == "diffusion" and len(message["sha256"]) == 64 and len(message["upstream"]) == 2
+    assert message["config"]["init_args"]["denoiser"]["init_args"] == UNET
 
 
 @pytest.mark.parametrize(
-    ("part", "field", "value", "says"),
+    ("part", "field", "value", "message"),
     [
         (
             "unet",
@@ -345,14 +345,14 @@ def test_an_export_says_what_produced_it(exported):
         (".", "_class_name", "StableDiffusionXLPipeline", "expected StableDiffusionPipeline or"),
     ],
 )
-def test_what_ours_cannot_be_is_said_by_field_and_value(exported, tmp_path, part, field, value, says):
+def test_unsupported_fields_are_named_with_their_values(exported, tmp_path, part, field, value, message):
     folder = shutil.copytree(exported, tmp_path / "x")
     name = {"scheduler": "scheduler_config.json", ".": "model_index.json"}.get(part, "config.json")
     config = json.loads((folder / part / name).read_text())
     (folder / part / name).write_text(json.dumps(config | {field: value}))
     with pytest.raises(ValueError) as error:
         import_folder(folder, tmp_path / "out")
-    assert says in str(error.value) and str(folder) in str(error.value)
+    assert message in str(error.value) and str(folder) in str(error.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""Files of weights: nothing in them runs, nothing of them is lost, and damage is said by name."""
+"""Files of weights: nothing in them runs, nothing is lost, and damage is named."""
 
 import collections
 import json
@@ -41,7 +41,7 @@ def test_pickles_of_any_age_are_read(tmp_path, wrap, zipped):
 
 
 class Callback:
-    """As old checkpoints of Lightning have: the class as a key, and objects with a state of their own."""
+    """A callback in old checkpoints of Lightning: the class as a key, and objects with state."""
 
     def __init__(self):
         self.best, self.paths = torch.tensor(0.5), ["x"]
@@ -51,10 +51,10 @@ class AttributeDict(dict):
     """A dict of a foreign class."""
 
 
-def test_foreign_objects_beside_the_weights_do_no_harm(tmp_path):
+def test_foreign_objects_in_a_checkpoint_are_harmless(tmp_path):
     settings = collections.defaultdict(list, {"a": [1]})
-    beside = {"callbacks": {Callback: Callback()}, "hyper": AttributeDict(lr=0.1), "settings": settings}
-    torch.save({"state_dict": WEIGHTS, **beside}, tmp_path / "x.ckpt")
+    foreign = {"callbacks": {Callback: Callback()}, "hyper": AttributeDict(lr=0.1), "settings": settings}
+    torch.save({"state_dict": WEIGHTS, **foreign}, tmp_path / "x.ckpt")
     same(read_weights(tmp_path / "x.ckpt"), WEIGHTS)
 
 
@@ -97,7 +97,7 @@ def damaged(tmp_path, name):
     return tmp_path / name
 
 
-def test_what_is_no_file_of_weights_is_said_by_name(tmp_path):
+def test_other_files_than_weights_are_named(tmp_path):
     for name in ("x.safetensors", "x.ckpt"):
         with pytest.raises(ValueError, match=rf"weights '.*{name}' cannot be read: .") as error:
             read_weights(damaged(tmp_path, name))
@@ -118,7 +118,7 @@ POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\ns
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (POINTER, "a Git LFS pointer, not the file itself: run 'git lfs pull'"),
         ("\n<!DOCTYPE html>\n<html></html>", "a web page, not the file itself"),
@@ -126,12 +126,12 @@ POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\ns
         ("", "cannot be read: the file is empty"),
     ],
 )
-def test_what_stands_in_the_place_of_a_file_is_named(tmp_path, content, says):
+def test_pointers_and_pages_instead_of_weights_are_named(tmp_path, content, message):
     readers = {"x.safetensors": read_weights, "x.ckpt": read_weights, "x.pth": read_weights}
     readers |= {"x.json": read_json, "y.safetensors": read_metadata, "last.ckpt": Checkpoint.open}
     for name, read in readers.items():
         (tmp_path / name).write_text(content)
-        with pytest.raises(ValueError, match=re.escape(says)) as error:
+        with pytest.raises(ValueError, match=re.escape(message)) as error:
             read(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
 
@@ -144,7 +144,7 @@ def test_what_stands_in_the_place_of_a_file_is_named(tmp_path, content, says):
         {"model": WEIGHTS, "optimizer": {"state": {0: {"step": torch.ones(1)}}, "groups": []}, "epoch": 3},
     ],
 )
-def test_numbers_and_strings_beside_tensors_are_left_out(tmp_path, found):
+def test_numbers_and_strings_among_tensors_are_left_out(tmp_path, found):
     torch.save(found, tmp_path / "x.ckpt")
     same(read_weights(tmp_path / "x.ckpt"), WEIGHTS)
 
@@ -155,7 +155,7 @@ def test_of_two_models_in_a_file_none_is_guessed(tmp_path):
         read_weights(tmp_path / "x.ckpt")
 
 
-def test_an_export_is_whole_or_not_there_and_writes_over_nothing(tmp_path):
+def test_an_export_is_atomic_and_overwrites_nothing(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(RuntimeError), new_folder(out) as folder:
         (folder / "config.json").write_text("{}")
@@ -196,7 +196,7 @@ def test_json(tmp_path):
         read_json(tmp_path / "z.json")
 
 
-def test_a_record_says_what_produced_an_export(tmp_path):
+def test_a_record_names_the_source_of_an_export(tmp_path):
     path = tmp_path / "x.ckpt"
     state = {"stage": "clip", "config": {"class_path": "a.B"}, "weights": "ema"}
     progress = {"progress": {"steps": 1, "samples": 7}}

@@ -101,8 +101,8 @@ def test_open_clip_opens_an_export_with_its_statistics_and_embeddings(config, tm
         assert torch.allclose(found, stage.encode_text(CAPTIONS), atol=1e-5)
         found = theirs.encode_image(preprocess(pil)[None], normalize=True)
         assert torch.allclose(found, stage.encode_image(image), atol=1e-5)
-    said = json.loads((folder / "ldm.json").read_text())
-    assert said["sha256"] == Checkpoint.open(tmp_path / "clip.ckpt").sha256
+    record = json.loads((folder / "ldm.json").read_text())
+    assert record["sha256"] == Checkpoint.open(tmp_path / "clip.ckpt").sha256
 
 
 @pytest.mark.parametrize("config", MODELS)
@@ -124,7 +124,7 @@ def test_there_and_back_changes_no_bit(config, tmp_path):
     assert all(torch.equal(v, last["state_dict"][k]) for k, v in first["state_dict"].items())
 
 
-def test_what_training_writes_is_read(tmp_path):
+def test_checkpoints_of_their_training_are_read(tmp_path):
     config, expected = MODELS[0], open_clip_model(MODELS[0]).state_dict()
     torch.save(
         {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in expected.items()}}, tmp_path / "parallel.pt"
@@ -219,7 +219,7 @@ def test_another_stage_is_not_exported(tmp_path):
 
 
 def test_which_models_of_open_clip_are_taken():
-    """All whose text tower and tokens are CLIP's own."""
+    """Those whose text tower and tokens are CLIP's own."""
 
     def is_taken(name):
         try:

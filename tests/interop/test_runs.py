@@ -30,7 +30,7 @@ def changed(run, change) -> Path:
     return run.parent / "changed.ckpt"
 
 
-def test_what_is_written_is_read(run):
+def test_written_files_are_read(run):
     assert same(read_run(run), tiny())
 
 
@@ -46,8 +46,8 @@ def test_the_models_yaml_builds_the_stage_that_takes_its_weights(run):
     config = yaml.safe_load((run.parent / "model.yaml").read_text())["model"]
     stage = build_stage(config)
     stage.init_from(Checkpoint.open(run).state)
-    stage.image_size, asked = 16, {"key": ["a"], "text": ["a red ring"]}
-    assert torch.equal(stage.eval().generate(asked, 0), load_stage(str(run), Diffusion).generate(asked, 0))
+    stage.image_size, batch = 16, {"key": ["a"], "text": ["a red ring"]}
+    assert torch.equal(stage.eval().generate(batch, 0), load_stage(str(run), Diffusion).generate(batch, 0))
 
 
 def test_an_export_has_the_text_tower_that_was_trained_along(run, tmp_path):
@@ -92,7 +92,7 @@ def set_two_captions(args):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (set_flow, r"model\.objective\.schedule is a RectifiedFlow, expected one with alpha\^2"),
         (
@@ -110,8 +110,8 @@ def set_two_captions(args):
         ),
     ],
 )
-def test_what_stable_diffusion_has_not_is_said_by_key(run, tmp_path, change, says):
-    with pytest.raises(ValueError, match=says):
+def test_features_that_stable_diffusion_lacks_are_named_by_key(run, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
         export_pipeline(changed(run, change), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -71,7 +71,7 @@ def test_their_schedules_have_the_same_tables_here(name, rescale):
     ("name", "kind"),
     [("epsilon", "Epsilon"), ("v_prediction", "Velocity"), ("sample", "X0")],
 )
-def test_predictions_go_both_ways(name, kind):
+def test_predictions_survive_export_and_import(name, kind):
     found = process({"prediction_type": name}, "x")
     assert found.prediction["class_path"] == f"ldm.diffusion.{kind}"
     assert scheduler_config(found)["prediction_type"] == name

@@ -1,4 +1,4 @@
-"""Text towers against transformers' CLIPTextModel, both ways."""
+"""Text towers against transformers' CLIPTextModel, import and export."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_we_read_their_folders_and_compute_their_tokens(kind, hidden_act, tmp_pa
         assert relative(tower.double()(ids), model.double()(ids).last_hidden_state) < 1e-10
 
 
-def test_the_text_half_of_a_whole_clip_is_read(tmp_path):
+def test_the_text_tower_of_a_full_clip_is_read(tmp_path):
     vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16}
     config = CLIPConfig(text_config=their_config().to_dict(), vision_config=vision)
     model = save_theirs(TheirCLIP, config, tmp_path / "theirs")
@@ -160,9 +160,9 @@ def test_the_tower_that_a_denoiser_trained_is_what_is_exported(tmp_path):
     folder = export_text(tmp_path / "diffusion.ckpt", tmp_path / "out")
     model = CLIPTextModel.from_pretrained(folder)
     assert torch.equal(model.final_layer_norm.bias, stage.conditioner.tower.final_layer_norm.bias)
-    said = json.loads((folder / "ldm.json").read_text())
-    assert said["sha256"] == Checkpoint.open(tmp_path / "diffusion.ckpt").sha256
-    assert said["weights"] == "ema" and said["config"] == stage.config
+    record = json.loads((folder / "ldm.json").read_text())
+    assert record["sha256"] == Checkpoint.open(tmp_path / "diffusion.ckpt").sha256
+    assert record["weights"] == "ema" and record["config"] == stage.config
 
 
 def diffusion_config(checkpoint, frozen):
@@ -256,7 +256,7 @@ def test_a_run_is_not_overwritten(tmp_path):
         import_text(tmp_path, tmp_path / "run")
 
 
-def test_padding_is_that_of_the_tokenizer_beside_a_text_encoder(tmp_path):
+def test_padding_is_that_of_the_tokenizer_next_to_a_text_encoder(tmp_path):
     tower = random_tower()
     export_text(save_tower(tower, tmp_path / "tower.ckpt"), tmp_path / "text_encoder")
     (tmp_path / "tokenizer").mkdir()

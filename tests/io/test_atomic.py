@@ -7,7 +7,7 @@ import pytest
 from ldm.io.atomic import MARK, replacing, write_text
 
 
-def test_what_was_written_takes_the_place_of_the_file(tmp_path):
+def test_the_new_content_replaces_the_file(tmp_path):
     path = tmp_path / "folder" / "a.txt"
     write_text(path, "first")
     with replacing(path) as temporary:
@@ -44,7 +44,7 @@ with replacing(pathlib.Path({str(path)!r})) as temporary:
 
 
 def test_a_second_name_of_the_same_content_leaves_no_third(tmp_path):
-    """To rename one name of a file to another is to do nothing at all, says POSIX."""
+    """By POSIX, renaming one hard link of a file to another does nothing."""
     path, other = tmp_path / "a.txt", tmp_path / "b.txt"
     write_text(path, "first")
     os.link(path, other)

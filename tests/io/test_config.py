@@ -1,4 +1,4 @@
-"""What builds an object in Python is what a configuration would say."""
+"""Arguments that build an object in Python, as a configuration states them."""
 
 import copy
 from functools import partial
@@ -43,7 +43,7 @@ def test_positions_names_and_defaults():
     assert config_of(copy.deepcopy(recipe)) == expected
 
 
-def test_what_cannot_be_expressed_is_refused_by_name():
+def test_unsupported_features_are_refused_by_name():
     with pytest.raises(ValueError, match=r"model\.denoiser: a checkpoint cannot hold a function, expected"):
         config_of(diffusion(lambda dims: UNet(dims, attention=(False, False), **SMALL)))
 

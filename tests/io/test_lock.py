@@ -31,8 +31,8 @@ def test_it_is_gone_after_the_block_and_after_an_error(tmp_path):
 @pytest.mark.parametrize("where", [None, "node7"])
 def test_a_living_holder_is_named(tmp_path, capsys, where):
     with holder(tmp_path, where) as process:
-        said = f"--run: '{tmp_path}' is in use by process {process.pid} on .* since 2"
-        with pytest.raises(ValueError, match=said), held(tmp_path, "--run"):
+        message = f"--run: '{tmp_path}' is in use by process {process.pid} on .* since 2"
+        with pytest.raises(ValueError, match=message), held(tmp_path, "--run"):
             pass
         assert process.poll() is None and capsys.readouterr().err == ""
 
@@ -54,8 +54,8 @@ def test_one_on_a_node_that_went_away_is_replaced_once_it_gives_no_sign_of_life(
     begin = time.monotonic()
     with held(tmp_path, "--run"):
         assert time.monotonic() - begin > lock.LEASE / 2
-    assert f"is in use by process {process.pid}" in (said := capsys.readouterr().err)
-    assert said.endswith("without a sign of life: waiting 1 s for one\n")
+    assert f"is in use by process {process.pid}" in (message := capsys.readouterr().err)
+    assert message.endswith("without a sign of life: waiting 1 s for one\n")
 
 
 @pytest.mark.slow

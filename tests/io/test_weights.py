@@ -17,7 +17,7 @@ def test_weights_that_fit_pass():
 
 
 @pytest.mark.parametrize(
-    ("found", "says"),
+    ("found", "message"),
     [
         ({}, "x: 5 of 5 weights missing (layer.0, layer.1, layer.2, ...)"),
         (weights(a=torch.ones(1)), "x: 1 weights not expected (a)"),
@@ -27,13 +27,13 @@ def test_weights_that_fit_pass():
         ),
     ],
 )
-def test_weights_that_do_not_are_listed(found, says):
+def test_weights_that_do_not_are_listed(found, message):
     with pytest.raises(ValueError) as error:
         check(found, EXPECTED, "x")
-    assert str(error.value) == says
+    assert str(error.value) == message
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_all_problems_are_reported_at_once():
     found = weights(other=torch.ones(1), **{"layer.4": torch.ones(2)})
     del found["layer.0"]
     with pytest.raises(

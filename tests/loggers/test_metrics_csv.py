@@ -16,7 +16,7 @@ def rows(folder):
         return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
-def test_directions_of_logged_metrics_are_beside_the_rows(tmp_path):
+def test_directions_of_logged_metrics_are_saved_with_the_rows(tmp_path):
     log = MetricsCSV(str(tmp_path / "run"), lambda: {"val/loss": "min", "val/psnr": "max", "val/fid": "min"})
     log.log_metrics({"train/loss": 0.1}, step=0)
     assert not (tmp_path / "run" / "metrics.json").exists()

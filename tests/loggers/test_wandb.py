@@ -53,7 +53,7 @@ def stored(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_best_value_is_kept_beside_the_last(stored):
+def test_the_summary_has_the_best_value_and_the_last(stored):
     _, _, records = stored
     summary = records.merged("summary")
     assert summary["val/fid/clip"] == {"min": 3, "last": 4}
@@ -100,7 +100,7 @@ def test_an_artifact_holds_the_checkpoint_as_it_was_and_names_shards(stored):
 
 
 @pytest.mark.slow
-def test_offline_the_config_says_what_is_used(stored):
+def test_offline_the_config_lists_used_artifacts(stored):
     _, _, records = stored
     assert records.merged("config")["built_on"] == {"g-autoencoder": "sha-0"}
 
@@ -112,7 +112,7 @@ def test_the_client_refuses_to_draw_lineage_offline(stored):
     assert (folder / "refusal.txt").read_text() == "Cannot use artifact when in offline mode."
 
 
-def test_what_the_documentation_draws_edges_with_is_in_the_client(monkeypatch):
+def test_the_client_has_the_calls_of_the_documented_edges(monkeypatch):
     """Against the real client's signatures: there is no server to ask."""
     page = (Path(__file__).parents[2] / "docs" / "comparing-runs.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -155,7 +155,7 @@ def test_lineage_needs_a_known_artifact_and_training_goes_on_without(tmp_path):
     assert log.experiment.config == {"built_on": {"demo-clip": "sha-2", "demo-autoencoder": "sha-1"}}
 
 
-def test_offline_the_client_is_not_asked_for_what_it_refuses(tmp_path):
+def test_offline_no_artifact_is_requested(tmp_path):
     log = WandbSamplesLogger(no_directions, {"project": "test", "save_dir": str(tmp_path), "offline": True})
     log._experiment = Server({"demo-clip:sha-2"})
     log.use({"demo-clip": "sha-2"}, "built_on")

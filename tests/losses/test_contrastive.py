@@ -24,7 +24,7 @@ def test_without_equal_captions_it_is_radfords_loss_to_the_bit():
     assert torch.equal(contrastive(image, text, own, equal([4, 5, 6, 7], list(range(8)))), expected)
 
 
-def test_equal_captions_share_the_probability():
+def test_equal_captions_split_the_probability():
     image, text, own = logits(4, 4), logits(4, 4).T, torch.arange(4)
     found = contrastive(image, text, own, equal([0, 1, 0, 2]))
     expected = 0.0

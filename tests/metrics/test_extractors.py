@@ -60,15 +60,15 @@ def test_open_clip_resizes_nearly_as_pillow_does(clip):
     shown = torch.stack([preprocess(Image.fromarray(p.permute(1, 2, 0).numpy())) for p in pixels])
     with torch.no_grad():
         expected = model.encode_image(shown)
-    # Pillow rounds to whole levels after resizing
+    # Pillow rounds to integers after resizing
     torch.testing.assert_close(mine.image_features(from_bytes(pixels)), expected, rtol=0.02, atol=0.02)
 
 
 def test_a_record_names_the_file_by_its_hash(clip):
     folder, _ = clip
-    says = CLIPExtractor(OpenCLIP(str(folder), str(folder / "train.pt"))).metadata()
-    assert says["weights_sha256"] == sha256(folder / "train.pt")
-    assert "open_clip" in says["implementation"] and says["resize"].endswith("to 32")
+    metadata = CLIPExtractor(OpenCLIP(str(folder), str(folder / "train.pt"))).metadata()
+    assert metadata["weights_sha256"] == sha256(folder / "train.pt")
+    assert "open_clip" in metadata["implementation"] and metadata["resize"].endswith("to 32")
 
 
 def test_a_record_of_any_module_hashes_its_weights():

@@ -94,6 +94,6 @@ def test_the_floor_is_the_distance_of_two_halves_of_the_real_images():
     assert 0.0 < values["fid_floor"] < 0.5
 
 
-def test_too_few_images_for_the_rank_are_said_with_both_numbers():
+def test_too_few_images_for_full_rank_are_reported_with_the_two_numbers():
     with pytest.warns(UserWarning, match="fid: 30 generated images for a covariance of rank 64"):
         compute(Frechet(), {"features": normal(30, 64, 0)}, {"features": normal(70, 64, 1)})

@@ -117,7 +117,7 @@ def test_clip_score_is_a_mean():
     assert compute(CLIPScore(), {"agreement": agreement})["clip_score"] == pytest.approx(60.0, rel=1e-12)
 
 
-def test_recall_counts_the_nearest_both_ways():
+def test_recall_counts_the_nearest_in_each_direction():
     text, image = torch.eye(4), torch.eye(4)
     image[2] = torch.tensor([0.0, 0.0, 0.6, 0.8])  # nearer to another caption, yet its own caption's nearest
     assert recall_at_1(image, text) == {"image_to_text": 0.75, "text_to_image": 1.0}

@@ -96,7 +96,7 @@ def measure(positions, group):
     return {value.name: value.value for value in found}
 
 
-def shares(rank, world):
+def metrics_of_rank(rank, world):
     uneven = [[i for i in range(COUNT) if i % 7 < 5], [i for i in range(COUNT) if i % 7 >= 5], []]
     return {
         "even": list(range(rank, COUNT, world)),
@@ -134,15 +134,15 @@ def failing(rank, world):
     metrics = [FailsOnOne("to"), FailsOnOne("begin"), FailsOnOne("measure"), PSNR("error")]
     run = Measurement(metrics, ProcessGroup("cpu"), torch.device("cpu"))
     run.begin(ReferenceInfo())
-    places = torch.arange(4) * world + rank
-    run.update(made, {"image": real, "key": [str(i) for i in places], "index": places})
+    indices = torch.arange(4) * world + rank
+    run.update(made, {"image": real, "key": [str(i) for i in indices], "index": indices})
     values = [(value.name, value.metadata["num"]) for value in run.compute()]
     return values, run.failures
 
 
 def work(rank, world, store, folder):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    found = {name: measure(mine, ProcessGroup("cpu")) for name, mine in shares(rank, world).items()}
+    found = {name: measure(mine, ProcessGroup("cpu")) for name, mine in metrics_of_rank(rank, world).items()}
     torch.save((found, failing(rank, world)), os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 

@@ -148,7 +148,7 @@ def test_mean_and_covariance_of_a_file_are_what_is_compared_with(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arrays", "says"),
+    ("arrays", "message"),
     [
         ({"mu": np.zeros(3)}, r"has \['mu'\], expected 'arr_0' for the views \['features'\]"),
         ({"arr_0": np.zeros((9, 4, 4, 3))}, r"arr_0 is float64 \(9, 4, 4, 3\), expected uint8 images"),
@@ -159,14 +159,14 @@ def test_mean_and_covariance_of_a_file_are_what_is_compared_with(tmp_path):
         ({"record": np.array(json.dumps({"resize": "Lanczos"}))}, "resize Lanczos, but mean has none"),
     ],
 )
-def test_a_file_of_another_kind_is_one_clear_line_and_others_go_on(tmp_path, arrays, says):
+def test_a_file_of_another_kind_is_one_clear_line_and_others_go_on(tmp_path, arrays, message):
     path = adm_file(tmp_path / "real.npz", **arrays)
     run = Measurement([metric(Means(), path), PSNR()], SingleProcess(), torch.device("cpu"))
     run.begin(ReferenceInfo())
     run.update(MADE, {"key": [""] * 30, "image": REAL, "index": torch.arange(30)})
     assert [value.name for value in run.finish()] == ["image_psnr"]
     assert len(run.failures) == 1
-    assert re.search(says, run.failures[0]), run.failures
+    assert re.search(message, run.failures[0]), run.failures
 
 
 def test_statistics_of_another_width_fail_what_needs_them_alone(tmp_path):
@@ -205,7 +205,7 @@ def test_a_failing_measure_is_left_out_alone(tmp_path):
         ]
 
 
-def test_what_failed_before_is_not_reported_again(tmp_path):
+def test_a_failure_is_reported_once(tmp_path):
     one = metric(Means(), measures=[Fails(), Frechet()])
     measure(one, ReferenceInfo())
     one.extractor.forward = None
@@ -214,7 +214,7 @@ def test_what_failed_before_is_not_reported_again(tmp_path):
 
 
 class Elsewhere(Extractor):
-    """Holds no parameters, as one with a frozen network, and says where images come to it."""
+    """Has no parameters, like an extractor with a frozen network, and records the device of its images."""
 
     def __init__(self):
         super().__init__("mean", ("features",))

@@ -101,7 +101,7 @@ def work(rank, world, store, folder):
     dist.destroy_process_group()
 
 
-def test_their_values_are_ours_and_a_failing_one_is_left_out():
+def test_values_equal_those_of_torchmetrics_and_a_failing_metric_is_left_out():
     values, failures = measure(list(range(COUNT)), SingleProcess())
     assert values["their_psnr"] == pytest.approx(values["image_psnr"], rel=1e-5)
     assert values["their_ssim"] == pytest.approx(values["ssim"], abs=1e-6)

@@ -30,6 +30,6 @@ def test_it_stays_in_eval_mode_and_moves_with_its_owner():
     assert owner.tower.module[0].weight.is_meta
 
 
-def test_copies_share_it():
+def test_copies_refer_to_the_same_module():
     owner = Owner()
     assert copy.deepcopy(owner).tower.module is owner.tower.module

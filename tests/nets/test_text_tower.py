@@ -67,7 +67,7 @@ def test_layers_left_out_are_open_clips_intermediate_layers():
         model.text_tower().clip_skip(3)
 
 
-def test_no_token_sees_a_later_one():
+def test_no_token_attends_to_a_later_one():
     tower = clip().text_tower().double()
     ids = torch.randint(0, 49408, (2, 8), generator=torch.Generator().manual_seed(1))
     changed = ids.clone()
@@ -136,7 +136,7 @@ def test_only_padding_differs_between_padding_tokens():
     assert (zero[~is_text] == 0).all() and (end[~is_text] == 49407).all() and (~is_text).any()
 
 
-def test_the_image_tower_sees_the_statistics_it_is_told():
+def test_the_image_tower_gets_inputs_with_the_configured_statistics():
     plain, openai = clip(), clip(image_mean=OPENAI_MEAN, image_std=OPENAI_STD)
     pixels = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
     image = pixels / 127.5 - 1

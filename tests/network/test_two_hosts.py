@@ -84,7 +84,7 @@ def hosts(programs):
 
 
 def train(hosts, folder, steps):
-    """Start both; return them and their logs."""
+    """Start a process on each host; return the processes and their logs."""
     pack(folder / "shards", Settings(train=60, val=24, novel=12, pairs=12, shard_size=20))
     options = {
         "run": folder / "run",
@@ -132,7 +132,7 @@ def test_a_host_that_is_cut_off_ends_the_job_within_the_timeout_and_by_its_name(
     finally:
         for process in processes:
             process.kill()
-    said = [log.read_text() for log in logs]
-    assert f"(--watchdog.timeout {TIMEOUT}): process 1 (" in said[0]
-    assert "cannot be heard: killed, stopped, or cut off" in said[0]
-    assert "process 0 cannot be heard: killed, stopped, or cut off from this one" in said[1]
+    outputs = [log.read_text() for log in logs]
+    assert f"(--watchdog.timeout {TIMEOUT}): process 1 (" in outputs[0]
+    assert "cannot be heard: killed, stopped, or cut off" in outputs[0]
+    assert "process 0 cannot be heard: killed, stopped, or cut off from this one" in outputs[1]

@@ -1,4 +1,4 @@
-"""What is kept of a working tree that no revision describes."""
+"""The record of a working tree with uncommitted changes."""
 
 import subprocess
 
@@ -33,7 +33,7 @@ def test_a_clean_tree_has_no_changes(repository):
     assert environment.environment()["git"]["dirty"] is False
 
 
-def test_the_changes_of_the_whole_repository_can_be_applied_again(repository, tmp_path_factory):
+def test_the_changes_of_the_repository_can_be_applied_again(repository, tmp_path_factory):
     (repository / "package" / "a.py").write_text("one\nthree\n\n")
     (repository / "above.txt").write_text("below\n")
     git(repository, "add", "above.txt")  # staged or not
@@ -49,7 +49,7 @@ def test_the_changes_of_the_whole_repository_can_be_applied_again(repository, tm
     assert (repository / "above.txt").read_text() == "below\n"
 
 
-def test_what_is_too_long_is_cut_and_says_so(repository):
+def test_a_long_diff_is_cut_with_a_note(repository):
     (repository / "above.txt").write_text("ä" * environment.MOST_CHANGES)
     changes = environment.uncommitted()
     assert environment.MOST_CHANGES <= len(changes.encode()) < environment.MOST_CHANGES + 100

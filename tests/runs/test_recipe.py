@@ -21,7 +21,7 @@ def names(path):
     return [layer.stem for layer, _ in layers(path)]
 
 
-def test_what_a_configuration_builds_on_comes_first(tmp_path):
+def test_bases_precede_a_configuration(tmp_path):
     path = written(tmp_path, a={"base": ["b.yaml", "c.yaml"], "x": 1}, b={"base": "d.yaml"}, c={}, d={"x": 2})
     assert names(path) == ["d", "b", "c", "a"]
     assert [content for _, content in layers(path)] == [{"x": 2}, {}, {}, {"x": 1}]
@@ -38,7 +38,7 @@ def test_one_may_be_built_on_twice_but_not_by_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ({"base": "nowhere.yaml"}, r"a.yaml: base: '.*nowhere.yaml' cannot be read \(No such file"),
         ({"base": 3}, r"a.yaml: base: got 3, expected a file or a list of files"),
@@ -47,8 +47,8 @@ def test_one_may_be_built_on_twice_but_not_by_itself(tmp_path):
         ("data: ][\n", r"a.yaml: is no YAML: .*line 1"),
     ],
 )
-def test_a_configuration_that_cannot_be_used_is_named(tmp_path, content, says):
-    with pytest.raises(ValueError, match=says):
+def test_a_configuration_that_cannot_be_used_is_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
         list(layers(written(tmp_path, a=content, b={})))
 
 

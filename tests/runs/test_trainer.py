@@ -42,7 +42,7 @@ def fit(folder, *callbacks, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"max_steps": -1}, "trainer.max_steps: got none, expected how many optimizer steps to train"),
         ({"max_epochs": 3}, "trainer.max_epochs: got 3, expected trainer.max_steps"),
@@ -54,10 +54,10 @@ def fit(folder, *callbacks, **changes):
         ({"val_check_interval": 0.5}, "trainer.val_check_interval: got 0.5, expected a number of batches"),
     ],
 )
-def test_what_a_stream_of_batches_cannot_do_is_refused(changes, says):
+def test_options_that_a_stream_of_batches_cannot_have_are_refused(changes, message):
     with pytest.raises(ValueError) as error:
         settle(options(**changes), is_endless=True)
-    assert says in str(error.value) and len(str(error.value)) <= 300
+    assert message in str(error.value) and len(str(error.value)) <= 300
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_data_of_ones_own_may_have_epochs():
     )
 
 
-def test_a_call_that_runs_out_of_time_says_so_and_the_next_has_all_of_it_again(tmp_path):
+def test_a_call_that_runs_out_of_time_reports_it_and_the_next_has_the_full_limit(tmp_path):
     first, stage = fit(tmp_path, max_time={"microseconds": 1})
     assert ending(first, stage.progress) == (
         "stopped at step 1 of 8, 4 samples: trainer.max_time is used up; "
@@ -88,12 +88,15 @@ def test_a_call_that_runs_out_of_time_says_so_and_the_next_has_all_of_it_again(t
     assert ending(second, stage.progress) == "done, 8 steps, 32 samples"
 
 
-def test_early_stopping_says_so(tmp_path):
+def test_early_stopping_is_reported(tmp_path):
     still = theirs.EarlyStopping("val/loss", min_delta=100.0, patience=1)
     run, stage = fit(tmp_path, still)
-    says = ending(run, stage.progress)
-    assert says.startswith("stopped at step 4 of 8, 16 samples: Monitored metric val/loss did not improve")
-    assert says.endswith("(EarlyStopping); the same command trains until it stops again") and len(says) < 300
+    message = ending(run, stage.progress)
+    assert message.startswith("stopped at step 4 of 8, 16 samples: Monitored metric val/loss did not improve")
+    assert (
+        message.endswith("(EarlyStopping); the same command trains until it stops again")
+        and len(message) < 300
+    )
 
 
 def test_a_misspelt_metric_of_early_stopping_costs_no_step(tmp_path):
@@ -103,7 +106,7 @@ def test_a_misspelt_metric_of_early_stopping_costs_no_step(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("callback", "says"),
+    ("callback", "message"),
     [
         (theirs.GradientAccumulationScheduler({0: 3}), "expected trainer.accumulate_grad_batches"),
         (
@@ -113,12 +116,12 @@ def test_a_misspelt_metric_of_early_stopping_costs_no_step(tmp_path):
         (theirs.Timer("00:00:00:10"), "expected trainer.max_time"),
     ],
 )
-def test_callbacks_that_the_run_does_without_are_named(callback, says):
-    with pytest.raises(ValueError, match=f"trainer.callbacks: got {type(callback).__name__}.*{says}"):
+def test_callbacks_that_the_run_does_without_are_named(callback, message):
+    with pytest.raises(ValueError, match=f"trainer.callbacks: got {type(callback).__name__}.*{message}"):
         Trainer(callbacks=[callback], logger=False)
 
 
-def test_other_callbacks_work_beside_ours(tmp_path):
+def test_other_callbacks_work_with_ours(tmp_path):
     saved = theirs.ModelCheckpoint(tmp_path / "own", monitor="val/loss", save_top_k=2, every_n_train_steps=2)
     logger = L.pytorch.loggers.CSVLogger(tmp_path)
     rates = theirs.LearningRateMonitor()
@@ -126,7 +129,7 @@ def test_other_callbacks_work_beside_ours(tmp_path):
     assert len(list((tmp_path / "own").glob("*.ckpt"))) == 2
 
 
-def test_a_progress_bar_takes_the_place_of_ours():
+def test_a_configured_progress_bar_replaces_ours():
     own = theirs.TQDMProgressBar()
     run = Trainer(callbacks=[ProgressBar(), own], logger=False)
     assert [c for c in run.callbacks if isinstance(c, theirs.ProgressBar)] == [own]
@@ -134,7 +137,7 @@ def test_a_progress_bar_takes_the_place_of_ours():
 
 @pytest.fixture
 def slurm(monkeypatch):
-    """Variables of SLURM as a test says, and none of torchrun."""
+    """Variables of SLURM from a test, and none of torchrun."""
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC"))]:
         monkeypatch.delenv(name)
     return lambda **values: [monkeypatch.setenv(f"SLURM_{name}", value) for name, value in values.items()]

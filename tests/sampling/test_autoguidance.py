@@ -59,7 +59,7 @@ def test_it_extrapolates_from_the_weaker_model_through_the_stronger(weaker):
 
 
 @pytest.mark.parametrize("wrap", [lambda guidance: guidance, lambda guidance: Interval(guidance, 0, 999)])
-def test_the_weaker_model_moves_with_the_stage_but_is_no_part_of_it(weaker, wrap):
+def test_the_weaker_model_moves_with_the_stage_but_is_no_submodule(weaker, wrap):
     stage = model(2)
     names, count = list(stage.state_dict()), len(list(stage.parameters()))
     guidance = Autoguidance(weaker, 2.0)
@@ -71,8 +71,8 @@ def test_the_weaker_model_moves_with_the_stage_but_is_no_part_of_it(weaker, wrap
     assert next(guidance.module.parameters()).dtype == torch.float64
 
 
-def test_any_guidance_may_take_the_place_of_any_other(weaker):
-    """As ldm.sample and the evaluation do it."""
+def test_any_guidance_may_replace_any_other(weaker):
+    """The override of ldm.sample and of the evaluation."""
     stage = model(2)
     for guidance in (
         Autoguidance(weaker, 2.0),
@@ -98,7 +98,7 @@ def test_a_weaker_model_of_another_schedule_or_other_latents_is_refused(weaker):
         guidance(stage, BATCH)
 
 
-def test_the_weaker_model_is_named_where_images_are_and_no_other_may_take_its_place(weaker):
+def test_the_weaker_model_is_in_the_metadata_of_images_and_cannot_be_replaced(weaker):
     stage = model(2)
     stage.guidance = Interval(Autoguidance(weaker, 2.0), 0, 999)
     assert stage.upstream() == {weaker: Checkpoint.open(weaker).sha256}

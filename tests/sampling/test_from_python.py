@@ -42,7 +42,7 @@ def test_the_command_draws_with_it(tmp_path, denoiser):
         assert Image.open(out / "000001.png").size == (8, 8)
 
 
-def test_what_a_checkpoint_cannot_name_is_said_in_training_and_in_sampling(tmp_path, capsys):
+def test_an_object_that_a_checkpoint_cannot_name_is_reported_in_training_and_in_sampling(tmp_path, capsys):
     with pytest.warns(UserWarning, match="no command can read them: model.denoiser"):
         stage, (run, _) = train(tmp_path, lambda dims: Affine(dims))
     line = error_of(capsys, [f"--checkpoint={run}", "--num=1", "--device=cpu"], sample.main)

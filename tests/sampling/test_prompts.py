@@ -9,7 +9,7 @@ CAPTIONS = ["ein grüner Kreis", "a red ring\u2028on two lines", "圆"]
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_marks_encodings_and_ends_of_lines_are_no_part_of_a_caption(tmp_path, encoding, end):
+def test_byte_order_marks_encodings_and_line_ends_are_stripped(tmp_path, encoding, end):
     text = f"{end}  {CAPTIONS[0]} {end}{end}\t{end}{CAPTIONS[1]}{end}{CAPTIONS[2]}"
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     (tmp_path / "x.txt").write_bytes((mark + text).encode(encoding))

@@ -67,11 +67,11 @@ def test_a_chain_runs_in_order_to_its_figures_though_a_job_is_queued_again(clust
             assert jobs[before].fields["EndTime"] <= jobs[name].fields["StartTime"]
     (result,) = json.loads((tmp_path / "runs/demo/evaluation/evaluation.json").read_text())["results"]
     assert {"fid/clip", "clip_score/clip"} <= {value["name"] for value in result["values"]}
-    said = jobs["chain"].log.splitlines()
-    assert [line.split()[-1] for line in said] == ["COMPLETED"] * 6 + ["done"]
+    lines = jobs["chain"].log.splitlines()
+    assert [line.split()[-1] for line in lines] == ["COMPLETED"] * 6 + ["done"]
 
 
-def test_a_stage_that_fails_ends_the_chain_and_says_so(cluster, tmp_path):
+def test_a_stage_that_fails_ends_the_chain_with_a_message(cluster, tmp_path):
     jobs = submit(cluster, tmp_path, {**SMALL, "pack_args": "--size=1"})
     assert cluster.wait(jobs["chain"].number) == "FAILED"
     assert {name: cluster.state(job.number) for name, job in jobs.items()} == {
@@ -90,15 +90,15 @@ def test_half_a_chain_is_not_submitted(cluster, tmp_path):
 
 @pytest.mark.parametrize("name", ["demo", "images"])
 def test_every_stage_gets_its_options_and_a_command_that_exists(name, tmp_path):
-    """With a stand-in for sbatch that numbers jobs from 1 and writes down what it was asked."""
-    asked = tmp_path / "asked"
+    """With a stand-in for sbatch that numbers jobs from 1 and writes down its arguments."""
+    log = tmp_path / "asked"
     program = tmp_path / "sbatch"
-    program.write_text(f'#!/bin/sh\nprintf "%s\\t" "$@" >> {asked}\necho >> {asked}\nwc -l < {asked}\n')
+    program.write_text(f'#!/bin/sh\nprintf "%s\\t" "$@" >> {log}\necho >> {log}\nwc -l < {log}\n')
     program.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "clip_sbatch": "--nodes=3"}
     command = [ROOT / "slurm" / "chains" / f"{name}.sh", "--nodes=2"]
     subprocess.run(command, env={**environment, "clip_args": "--seed_everything=7"}, check=True)
-    jobs = [line.rstrip("\t").split("\t") for line in asked.read_text().splitlines()]
+    jobs = [line.rstrip("\t").split("\t") for line in log.read_text().splitlines()]
     *stages, report = [[word for word in job if not word.startswith("--output")] for job in jobs]
     begin = ["--parsable", "--job-name=ldm-clip", "--nodes=2"]
     after = ["--dependency=afterok:1", "--kill-on-invalid-dep=yes", "--nodes=3"]

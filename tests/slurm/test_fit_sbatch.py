@@ -40,50 +40,50 @@ def urgent(cluster, jobs, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def whole(jobs, urgent):
+def uninterrupted(jobs, urgent):
     return jobs["whole"].finish()
 
 
-def test_two_nodes_train_to_the_end(jobs, whole):
-    assert whole["global_step"] == STEPS
-    assert whole["progress"]["samples"] == STEPS * 2 * 2
+def test_two_nodes_train_to_the_end(jobs, uninterrupted):
+    assert uninterrupted["global_step"] == STEPS
+    assert uninterrupted["progress"]["samples"] == STEPS * 2 * 2
     assert jobs["whole"].restarts == 0
 
 
-def test_usr1_queues_a_job_again(jobs, whole):
+def test_usr1_queues_a_job_again(jobs, uninterrupted):
     job = jobs["signalled"]
-    assert_like(job, whole)
+    assert_like(job, uninterrupted)
     assert job.restarts == 1
     assert "by SIGUSR1: the same command resumes" in job.log
     assert f"resumes {job.run}/checkpoints/last.ckpt" in job.log
 
 
-def test_usr1_while_python_starts_is_not_lost(jobs, whole):
-    assert_like(jobs["twice"], whole)
+def test_usr1_while_python_starts_is_not_lost(jobs, uninterrupted):
+    assert_like(jobs["twice"], uninterrupted)
     assert "stopped at step 0 by SIGUSR1" in jobs["twice"].log
 
 
-def test_an_operators_requeue_resumes(jobs, whole):
-    assert_like(jobs["twice"], whole)
+def test_an_operators_requeue_resumes(jobs, uninterrupted):
+    assert_like(jobs["twice"], uninterrupted)
     assert jobs["twice"].restarts == 2
     assert "by SIGTERM: the same command resumes" in jobs["twice"].log
 
 
-def test_a_job_of_a_higher_partition_drives_it_out_and_it_resumes(cluster, jobs, whole, urgent):
+def test_a_job_of_a_higher_partition_drives_it_out_and_it_resumes(cluster, jobs, uninterrupted, urgent):
     assert cluster.wait(urgent) == "COMPLETED"
-    assert_like(jobs["preempted"], whole)
+    assert_like(jobs["preempted"], uninterrupted)
     assert jobs["preempted"].restarts == 1
     assert "by SIGUSR1: the same command resumes" in jobs["preempted"].log
 
 
-def test_before_its_time_limit_a_job_is_queued_again(jobs, whole):
-    assert_like(jobs["limited"], whole)
+def test_before_its_time_limit_a_job_is_queued_again(jobs, uninterrupted):
+    assert_like(jobs["limited"], uninterrupted)
     assert jobs["limited"].restarts >= 1
     assert "by SIGUSR1: the same command resumes" in jobs["limited"].log
     assert "TIME LIMIT" not in jobs["limited"].log
 
 
-def test_a_finished_job_that_is_queued_again_ends_at_once(cluster, jobs, whole):
+def test_a_finished_job_that_is_queued_again_ends_at_once(cluster, jobs, uninterrupted):
     job = jobs["whole"]
     before = (job.run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     cluster.run("scontrol", "requeue", job.number)
@@ -100,7 +100,7 @@ def test_a_head_node_that_does_not_resolve_is_an_error_at_once(cluster, shards, 
 
 
 def num_processes(job):
-    """How many Python processes of the job there are."""
+    """Number of Python processes of the job."""
     commands = [words(path / "cmdline") for path in Path("/proc").iterdir() if path.name.isdigit()]
     return sum(command[0] == sys.executable and f"--run={job.run}" in command for command in commands)
 

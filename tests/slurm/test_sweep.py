@@ -31,7 +31,7 @@ def test_a_task_trains_with_its_line_and_is_queued_again_alone(cluster, shards, 
     assert [task(number).restarts for number in (0, 1)] == [0, 1]
 
 
-def test_a_task_without_a_line_says_so(cluster, shards, tmp_path):
+def test_a_task_without_a_line_is_refused(cluster, shards, tmp_path):
     _, task = submit(cluster, shards, tmp_path, "2")
     assert cluster.wait(task(2).number) == "FAILED"
     assert "rates.txt has 2 lines, expected one for task 2 of --array" in task(2).log

@@ -40,7 +40,7 @@ class Captioned(Points):
 
 
 class Foreign(L.LightningDataModule):
-    """A data module that says nothing of itself."""
+    """A data module without a batch size."""
 
     def __init__(self, captions, size):
         super().__init__()
@@ -85,11 +85,11 @@ def test_validation_counts_equal_captions_as_training_does(tmp_path):
     assert values["val/accuracy"] == values["train/accuracy"] == 1.0
 
 
-def test_captions_that_are_cut_off_are_counted_and_said_once(tmp_path):
+def test_truncated_captions_are_counted_and_reported_once(tmp_path):
     data = Foreign(["a cat", "one two three four five six seven", "a dog", "a bird"], 4)
-    with pytest.warns(UserWarning, match=r"25% of the captions in the first batch are cut off") as said:
+    with pytest.warns(UserWarning, match=r"25% of the captions in the first batch are cut off") as warned:
         assert fit(tmp_path, data)["train/truncated_captions"] == 0.25
-    assert len([one for one in said if "cut off" in str(one.message)]) == 1
+    assert len([one for one in warned if "cut off" in str(one.message)]) == 1
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*cut off.*")
         assert fit(tmp_path, Foreign(["a cat", "a dog"], 2))["train/truncated_captions"] == 0.0
@@ -107,7 +107,7 @@ def test_pairs_of_a_foreign_module_are_those_of_its_loader(tmp_path):
 
 
 @pytest.mark.parametrize("recipe", [None, AdamW(scaling=LinearScaling(2))])
-def test_a_batch_of_unknown_size_is_asked_for(tmp_path, recipe):
+def test_an_unknown_batch_size_is_requested_by_its_key(tmp_path, recipe):
     with pytest.raises(ValueError, match=r"data: Unsized has no batch_size, expected an attribute"):
         fit(tmp_path, Unsized(["a cat", "a dog"], 2), clip(recipe))
 

@@ -1,4 +1,4 @@
-"""A run that is resumed with another optimizer says which one its checkpoint holds."""
+"""Resuming with another optimizer names the one in the checkpoint."""
 
 import lightning as L
 import pytest
@@ -27,8 +27,8 @@ def fit(folder, optimizer, steps, widths=(8, 8)):
 @pytest.mark.parametrize(("then", "now"), [(AdamW, Muon), (Muon, AdamW)])
 def test_another_optimizer_is_named(tmp_path, then, now):
     fit(tmp_path, then(warmup=1), 1)
-    says = rf"got {now.__name__} \(.*checkpoint holds the state of {then.__name__} \("
-    with pytest.raises(ValueError, match=says) as error:
+    message = rf"got {now.__name__} \(.*checkpoint holds the state of {then.__name__} \("
+    with pytest.raises(ValueError, match=message) as error:
         fit(tmp_path, now(warmup=1), 2)
     assert "--weights" in str(error.value) and len(str(error.value)) <= 300
 

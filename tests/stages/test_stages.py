@@ -173,10 +173,10 @@ def test_latents_encoded_before_are_latents_encoded_now(trained):
 def test_images_do_not_depend_on_how_a_set_is_split(trained):
     stage = text_to_image(trained).eval()
     data = batch()
-    whole = stage.generate(data, seed=3)
+    images = stage.generate(data, seed=3)
     part = {k: v[2:] for k, v in data.items()}
-    assert torch.allclose(whole[2:], stage.generate(part, seed=3), atol=1e-5)
-    assert not torch.allclose(whole, stage.generate(data, seed=4), atol=1e-2)
+    assert torch.allclose(images[2:], stage.generate(part, seed=3), atol=1e-5)
+    assert not torch.allclose(images, stage.generate(data, seed=4), atol=1e-2)
 
 
 def test_only_the_denoiser_and_a_learned_condition_train(trained):
@@ -193,7 +193,7 @@ def build_unet(widths):
 
 
 def test_any_module_that_is_called_like_a_denoiser_is_one():
-    """What it meets is what ldm.types.Denoiser says, in training and in drawing images."""
+    """It is called as ldm.types.Denoiser states, in training and in sampling."""
 
     class Foreign(nn.Conv2d):
         def __init__(self, widths):
@@ -218,7 +218,7 @@ def test_any_module_that_is_called_like_a_denoiser_is_one():
 @pytest.mark.parametrize(
     ("schedule", "std"), [(VarianceExploding(sigma_max=50.0), 50.0), (ScaledLinear(), 1.0)]
 )
-def test_a_walk_starts_with_the_noise_of_its_schedule(schedule, std):
+def test_sampling_starts_with_the_noise_of_its_schedule(schedule, std):
     class Start(DDIM):
         def __call__(self, denoise, steps, x, noise):
             self.started = x
@@ -247,7 +247,7 @@ def test_every_parameter_of_every_stage_gets_a_gradient(trained):
         assert not missing, (stage.name, missing)
 
 
-def test_condition_dropout_gives_the_null_condition_to_its_share():
+def test_condition_dropout_gives_the_null_condition_to_its_fraction():
     conditioner = ClassLabel(3, 8, dropout=0.25)
     data = {"key": list("abcdefgh"), "label": torch.arange(8) % 3}
     dropped = SampleNoise(0, data["key"]).uniform() < 0.25

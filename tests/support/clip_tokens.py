@@ -1,4 +1,4 @@
-"""What a CLIP of open_clip computes of captions on the way: the reference of our text tower."""
+"""Hidden states of open_clip's text tower: the reference of ours."""
 
 from torch import Tensor
 

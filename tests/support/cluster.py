@@ -86,7 +86,7 @@ class Cluster:
         self._start_munge()
         conf = self.environment["SLURM_CONF"]
         self.run("slurmctld", "-c", "-f", conf)
-        self.wait_for(lambda: "is UP" in self.ask("scontrol", "ping"))
+        self.wait_for(lambda: "is UP" in self.query("scontrol", "ping"))
         for node in NODES:
             self.run("slurmd", "-N", node, "-f", conf)
         states = ("sinfo", "-h", "-N", "-p", "main,shared", "-o", "%T")
@@ -116,9 +116,9 @@ class Cluster:
         self.run("munged", "--force", *(f"--{option}={folder / name}" for option, name in options.items()))
 
     def stop(self) -> None:
-        self.ask("scancel", "--user", getpass.getuser())
+        self.query("scancel", "--user", getpass.getuser())
         with contextlib.suppress(AssertionError):
-            self.wait_for(lambda: not self.ask("squeue", "-h"))
+            self.wait_for(lambda: not self.query("squeue", "-h"))
         for file in (*(f"{node}.pid" for node in NODES), "slurmctld.pid", "munge/pid"):
             with contextlib.suppress(OSError):
                 os.kill(int((self.folder / file).read_text()), signal.SIGTERM)
@@ -128,7 +128,7 @@ class Cluster:
         assert result.returncode == 0, f"{command}: {result.stderr}"
         return result.stdout.strip()
 
-    def ask(self, *command: str) -> str:
+    def query(self, *command: str) -> str:
         """Answer of a command that may fail."""
         return subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=120

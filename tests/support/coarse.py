@@ -6,7 +6,7 @@ from ldm.metrics.features import Extractor
 
 
 class Coarse(Extractor):
-    """Sees an image's mean colour in each quarter, in float64."""
+    """Features: an image's mean colour in each quarter, in float64."""
 
     def __init__(self):
         super().__init__("coarse", ("features",))

@@ -1,4 +1,4 @@
-"""Whether two runs are the same, bit for bit, and what a command says of bad input."""
+"""Bitwise comparison of two runs; the error message of a command."""
 
 import csv
 

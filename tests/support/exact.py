@@ -1,4 +1,4 @@
-"""What shows gradients as they are: a rule that adds them to the weights, and a callback that keeps them."""
+"""Gradients made visible: plain gradient descent, and a callback that saves them."""
 
 import lightning as L
 import torch
@@ -31,7 +31,7 @@ class KeepGradients(L.Callback):
 
 
 class CountCollectives(L.Callback):
-    """Counts what the processes tell each other during two steps, and writes it down.
+    """Counts the collectives of two steps and writes them down.
 
     Args:
         path: The file, written by the first process.

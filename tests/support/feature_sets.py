@@ -1,4 +1,4 @@
-"""Sets of features without a network: what the tests of measures compare."""
+"""Sets of features without a network, for the tests of measures."""
 
 import torch
 
@@ -19,8 +19,8 @@ def feature_set(needs, num_parts=1, **views):
     found = FeatureSet(needs, num_parts)
     count = len(next(iter(views.values())))
     for rows in (range(count // 3), range(count // 3, count)):
-        places = torch.tensor(list(rows), dtype=torch.int64)
-        found.add({name: values[places] for name, values in views.items()}, places)
+        indices = torch.tensor(list(rows), dtype=torch.int64)
+        found.add({name: values[indices] for name, values in views.items()}, indices)
     found.sync(SingleProcess())
     return found
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 QUICK = {"HEARTBEAT": 0.2, "LEASE": 1.0}
-"""Seconds in ``ldm.io.lock``, which all that share a folder must agree on."""
+"""Seconds in ``ldm.io.lock``; equal for all processes that use a folder."""
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def holder(folder, host=None):
 
     Args:
         folder: The folder.
-        host: Node that it says it runs on, where nobody here can ask for its process; None: this one.
+        host: Node that it claims to run on, whose processes cannot be listed here; None: this one.
     """
     command = [sys.executable, __file__, str(folder), *([host] if host else [])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

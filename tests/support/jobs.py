@@ -10,8 +10,8 @@ from cluster import Cluster
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = Path(__file__).resolve().parent
 STEPS = 12
-PARTS = ("state_dict", "optimizer_states", "progress", "Shards")
-"""What of a checkpoint must not differ, however often the run was interrupted."""
+STATE_KEYS = ("state_dict", "optimizer_states", "progress", "Shards")
+"""Entries of a checkpoint that interruptions must not change."""
 WAITS = ("--trainer.callbacks+=waiting.UntilSignalled", "--trainer.callbacks.step=6")
 
 
@@ -35,7 +35,7 @@ class Job:
 
     @property
     def fields(self) -> dict[str, str]:
-        """What SLURM says of it."""
+        """Fields of ``scontrol show job``."""
         shown = self.cluster.run("scontrol", "show", "job", self.number)
         return dict(word.split("=", 1) for word in shown.split() if "=" in word)
 
@@ -44,7 +44,7 @@ class Job:
         return int(self.fields["Restarts"])
 
     def rows(self) -> list[dict[str, str]]:
-        """What metrics.csv has by now."""
+        """Rows of metrics.csv so far."""
         path = self.run / "metrics.csv"
         return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
@@ -72,7 +72,7 @@ def submit(cluster: Cluster, shards: Path, run: Path, sbatch=(), fit=()) -> Job:
 
 
 def options(shards: Path) -> list[str]:
-    """Of ldm.fit, for twelve quick steps."""
+    """Options of ldm.fit for twelve quick steps."""
     settings = {
         "wandb.mode": "disabled",
         "data.train": shards / "train-{000000..000002}.tar",
@@ -89,11 +89,11 @@ def options(shards: Path) -> list[str]:
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
-def assert_like(job: Job, whole: dict) -> None:
+def assert_like(job: Job, expected: dict) -> None:
     """A job ends like an uninterrupted one: the same weights, every step once."""
     resumed = job.finish()
-    for part in PARTS:
-        assert equal(resumed[part], whole[part]), part
+    for part in STATE_KEYS:
+        assert equal(resumed[part], expected[part]), part
     steps = [int(row["step"]) for row in job.rows() if row["train/loss"]]
     assert steps == list(range(STEPS))
 

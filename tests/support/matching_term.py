@@ -1,4 +1,4 @@
-"""A loss term with parameters of its own, which no part of ldm has yet."""
+"""A loss term with parameters of its own."""
 
 from torch import nn
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(plan, file, home, **more):
-    """Start processes that train what a plan says, as many as its command lines say, and wait for them.
+    """Train the runs of a plan, on as many processes as their command lines state, and wait.
 
     Args:
         plan: For each run its ``arguments``; where it does not begin by itself also ``start``, the
@@ -31,7 +31,7 @@ def start(plan, file, home, **more):
 
 
 def fit_all(plan, file, home, **more):
-    """The same, and all must end well."""
+    """Train the runs of a plan; all must succeed."""
     result = start(plan, file, home, **more)
     assert result.returncode == 0, result.stderr
     return result

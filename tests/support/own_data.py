@@ -1,4 +1,4 @@
-"""A data module that is none of ours: what --data may name."""
+"""A data module of a user's own, for --data."""
 
 import lightning as L
 from tiny_stage import loader

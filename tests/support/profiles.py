@@ -29,7 +29,7 @@ def grey_profile(gamma: float) -> bytes:
 
 
 def p3_to_srgb(pixels: np.ndarray) -> np.ndarray:
-    """What Display P3 (..., 3) uint8 is in sRGB, by the formula."""
+    """Convert Display P3 (..., 3) uint8 to sRGB by the formula."""
     linear = pixels / 255.0
     linear = np.where(linear <= 0.04045, linear / 12.92, ((linear + 0.055) / 1.055) ** 2.4)
     linear = linear @ np.array(DISPLAY_P3) @ np.linalg.inv(np.array(SRGB))

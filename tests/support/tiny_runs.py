@@ -9,10 +9,10 @@ SUPPORT = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Chain:
-    """Where a chain of runs lies.
+    """Folders of a chain of runs.
 
     Tests run in the chain's folder, where the configurations find their upstream runs by their own relative
-    paths; ``runs`` of another chain only says where further runs go.
+    paths; ``runs`` of another chain is only the folder of further runs.
     """
 
     runs: Path

@@ -1,4 +1,4 @@
-"""A stage of a few numbers, and data for it: what the tests of callbacks train."""
+"""A stage of a few numbers, and data for it, for the tests of callbacks."""
 
 from types import MappingProxyType
 

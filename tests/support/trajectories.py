@@ -1,4 +1,4 @@
-"""Samplers and schedules to try them on, and what they make of a known distribution."""
+"""Samplers, schedules, and their exact law on a known distribution."""
 
 import torch
 
@@ -48,7 +48,7 @@ class OneByOne:
 
 
 def law(sampler, data, schedule):
-    """Mean and standard deviation, exactly, of what a sampler makes of N(0, 1) and Gaussian data.
+    """Exact mean and standard deviation of a sampler's output for N(0, 1) and Gaussian data.
 
     It is affine in x_T and in each draw of noise: row 0 has none of them, each other row one of them.
     """

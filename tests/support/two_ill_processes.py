@@ -1,4 +1,4 @@
-"""Fit on two processes of which the second meets losses that are not finite: run by test_nonfinite.py."""
+"""Fit on two processes; the second meets losses that are not finite: run by test_skip_nonfinite.py."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fit the tiny stage on N processes and print what the callbacks made of it: run by test_evaluation.py."""
+"""Fit the tiny stage on N processes and print the results of its callbacks: run by test_evaluation.py."""
 
 import json
 import sys

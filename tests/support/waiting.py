@@ -13,7 +13,7 @@ class UntilSignalled(L.Callback):
 
     Args:
         step: Optimizer steps done by then.
-        restart: How often the job was queued again by then.
+        restart: Number of requeues by then.
     """
 
     def __init__(self, step: int, restart: int = 0) -> None:

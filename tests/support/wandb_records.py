@@ -1,4 +1,4 @@
-"""What the real client has stored offline, read back by its own command."""
+"""Offline records of the real client, read back by its own command."""
 
 import json
 import os
