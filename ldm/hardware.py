@@ -100,23 +100,27 @@ def _cpu_computes(dtype: torch.dtype) -> bool:
 SHARED_MEMORY = "/dev/shm"
 
 
-def check_shared_memory(option: str, num_workers: int, batch_bytes: int) -> None:
+def check_shared_memory(option: str, num_workers: int, batch_bytes: int, num_processes: int = 1) -> None:
     """Check that there is room for the batches that workers hand over: without it they die, or hang.
 
     Args:
         option: What sets the number of workers, for the message.
-        num_workers: Processes that read and decode.
+        num_workers: Processes that read and decode, for each one that trains.
         batch_bytes: Size of the tensors of a batch.
+        num_processes: Processes of this node that train: all share the memory, and begin at any time.
 
     Raises:
-        ValueError: If there is less than two batches of each worker, and the one in use, need.
+        ValueError: If two batches of each worker, and the one in use, need more than is free, or those of all
+            processes more than there is.
     """
     if not num_workers or not os.path.isdir(SHARED_MEMORY):
         return
-    needed, free = (2 * num_workers + 1) * batch_bytes, shutil.disk_usage(SHARED_MEMORY).free
-    if needed > free:
+    needed, usage = (2 * num_workers + 1) * batch_bytes, shutil.disk_usage(SHARED_MEMORY)
+    if needed > usage.free or needed * num_processes > usage.total:
+        of = f" of each of {num_processes} processes" if num_processes > 1 else ""
         raise ValueError(
-            f"{option}: {num_workers} workers need {needed / 1e6:.1f} MB in {SHARED_MEMORY}, which has "
-            f"{free / 1e6:.1f} MB free (batches are of {batch_bytes / 1e6:.1f} MB): enlarge it (docker run "
-            "--shm-size=8g), or set 0 workers or smaller batches"
+            f"{option}: {num_workers} workers{of} need {needed / 1e6:.1f} MB in {SHARED_MEMORY}, which has "
+            f"{usage.free / 1e6:.1f} of {usage.total / 1e6:.1f} MB free (batches are of "
+            f"{batch_bytes / 1e6:.1f} MB): enlarge it (docker run --shm-size=8g), or set 0 workers or "
+            "smaller batches"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.io.config import Configurable
 from ldm.latents.space import LatentSpace
@@ -66,6 +66,10 @@ class Conditioner(Configurable, nn.Module, ABC):
         Raises:
             ValueError: If it does not; the message names what was found and what fits.
         """
+
+    def truncated(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the share of samples whose condition is cut to what fits, under the name that is logged."""
+        return {}
 
     def dropped(self, batch: Batch, noise: SampleNoise) -> Cond:
         """Encode ``batch`` with dropout.

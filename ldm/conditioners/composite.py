@@ -73,6 +73,10 @@ class Composite(Conditioner):
         for part in self.parts:
             part.check(batch)
 
+    def truncated(self, batch: Batch) -> dict[str, Tensor]:
+        """Join what each conditioner says."""
+        return {name: share for part in self.parts for name, share in part.truncated(batch).items()}
+
     def check_values(self, batch: Batch) -> None:
         """Let each conditioner check the classes in the batch."""
         for part in self.parts:

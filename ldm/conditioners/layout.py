@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ldm.conditioners.base import Conditioner
 from ldm.nets.attention import Attention, FeedForward
@@ -22,7 +24,8 @@ class Layout(Conditioner):
     Layouts go through a transformer into cross-attention, as in Rombach et al. 2021, sec. 4.3.1 and app.
     E.2.1. There coordinates are discrete tokens; here a box is the embedding of its class plus a projection
     of its coordinates' sines and cosines (after Li et al. 2023, arXiv:2301.07093), so boxes are a set. Of
-    more than ``max_boxes`` boxes training takes the first. The scene's token also tells an image without
+    more than ``max_boxes`` boxes the first are taken, in training and in sampling; training logs the share
+    of such images as ``train/truncated_layouts``. The scene's token also tells an image without
     boxes from the null condition, which is a learned token of its own.
 
     Args:
@@ -51,6 +54,7 @@ class Layout(Conditioner):
         self.coordinates = nn.Linear(4 * 2 * FREQUENCIES, width)
         self.blocks = nn.ModuleList([_Block(width, num_heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(width)
+        self._has_warned = False
 
     def forward(self, batch: Batch) -> Cond:
         """Encode ``batch["layout"]``: B times (n, 5), class, left, top, right, bottom in [0, 1]."""
@@ -72,15 +76,24 @@ class Layout(Conditioner):
         return Cond(tokens=tokens, mask=mask)
 
     def check(self, batch: Batch) -> None:
-        """Check that no image has more boxes than fit."""
+        """Check the boxes; warn of images with more than fit, as training does."""
         self._require(batch)
         self.check_values(batch)
-        for key, boxes in zip(batch["key"], batch["layout"], strict=True):
-            if len(boxes) > self.max_boxes:
-                raise ValueError(
-                    f"sample '{key}' has {len(boxes)} boxes, expected at most {self.max_boxes} "
-                    "(conditioner.max_boxes)"
-                )
+        self.truncated(batch)
+
+    @override
+    def truncated(self, batch: Batch) -> dict[str, Tensor]:
+        counts = [len(boxes) for boxes in batch["layout"]]
+        num = sum(count > self.max_boxes for count in counts)
+        if num and not self._has_warned:
+            most = max(range(len(counts)), key=counts.__getitem__)
+            warnings.warn(
+                f"{num} of {len(counts)} layouts are cut to the first {self.max_boxes} boxes "
+                f"(conditioner.max_boxes): that of sample '{batch['key'][most]}' has {counts[most]}",
+                stacklevel=2,
+            )
+        self._has_warned |= num > 0
+        return {"truncated_layouts": torch.full((), num / len(counts), device=self.embedding.weight.device)}
 
     def check_values(self, batch: Batch) -> None:
         """Check that each box has one of the classes."""

@@ -17,17 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 import numpy as np
 from tqdm import tqdm
 
 from ldm.data.fields import whitelist
-from ldm.data.keys import overlapping, repeating
+from ldm.data.keys import join_twins, overlapping, repeating
 from ldm.data.tar import INDEX, members, split_name
 from ldm.io.atomic import replacing
 
-_VERSION = 3  # raise it when the arrays change: older sidecars are then rebuilt
+_VERSION = 4  # raise it when the arrays change: older sidecars are then rebuilt
 
 
 @dataclass(frozen=True)
@@ -124,24 +123,15 @@ def scan(path: str) -> Index:
             f"{path}: empty shard: found only members such as '{[*dangling, *foreign][-1]}', expected "
             "KEY.jpg, KEY.txt ..., no dot in KEY, no links (data/README.md)"
         )
-    lost = [f"'{name}' (a link to no member before it)" for name in dangling]
+    lost = [f"'{name}' (a link to no member of the tar)" for name in dangling]
     for name, key in foreign.items():
         if key is not None and key not in rows and name.rpartition(".")[2].lower() in names:
             lost.append(f"'{name}' (its key ends at the first dot)")
-    _join_twins(rows)
+    join_twins(rows)
     spans = [[row.get(name, (-1, 0)) for name in names] for row in rows.values()]
     table = np.array(spans, dtype=np.int64).reshape(-1, len(names), 2)
     keys = np.array([key.encode() for key in rows], dtype=None if rows else "S1")
     return Index(names, keys, table[:, :, 0], table[:, :, 1], tuple(lost))
-
-
-def _join_twins(rows: dict[str, dict[str, tuple[int, int]]]) -> None:
-    """Join samples whose keys differ in their Unicode form alone, as files of a Mac and of Linux do."""
-    first: dict[str, str] = {}
-    for key in [key for key in rows if not key.isascii()]:
-        twin = first.setdefault(normalize("NFC", key), key)
-        if twin != key and rows[twin].keys().isdisjoint(rows[key]):
-            rows[twin] |= rows.pop(key)
 
 
 def sidecar(path: str, index_dir: str | None) -> Path:

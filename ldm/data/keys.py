@@ -1,12 +1,29 @@
-"""Which shards share keys: often numbering starts anew in each, and equal keys would draw equal noise."""
+"""Keys that are equal: in two forms of Unicode, or in several shards, where they would draw equal noise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+from unicodedata import normalize
 
 import numpy as np
 
 from ldm.data.order import hashed
+
+T = TypeVar("T")
+
+
+def join_twins(rows: dict[str, dict[str, T]]) -> None:
+    """Join samples whose keys differ in their Unicode form alone, as files of a Mac and of Linux do.
+
+    Args:
+        rows: Key to the members of a sample, by their endings; those that share one are no twins.
+    """
+    first: dict[str, str] = {}
+    for key in [key for key in rows if not key.isascii()]:
+        twin = first.setdefault(normalize("NFC", key), key)
+        if twin != key and rows[twin].keys().isdisjoint(rows[key]):
+            rows[twin] |= rows.pop(key)
 
 
 def overlapping(spans: Sequence[tuple[str, str]]) -> list[list[int]]:

@@ -252,7 +252,7 @@ class Shards(L.LightningDataModule):
     def _rank(self) -> DataRank:
         if self.trainer is None:
             return DataRank(0, 1)
-        return DataRank(self.trainer.global_rank, self.trainer.world_size)
+        return DataRank(self.trainer.global_rank, self.trainer.world_size, self.trainer.num_devices)
 
 
 def _global_seed() -> int:

@@ -163,7 +163,7 @@ class IndexedSource(Source, Dataset[Sample]):
     def loader(
         self, position: Callable[[], int], batch_size: int, num_workers: int, process: DataRank
     ) -> DataLoader[Sample]:
-        return make_loader(self, _Batches(position, batch_size, process), batch_size, num_workers)
+        return make_loader(self, _Batches(position, batch_size, process), batch_size, num_workers, process)
 
 
 class _Batches(Sampler[list[int]]):

@@ -52,10 +52,12 @@ class DataRank:
     Args:
         rank: Number of this process.
         world_size: Number of processes.
+        per_node: Those of them on this node.
     """
 
     rank: int
     world_size: int
+    per_node: int = 1
 
 
 class Source(ABC):
@@ -176,15 +178,21 @@ class EvaluationSet(Dataset[Sample]):
         positions = np.arange(process.rank, len(self), process.world_size)
         num_batches = max(1, -(-(len(self) // process.world_size) // batch_size))
         batches = [batch.tolist() for batch in np.array_split(positions, num_batches)]
-        return make_loader(self, batches, batch_size, num_workers, persistent=True)
+        return make_loader(self, batches, batch_size, num_workers, process, persistent=True)
 
 
 def make_loader(
-    dataset: Dataset[Sample], batches: Any, batch_size: int, num_workers: int, persistent: bool = False
+    dataset: Dataset[Sample],
+    batches: Any,
+    batch_size: int,
+    num_workers: int,
+    process: DataRank,
+    persistent: bool = False,
 ) -> DataLoader[Sample]:
     """Make a loader over lists of ``batch_size`` positions that ``batches`` yields."""
     if num_workers:
-        check_shared_memory("data.num_workers", num_workers, batch_size * num_bytes(dataset[0]))
+        batch_bytes = batch_size * num_bytes(dataset[0])
+        check_shared_memory("data.num_workers", num_workers, batch_bytes, process.per_node)
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -21,7 +21,8 @@ from ldm.data.fields import Sample, collate, decode_sample, whitelist
 from ldm.data.order import mix, permutation
 from ldm.data.readers import Reader
 from ldm.data.source import MAX_BAD, DataRank, SampleSpec, Source, num_bytes
-from ldm.data.tar import expand, split_name, urls
+from ldm.data.tar import expand, urls
+from ldm.data.tar_stream import NotATar, read_samples
 from ldm.hardware import check_shared_memory
 
 WAITS = (1.0, 4.0, 16.0, 64.0)
@@ -116,7 +117,8 @@ class StreamingSource(Source):
         self, position: Callable[[], int], batch_size: int, num_workers: int, process: DataRank
     ) -> DataLoader[Sample]:
         """Make a loader without end; it begins at ``turn`` and not at ``position``."""
-        check_shared_memory("data.num_workers", num_workers, batch_size * self.sample_bytes)
+        batch_bytes = batch_size * self.sample_bytes
+        check_shared_memory("data.num_workers", num_workers, batch_bytes, process.per_node)
         self._first, self._width = self.turn, process.world_size * max(1, num_workers)
         return DataLoader(
             _Stream(self, process),
@@ -196,14 +198,11 @@ def _read(url: str) -> Iterator[dict[str, Any]]:
     """Yield the raw samples of a shard, the last one once all of it has come."""
     stream = wds.gopen(url)
     try:
-        members = wds.tariterators.tar_file_expander(
-            iter([{"url": url, "stream": stream}]), select_files=_is_whitelisted
-        )
         last: dict[str, Any] | None = None
-        for sample in wds.tariterators.group_by_keys(members):
+        for key, members in read_samples(stream, url):
             if last is not None:
                 yield last
-            last = sample
+            last = {"__key__": key, "__url__": url, **members}
         while stream.read(1 << 20):
             pass
         stream.close()  # waits for the program that reads a URL: a tar cut between two members is no error
@@ -218,9 +217,10 @@ def _read(url: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_connection(url: str, error: Exception) -> bool:
-    """Tell a connection that broke from a local file, a missing program and a page that is not there."""
+    """Tell a connection that broke from a local file, a missing program and a page that is no tar."""
     is_remote = "://" in url and not url.startswith("file:")
-    return is_remote and not isinstance(error, FileNotFoundError) and "exit 22 " not in str(error)
+    is_final = isinstance(error, FileNotFoundError | NotATar) or "exit 22 " in str(error)
+    return is_remote and not is_final
 
 
 def _failure(url: str, error: Exception) -> Exception:
@@ -233,11 +233,6 @@ def _failure(url: str, error: Exception) -> Exception:
             f"{url}: the connection broke {len(WAITS) + 1} times ({reason:.80}): try again later"
         )
     return ValueError(f"{url}: cannot be read as a tar ({reason:.100})")
-
-
-def _is_whitelisted(name: str) -> bool:
-    key, extension = split_name(name)
-    return key is not None and extension in whitelist()
 
 
 def _decoded(raw: Iterable[dict[str, Any]], spec: SampleSpec) -> Iterator[Sample]:
@@ -258,7 +253,7 @@ def _decoded(raw: Iterable[dict[str, Any]], spec: SampleSpec) -> Iterator[Sample
 
 
 def _decode(raw: dict[str, Any], spec: SampleSpec) -> Sample:
-    sample = SampleId(raw["__url__"], raw["__key__"].removeprefix("./"))
+    sample = SampleId(raw["__url__"], raw["__key__"])
     members = {name: raw[name] for name in whitelist(spec.fields) if name in raw}
     # the key, not a counter, draws the caption: a counter would depend on the worker
     draw = spec.draw(raw["turn"], int.from_bytes(sample.key.encode()[-8:], "big"))

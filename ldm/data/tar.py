@@ -9,14 +9,18 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from posixpath import dirname, join, normpath
 
 import braceexpand
 
 from ldm.io.atomic import MARK
+from ldm.io.weights import stand_in
 
 INDEX = ".index.npz"
 """What follows the name of a shard in that of its index."""
 _BLOCK = 512
+_MAX_LINKS = 8
+"""Links that lead to another one, as Linux follows up to forty."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
@@ -95,13 +99,14 @@ def split_name(name: str) -> tuple[str | None, str]:
 
 
 def members(path: str, dangling: list[str] | None = None) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset of the body, size in bytes) of the files in a tar, and of hard links to them.
+    """Yield (name, offset of the body, size in bytes) of the files in a tar, and of links to them.
 
-    Reads ustar, GNU (long names) and PAX headers.
+    Reads ustar, GNU (long names) and PAX headers. Links, hard and symbolic ones, are followed to members of
+    this tar and nowhere else; those to later members come last.
 
     Args:
         path: The tar.
-        dangling: Takes the names of links that lead to no member before them.
+        dangling: Takes the names of links that lead to no member.
 
     Raises:
         ValueError: If the file is not an uncompressed tar or is damaged. Bodies are not checked.
@@ -109,24 +114,47 @@ def members(path: str, dangling: list[str] | None = None) -> Iterator[tuple[str,
     with open(path, "rb", buffering=0) as file:
         try:
             bodies: dict[str, tuple[int, int]] = {}
+            links: dict[str, str] = {}
             for name, target, offset, size in _headers(file.fileno(), os.fstat(file.fileno()).st_size):
-                if target is None:
-                    bodies[name] = offset, size
-                if found := bodies.get(name if target is None else target):
+                found = (offset, size) if target is None else bodies.get(target)
+                if found is None:
+                    links[name] = str(target)
+                else:
+                    bodies[normpath(name)] = found
                     yield name, *found
-                elif dangling is not None:
-                    dangling.append(name)
+            yield from _followed(links, bodies, [] if dangling is None else dangling)
         except ValueError as error:
             raise ValueError(f"{path}: broken tar: {error}") from error
 
 
+def _followed(
+    links: dict[str, str], bodies: dict[str, tuple[int, int]], dangling: list[str]
+) -> Iterator[tuple[str, int, int]]:
+    """Yield the members that links lead to, by way of other links too; note those that lead nowhere."""
+    ways = {normpath(name): target for name, target in links.items()}
+    for name, target in links.items():
+        for _ in range(_MAX_LINKS):
+            target = target if target in bodies else ways.get(target, "")
+        if target in bodies:
+            yield name, *bodies[target]
+        else:
+            dangling.append(name)
+
+
+def link_target(name: str, target: str, is_symbolic: bool) -> str:
+    """Return the normalized name of the member that a link in a tar leads to; it may not be there."""
+    return normpath(join(dirname(name), target) if is_symbolic else target)
+
+
 def _headers(fd: int, end: int) -> Iterator[tuple[str, str | None, int, int]]:
-    """Yield name, target, offset and size of files and links; the target is None for a file."""
+    """Yield name, target, offset and size of files and links; the target, normalized, is None for a file."""
     offset = 0
     all_members: dict[str, str] = {}
     next_member: dict[str, str] = {}
     while True:
         header = os.pread(fd, _BLOCK, offset)
+        if offset == 0 and (found := stand_in(header)):
+            raise ValueError(found)
         if len(header) < _BLOCK:
             raise ValueError(_ending(header, offset, end))
         if header == bytes(_BLOCK):
@@ -155,17 +183,15 @@ def _headers(fd: int, end: int) -> Iterator[tuple[str, str | None, int, int]]:
             name = known.get("path") or _name(header)
             if kind in b"0\0007":
                 yield name, None, body, size
-            elif kind in b"12":  # a symbolic link is named, not followed: it may lead anywhere
+            elif kind in b"12":
                 target = known.get("linkpath") or _text(header[157:257].split(b"\0", 1)[0])
-                yield name, target if kind == b"1" else "", body, 0
+                yield name, link_target(name, target, kind == b"2"), body, 0
             next_member = {}
 
 
 def _ending(header: bytes, offset: int, end: int) -> str:
     if offset == 0 and header[:2] in _COMPRESSED:
         return _is_compressed(header)
-    if header.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file: git lfs pull"
     if end == 0:
         return "the file is empty, expected a tar"
     if offset == 0:
@@ -188,8 +214,6 @@ def _check(header: bytes, offset: int) -> None:
     if offset == 0 and header[:2] in _COMPRESSED:
         raise ValueError(_is_compressed(header))
     reason = "the file is damaged there" if offset else "the file is not a tar"
-    if offset == 0 and header.lstrip().startswith(b"<"):
-        reason = "the file is a page of HTML or XML, expected a tar"
     raise ValueError(f"no valid header at byte {offset}: {reason}")
 
 

@@ -21,8 +21,18 @@ SHOWN = 3
 """Names of each kind that a message lists."""
 LFS_POINTER = b"version https://git-lfs"
 """How the text begins that Git keeps in the place of a large file."""
+FIRST = 512
+"""Bytes that tell a file from what stands in its place."""
 WEB_PAGE = (b"<!doctype html", b"<html", b"<?xml", b"<!--")
 """How pages begin that servers send in the place of a file."""
+
+
+def stand_in(first: bytes) -> str | None:
+    """Say what stands in the place of a file, by its first bytes, and what to do; None if it is a file."""
+    text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(LFS_POINTER):
+        return "a Git LFS pointer, not the file itself: run 'git lfs pull' where it lies"
+    return "a web page, not the file itself: download the raw file" if text.startswith(WEB_PAGE) else None
 
 
 def recognise(path: str | os.PathLike[str], name: str) -> str:
@@ -36,14 +46,11 @@ def recognise(path: str | os.PathLike[str], name: str) -> str:
         ValueError: If it is no file of its kind but stands for one: a Git LFS pointer, a web page, nothing.
     """
     with Path(path).open("rb") as file:
-        first = file.read(512)
-    text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        first = file.read(FIRST)
     if not first:
         raise ValueError(f"{name} cannot be read: the file is empty")
-    if text.startswith(LFS_POINTER):
-        raise ValueError(f"{name}: a Git LFS pointer, not the file itself: run 'git lfs pull' where it lies")
-    if text.startswith(WEB_PAGE):
-        raise ValueError(f"{name}: a web page, not the file itself: download the raw file")
+    if found := stand_in(first):
+        raise ValueError(f"{name}: {found}")
     if first[8:9] == b"{":
         return "safetensors"
     return "zip" if first.startswith(b"PK\x03\x04") else "pickle" if first.startswith(b"\x80") else "other"

@@ -84,8 +84,8 @@ class Diffusion(Stage):
         self.conditioner.check_values(batch)
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
-        """Regress the objective's target at random timesteps."""
-        return {"loss": self._regress(batch, noise)[1].mean()}
+        """Regress the objective's target at random timesteps; log how many conditions are cut."""
+        return {"loss": self._regress(batch, noise)[1].mean(), **self.conditioner.truncated(batch)}
 
     def means(self, batch: Batch, noise: SampleNoise) -> dict[str, tuple[Tensor, int]]:
         """Average the loss over all samples, and over those in each quarter of the timesteps."""

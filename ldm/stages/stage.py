@@ -123,8 +123,8 @@ class Stage(Configurable, Counted, ABC):
             values[TRUNCATED] = torch.full_like(values["train/loss"], share)
         self._step_losses.append(values)
         local = _mean(self._step_losses)  # the mean over processes is logged once the step is done
-        local.pop(TRUNCATED, None)
-        self.log_dict(local, batch_size=size, prog_bar=True, logger=False)
+        shown = {name: value for name, value in local.items() if "truncated" not in name}
+        self.log_dict(shown, batch_size=size, prog_bar=True, logger=False)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
         return losses["loss"]
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ldm.conditioners.composite import Composite
 from ldm.conditioners.layout import Layout, waves
 from ldm.rng import SampleNoise
 
@@ -82,11 +83,14 @@ def test_gradients_reach_every_parameter():
     assert all(p.grad.abs().sum() > 0 for p in cond.parameters())
 
 
-def test_too_many_boxes_are_refused_to_users_and_cut_in_training():
-    cond, data = conditioner(), layouts(torch.cat([BOXES, BOXES]))
-    assert cond(data).mask.all()
-    with pytest.raises(ValueError, match=r"sample 'k0' has 6 boxes, expected at most 4"):
+def test_of_too_many_boxes_the_first_are_taken_with_a_warning_and_a_share():
+    cond, data = conditioner(), layouts(BOXES, torch.cat([BOXES, BOXES]))
+    cut = layouts(BOXES, torch.cat([BOXES, BOXES])[:4])
+    assert torch.equal(cond(data).tokens, cond(cut).tokens)
+    assert cond.truncated(cut) == {"truncated_layouts": 0.0}
+    with pytest.warns(UserWarning, match=r"1 of 2 layouts are cut to the first 4 .* 'k1' has 6"):
         cond.check(data)
+    assert Composite([conditioner()]).truncated(data) == {"truncated_layouts": 0.5}
 
 
 def test_a_class_that_the_model_lacks_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import pickle
 import tarfile
@@ -38,7 +39,7 @@ def test_headers_are_read_as_tarfile_reads_them(tmp_path, format):
         folder.type = tarfile.DIRTYPE
         tar.addfile(folder)
         link = tarfile.TarInfo("link.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "first.png"
+        link.type, link.linkname = tarfile.SYMTYPE, "elsewhere.png"
         tar.addfile(link)
     with tarfile.open(path) as tar:
         expected = [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
@@ -178,8 +179,8 @@ def broken(path: Path, kind: str) -> None:
         ("text", "broken tar: no valid header at byte 0: the file is not a tar"),
         ("short", "broken tar: the file has 5 bytes, too few"),
         ("gzip", r"broken tar: it is compressed \(gzip\), expected a plain tar"),
-        ("pointer", "broken tar: it is a Git LFS pointer, not the file: git lfs pull"),
-        ("page", "broken tar: no valid header at byte 0: the file is a page of HTML or XML"),
+        ("pointer", "broken tar: a Git LFS pointer, not the file itself: run 'git lfs pull'"),
+        ("page", "broken tar: a web page, not the file itself"),
         ("middle", "broken tar: no valid header at byte 2048: the file is damaged there"),
     ],
 )
@@ -250,7 +251,8 @@ def test_hard_links_are_followed_and_links_that_lead_nowhere_are_named(tmp_path)
         with tarfile.open(tmp_path / "s.tar", "w", format=format) as tar:
             for name in ("b" * 120 + ".png", "a.png"):
                 tar.add(tmp_path / name, name)
-            for name, kind, target in (("c.png", tarfile.SYMTYPE, "a.png"), ("d.png", tarfile.LNKTYPE, "x")):
+            links = {"c.png": (tarfile.SYMTYPE, "/etc/passwd"), "d.png": (tarfile.LNKTYPE, "x")}
+            for name, (kind, target) in links.items():
                 info = tarfile.TarInfo(name)
                 info.type, info.linkname = kind, target
                 tar.addfile(info)
@@ -258,7 +260,37 @@ def test_hard_links_are_followed_and_links_that_lead_nowhere_are_named(tmp_path)
         assert [found.key(row) for row in range(len(found))] == ["b" * 120, "a"]
         spans = [span for row in range(2) for span in found.spans(row, ["png"])]
         assert [content[offset : offset + size] for _, offset, size in spans] == [b"pixels"] * 2
-        assert found.lost == tuple(f"'{name}.png' (a link to no member before it)" for name in "cd")
+        assert found.lost == tuple(f"'{name}.png' (a link to no member of the tar)" for name in "cd")
+
+
+def test_symbolic_links_are_followed_within_the_tar_alone(tmp_path):
+    links = {
+        "x/b.png": "../a.png",
+        "x/c.png": "b.png",
+        "d.png": "late.png",
+        "e.png": "e.png",
+        "f.png": "../a.png",
+    }
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        files = [
+            ("a.png", b"pixels"),
+            *((name, target) for name, target in links.items()),
+            ("late.png", b"z"),
+        ]
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    found, content = scan(str(tmp_path / "s.tar")), (tmp_path / "s.tar").read_bytes()
+    assert [found.key(row) for row in range(len(found))] == ["a", "x/b", "x/c", "late", "d"]
+    spans = [span for row in range(5) for span in found.spans(row, ["png"])]
+    bodies = [content[offset : offset + size] for _, offset, size in spans]
+    assert bodies == [b"pixels"] * 3 + [b"z"] * 2
+    assert found.lost == tuple(f"'{name}.png' (a link to no member of the tar)" for name in "ef")
 
 
 def test_members_with_dots_in_their_keys_are_counted_and_foreign_ones_of_a_sample_are_not(tmp_path):

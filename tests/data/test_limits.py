@@ -17,6 +17,7 @@ import pytest
 import torch
 from tiny_shards import png, sample, write_shards, write_tar
 
+from ldm import hardware
 from ldm.cli import run_command
 from ldm.data import streaming
 from ldm.data.index import load_index, sidecar, summarize
@@ -55,12 +56,21 @@ def test_a_batch_from_a_worker_costs_few_open_files(tmp_path, few_files):
 
 def test_workers_need_room_in_shared_memory(tmp_path):
     source = Indexed().open(write_shards(tmp_path, [4]), SPEC)
-    message = r"data.num_workers: 2 workers need .* MB in /dev/shm, which has .* MB free .*--shm-size"
+    message = r"data.num_workers: 2 workers need .* MB in /dev/shm, which has .* of .* MB free .*--shm-size"
     with pytest.raises(ValueError, match=message):
         source.loader(lambda: 0, 10**12, 2, DataRank(0, 1))
     with pytest.raises(ValueError, match=message):
         Streaming().open(write_shards(tmp_path, [4]), SPEC).loader(lambda: 0, 10**12, 2, DataRank(0, 1))
     source.loader(lambda: 0, 10**12, 0, DataRank(0, 1))
+
+
+def test_the_processes_of_a_node_share_its_memory():
+    usage = shutil.disk_usage(hardware.SHARED_MEMORY)
+    batch = min(usage.free, usage.total // 5) // 3
+    hardware.check_shared_memory("data.num_workers", 1, batch)
+    hardware.check_shared_memory("data.num_workers", 1, batch, 2)
+    with pytest.raises(ValueError, match=r"1 workers of each of 9 processes need .* MB in /dev/shm"):
+        hardware.check_shared_memory("data.num_workers", 1, usage.total // 25, 9)
 
 
 SMALL = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
@@ -80,7 +90,7 @@ def test_a_small_shared_memory_is_named_before_workers_start(tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.returncode == 2
     assert run.stderr.startswith(
-        "error: data.num_workers: 2 workers need 7.9 MB in /dev/shm, which has 1.0 MB free"
+        "error: data.num_workers: 2 workers need 7.9 MB in /dev/shm, which has 1.0 of 1.0 MB free"
     )
 
 
