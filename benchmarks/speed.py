@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from ldm.interop.diffusers_configs import unet_config, vae_config
+from ldm.interop.latents import of_factor
 from ldm.interop.model import arguments
 from ldm.nets.autoencoder import KLAutoencoder, downsampling
 from ldm.nets.unet import UNet
@@ -71,7 +72,7 @@ def networks(size: Size) -> dict[str, tuple[nn.Module, nn.Module]]:
     }
     theirs = {
         "U-Net": UNet2DConditionModel.from_config(unet_config(unet, channels, channels, width)),
-        "autoencoder": AutoencoderKL.from_config(vae_config(autoencoder, 1.0)),
+        "autoencoder": AutoencoderKL.from_config(vae_config(autoencoder, of_factor(1.0, channels))),
     }
     for name, module in ours.items():
         theirs[name].load_state_dict(module.state_dict())

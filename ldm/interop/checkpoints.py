@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.checkpointing.writer import AtomicCheckpointIO
-from ldm.io.checkpoint import header
+from ldm.io.checkpoint import Checkpoint, header
 
 
 def write_checkpoint(
@@ -50,3 +50,19 @@ def write_checkpoint(
     }
     AtomicCheckpointIO().save_checkpoint(state, path)
     return path
+
+
+def open_exported(run: str | Path) -> Checkpoint:
+    """Open the checkpoint of a diffusion stage, or of an autoencoder, which leaves alone.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged or of another stage.
+    """
+    checkpoint = Checkpoint.open(run)
+    if checkpoint.stage not in ("diffusion", "autoencoder"):
+        raise ValueError(
+            f"checkpoint '{checkpoint.file}' is of stage '{checkpoint.stage}', expected stage 'diffusion' or "
+            "'autoencoder'"
+        )
+    return checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,12 +17,48 @@ OTHERS = {
     r"(?i)(^|[._])(lora|hada|lokr)[._]": "a LoRA, which changes a model: merge it into its model first",
     r"^(string_to_param|emb_params)": "a textual inversion, expected a model",
     r"^(control_model|controlnet)": "a ControlNet, expected a model",
-    r"^conditioner\.embedders\.": "Stable Diffusion XL, expected 1.x or 2.x",
-    r"(^|\.)(double_blocks|joint_blocks)\.": "a diffusion transformer, expected a U-Net",
     r"^quantize\.": "a VQ autoencoder, expected one with a KL term",
+    r"^bn\.running_mean": "FLUX.2's autoencoder, which has a batch norm, expected one without",
     r"^(down|up|encoder\.down)_blocks\.": "a part of a folder of diffusers: import the folder",
 }
 """Kinds of files that cannot be imported, by a name that shows each."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that share an autoencoder, which normalises latents as (z - shift) * factor.
+
+    Args:
+        name: What they are called.
+        factor: Scaling factor of the latents.
+        shift: Shift factor.
+        channels: Channels of the latents.
+    """
+
+    name: str
+    factor: float
+    shift: float = 0.0
+    channels: int = 4
+
+
+XL = Family("Stable Diffusion XL", 0.13025)
+SD3 = Family("Stable Diffusion 3", 1.5305, 0.0609, 16)
+FLUX = Family("FLUX", 0.3611, 0.1159, 16)
+FAMILIES = {
+    r"^conditioner\.embedders\.": XL,
+    r"(^|\.)joint_blocks\.": SD3,
+    r"(^|\.)double_blocks\.": FLUX,
+}
+"""Families whose diffusion models cannot be imported, by the name of a weight of these."""
+ARCHITECTURES = {
+    "stable-diffusion-v1": Family("Stable Diffusion 1", 0.18215),
+    "stable-diffusion-v2": Family("Stable Diffusion 2", 0.18215),
+    "stable-diffusion-xl": XL,
+    "stable-diffusion-3": SD3,
+    "stable-diffusion-v3": SD3,
+    "flux": FLUX,
+}
+"""Families by how ``modelspec.architecture`` of a file's metadata begins."""
 PREDICTIONS = {"epsilon": "epsilon", "velocity": "v_prediction", "sample": "sample"}
 """Names of predictions, ours first, then diffusers'."""
 SPELLINGS = {name: name for name in PREDICTIONS} | {
@@ -55,6 +92,29 @@ def refuse_others(weights: Weights, name: str) -> None:
     for pattern, kind in OTHERS.items():
         if key := next((key for key in weights if re.search(pattern, key)), None):
             raise ValueError(f"{name}: the file is {kind} ({key})")
+
+
+def refuse_families(weights: Weights, name: str) -> None:
+    """Name the family of a model whose U-Net or transformer is none of ours.
+
+    Raises:
+        ValueError: If it is of one of ``FAMILIES``.
+    """
+    for pattern, found in FAMILIES.items():
+        if key := next((key for key in weights if re.search(pattern, key)), None):
+            raise ValueError(
+                f"{name}: the file is {found.name} ({key}), expected Stable Diffusion 1.x or 2.x; for its "
+                "autoencoder alone say --only autoencoder"
+            )
+
+
+def family(weights: Weights, metadata: Mapping[str, str], channels: int) -> Family | None:
+    """Find the family of a file's autoencoder by the weights beside it or by its metadata."""
+    says = metadata.get("modelspec.architecture", "").lower()
+    names = "\n".join(weights)
+    by_weights = [found for pattern, found in FAMILIES.items() if re.search(pattern, names, re.MULTILINE)]
+    by_metadata = [found for start, found in ARCHITECTURES.items() if says.startswith(start)]
+    return next((found for found in by_weights + by_metadata if found.channels == channels), None)
 
 
 def left_out(weights: Weights, taken: tuple[str, ...]) -> list[str]:

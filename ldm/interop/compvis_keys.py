@@ -61,9 +61,10 @@ def autoencoder_modules(arguments: Mapping[str, Any]) -> Pairs:
     """Pair the modules of an autoencoder.
 
     Args:
-        arguments: Those of ``KLAutoencoder``; only depth and layers matter.
+        arguments: Those of ``KLAutoencoder``; only depth, layers and attention matter.
     """
     levels, layers = len(arguments["block_out_channels"]), arguments["layers_per_block"]
+    attends = arguments.get("attention") or [False] * levels
     yield from (("quant_conv", "quant_conv"), ("post_quant_conv", "post_quant_conv"))
     for half in ("encoder", "decoder"):
         yield from ((f"{half}.conv_in", f"{half}.conv_in"), (f"{half}.conv_out", f"{half}.conv_out"))
@@ -77,6 +78,11 @@ def autoencoder_modules(arguments: Mapping[str, Any]) -> Pairs:
             yield from _inside(f"encoder.down_blocks.{i}.resnets.{j}", f"{down}.block.{j}", VAE_RESNET)
         for j in range(layers + 1):
             yield from _inside(f"decoder.up_blocks.{i}.resnets.{j}", f"{up}.block.{j}", VAE_RESNET)
+        for j in range(layers if attends[i] else 0):
+            ours = f"encoder.down_blocks.{i}.attentions.{j}"
+            yield from _inside(ours, f"{down}.attn.{j}", VAE_ATTENTION)
+        for j in range(layers + 1 if attends[levels - 1 - i] else 0):
+            yield from _inside(f"decoder.up_blocks.{i}.attentions.{j}", f"{up}.attn.{j}", VAE_ATTENTION)
         if i + 1 < levels:
             yield f"encoder.down_blocks.{i}.downsamplers.0.conv", f"{down}.downsample.conv"
             yield f"decoder.up_blocks.{i}.upsamplers.0.conv", f"{up}.upsample.conv"

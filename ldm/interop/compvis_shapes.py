@@ -84,6 +84,7 @@ def autoencoder_arguments(weights: Weights, name: str) -> dict[str, Any]:
         ValueError: If a weight that tells a size is missing.
     """
     levels = 1 + max(_numbers(weights, r"encoder\.down\.(\d+)\."), default=0)
+    attention = [f"encoder.down.{i}.attn.0.q.weight" in weights for i in range(levels)]
     return {
         "latent_channels": _rows(weights, "encoder.conv_out.weight", name) // 2,
         "block_out_channels": [
@@ -92,6 +93,7 @@ def autoencoder_arguments(weights: Weights, name: str) -> dict[str, Any]:
         "layers_per_block": 1 + max(_numbers(weights, r"encoder\.down\.0\.block\.(\d+)\."), default=0),
         "norm_groups": 32,
         "image_channels": _rows(weights, "decoder.conv_out.weight", name),
+        "attention": attention if any(attention) else None,
     }
 
 

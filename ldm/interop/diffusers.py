@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm.interop import tokenizer
+from ldm.interop.checkpoints import open_exported
 from ldm.interop.diffusers_configs import (
     check_unshifted,
     unet_arguments,
@@ -17,9 +18,9 @@ from ldm.interop.diffusers_configs import (
 )
 from ldm.interop.files import new_folder, record
 from ldm.interop.folders import Part, read_part
-from ldm.interop.latents import complete, fold, originals, scaling_factor, unfold
+from ldm.interop.latents import complete, fold, of_factor, originals, scaling_factor, stripped, unfold
 from ldm.interop.model import Latents, Network, TextToImage
-from ldm.interop.runs import read_run, write_autoencoder, write_run
+from ldm.interop.runs import read_autoencoder_run, read_run, write_autoencoder, write_run
 from ldm.interop.schedules import check_process, process, scheduler_config
 from ldm.interop.transformers import STEMS, empty_tower, tower_weights, write_text_encoder
 from ldm.io.checkpoint import Checkpoint
@@ -32,6 +33,8 @@ PIPELINES = {False: "StableDiffusionPipeline", True: "StableDiffusionInpaintPipe
 """Pipeline of a model, by whether it inpaints."""
 WEIGHTS = "diffusion_pytorch_model"
 """How files of weights begin, but a text encoder's."""
+RECORD = "ldm.json"
+"""File that says what an export of ours was made from."""
 UNFOLDED = "ldm_latents.safetensors"
 """File of an autoencoder's weights and statistics before folding."""
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -85,8 +88,10 @@ def import_folder(folder: str | Path, out: str | Path, variant: str | None = Non
 def export_pipeline(run: str | Path, out: str | Path) -> Path:
     """Write a text-to-image run as a folder that diffusers opens as a StableDiffusionPipeline.
 
+    An autoencoder alone becomes an AutoencoderKL, with the statistics of its latents in the config.json.
+
     Args:
-        run: Checkpoint or run folder of a diffusion stage.
+        run: Checkpoint or run folder of a diffusion stage, or of an autoencoder.
         out: Folder to write.
 
     Raises:
@@ -94,14 +99,18 @@ def export_pipeline(run: str | Path, out: str | Path) -> Path:
         ValueError: If the run has parts that Stable Diffusion has not, or ``out`` has files.
     """
     with new_folder(out) as folder:
-        checkpoint = Checkpoint.open(run, "diffusion")
-        model, produced_by = read_run(checkpoint), record(checkpoint)
+        checkpoint = open_exported(run)
+        produced_by = record(checkpoint)
         metadata = {"software": produced_by["software"], "source_sha256": produced_by["sha256"]}
+        write_json(folder / RECORD, produced_by)
+        if checkpoint.stage == "autoencoder":
+            _write_alone(checkpoint, folder, metadata)
+            return Path(out)
+        model = read_run(checkpoint)
         _write_unet(model, folder / "unet", metadata)
         _write_vae(model, folder / "vae", metadata)
         _write_text(model, folder)
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(model.process))
-        write_json(folder / "ldm.json", produced_by)
         write_json(folder / "model_index.json", _index(model.inpaints))
     return Path(out)
 
@@ -110,7 +119,8 @@ def _import_autoencoder(vae: Part, out: str | Path, source: dict[str, Any]) -> P
     network, latents = _read_vae(vae)
     network.check(KLAutoencoder, vae.name)
     hashes = {file.name: sha256(file) for file in vae.files}
-    return write_autoencoder(network, latents, out, {**source, "sha256": hashes})
+    ours = read_json(vae.folder / RECORD) if (vae.folder / RECORD).is_file() else {}
+    return write_autoencoder(network, latents, out, {**source, "sha256": hashes}, ours.get("image_size"))
 
 
 def _model(folder: Path, parts: dict[str, Part]) -> TextToImage:
@@ -172,13 +182,24 @@ def _write_unet(model: TextToImage, folder: Path, metadata: dict[str, str]) -> N
 
 
 def _write_vae(model: TextToImage, folder: Path, metadata: dict[str, str]) -> None:
-    factor, weights = scaling_factor(model.latents), model.autoencoder.weights
-    if factor is None:
-        write_weights(folder / UNFOLDED, originals(weights, model.latents), metadata)
-        weights, factor = {**weights, **fold(weights, model.latents)}, 1.0
-    config = vae_config(model.autoencoder.arguments, factor)
+    latents, weights = model.latents, model.autoencoder.weights
+    if scaling_factor(latents) is None:
+        write_weights(folder / UNFOLDED, originals(weights, latents), metadata)
+        weights, latents = {**weights, **fold(weights, latents)}, of_factor(1.0, len(latents.mean))
+    config = vae_config(model.autoencoder.arguments, latents)
     if model.image_size is not None:
         config["sample_size"] = model.image_size
+    write_json(folder / "config.json", config)
+    write_weights(folder / f"{WEIGHTS}.safetensors", weights, metadata)
+
+
+def _write_alone(checkpoint: Checkpoint, folder: Path, metadata: dict[str, str]) -> None:
+    """Write an AutoencoderKL; convolutions around the latent that do nothing are left out."""
+    network, latents = read_autoencoder_run(checkpoint)
+    weights = stripped(network.weights)
+    config = vae_config(network.arguments, latents, has_quant_conv=len(weights) == len(network.weights))
+    if (size := checkpoint.state.get("image_size")) is not None:
+        config["sample_size"] = size
     write_json(folder / "config.json", config)
     write_weights(folder / f"{WEIGHTS}.safetensors", weights, metadata)
 

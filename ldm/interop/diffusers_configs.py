@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ldm.interop.latents import of_factor, of_statistics
+from ldm.interop.latents import of_factor, of_statistics, scaling_factor, shortest
 from ldm.interop.model import Latents
 
 UNET_FIXED: dict[str, Any] = {
@@ -88,6 +88,11 @@ VAE_FREE: dict[str, Any] = {
     "use_post_quant_conv": True,
     "force_upcast": True,
 }
+VAE_LEVELS = {
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("UpDecoderBlock2D", "AttnUpDecoderBlock2D"),
+}
+"""Types of an autoencoder's levels, without attention and with it."""
 ATTENDS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 """Whether a level on the way down has transformers, by its type; the types on the way up mirror it."""
 
@@ -160,9 +165,9 @@ def vae_arguments(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any],
         ValueError: If our autoencoder cannot be that; the message names field and value.
     """
     config = _checked(config, "AutoencoderKL", VAE_FREE, VAE_FIXED, name)
-    levels = len(config["block_out_channels"])
-    _expect(name, "down_block_types", list(config["down_block_types"]), ["DownEncoderBlock2D"] * levels)
-    _expect(name, "up_block_types", list(config["up_block_types"]), ["UpDecoderBlock2D"] * levels)
+    attention = [kind == VAE_LEVELS["down_block_types"][1] for kind in config["down_block_types"]]
+    for field, kinds in _vae_levels(attention).items():
+        _expect(name, field, list(config[field]), kinds)
     _expect(name, "in_channels", config["in_channels"], 3)
     _expect(name, "out_channels", config["out_channels"], 3)
     _expect(name, "use_post_quant_conv", config["use_post_quant_conv"], config["use_quant_conv"])
@@ -172,6 +177,7 @@ def vae_arguments(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any],
         "layers_per_block": config["layers_per_block"],
         "norm_groups": config["norm_num_groups"],
         "image_channels": config["in_channels"],
+        "attention": attention if any(attention) else None,
     }
     return arguments, _latents(config, name)
 
@@ -198,28 +204,46 @@ def _latents(config: Mapping[str, Any], name: str) -> Latents:
     return of_statistics(mean, [each / factor for each in std])
 
 
-def vae_config(arguments: Mapping[str, Any], scaling_factor: float) -> dict[str, Any]:
+def vae_config(arguments: Mapping[str, Any], latents: Latents, has_quant_conv: bool = True) -> dict[str, Any]:
     """Write an autoencoder's config.json.
 
     Args:
         arguments: All arguments of ``KLAutoencoder``.
-        scaling_factor: What multiplies its latents.
+        latents: How its latents are normalised: by a factor, a shift and a factor, or channel by channel.
+        has_quant_conv: Whether the two 1x1 convolutions around the latent are among its weights.
     """
     channels = list(arguments["block_out_channels"])
+    attention = arguments.get("attention") or [False] * len(channels)
     return {
         "_class_name": "AutoencoderKL",
         **VAE_FIXED,
+        **_vae_levels(attention),
+        **_normalisation(latents),
         "in_channels": arguments["image_channels"],
         "out_channels": arguments["image_channels"],
-        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
-        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
         "block_out_channels": channels,
         "layers_per_block": arguments["layers_per_block"],
         "latent_channels": arguments["latent_channels"],
         "norm_num_groups": arguments["norm_groups"],
-        "scaling_factor": scaling_factor,
-        "force_upcast": False,
+        "use_quant_conv": has_quant_conv,
+        "use_post_quant_conv": has_quant_conv,
+        "force_upcast": True,  # nobody has tried these weights in float16
     }
+
+
+def _normalisation(latents: Latents) -> dict[str, Any]:
+    """Say how latents are normalised in as few fields as do."""
+    unshifted = replace(latents, mean=torch.zeros_like(latents.mean))
+    factor, shift = scaling_factor(unshifted), latents.mean[0].item()
+    if factor is None or not latents.mean.eq(shift).all():
+        statistics = {"latents_mean": latents.mean.tolist(), "latents_std": latents.std.tolist()}
+        return {"scaling_factor": 1.0, **statistics}
+    return {"scaling_factor": factor, **({"shift_factor": shortest(shift)} if shift else {})}
+
+
+def _vae_levels(attention: Sequence[bool]) -> dict[str, list[str]]:
+    kinds = {"down_block_types": attention, "up_block_types": attention[::-1]}
+    return {field: [VAE_LEVELS[field][attends] for attends in found] for field, found in kinds.items()}
 
 
 def _kind(way: str, attends: bool) -> str:

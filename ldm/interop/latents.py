@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,11 @@ def scaling_factor(latents: Latents) -> float | None:
     return next((f for f in factors if torch.equal(of_factor(f, 1).std[0], std)), 1 / std.item())
 
 
+def shortest(value: float) -> float:
+    """Return the number of the fewest digits that float32 rounds to ``value``."""
+    return float(str(np.float32(value)))
+
+
 def of_factor(factor: float, channels: int) -> Latents:
     """Return the normalisation z' = ``factor`` z."""
     std = torch.tensor(1 / factor, dtype=torch.float64).float()
@@ -54,6 +60,14 @@ def complete(weights: Weights, channels: int) -> dict[str, Tensor]:
     }
     is_complete = any(name in weights for name in FOLDED)
     return dict(weights) if is_complete else {**weights, **identities}
+
+
+def stripped(weights: Weights) -> dict[str, Tensor]:
+    """Leave the two 1x1 convolutions around the latent out where they are identities: undoes ``complete``."""
+    channels = weights["post_quant_conv.bias"].shape[0]
+    bare = {name: tensor for name, tensor in weights.items() if name not in FOLDED}
+    same = complete(bare, channels)
+    return bare if all(torch.equal(weights[name], same[name]) for name in FOLDED) else dict(weights)
 
 
 def fold(weights: Weights, latents: Latents) -> dict[str, Tensor]:

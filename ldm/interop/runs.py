@@ -22,7 +22,7 @@ from ldm.io.atomic import write_text
 from ldm.io.checkpoint import Checkpoint, find
 from ldm.io.upstream import keep_upstream, run_folder
 from ldm.io.weights import sha256
-from ldm.latents.space import AutoencoderLatents
+from ldm.latents.space import AutoencoderLatents, latent_scale
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
 from ldm.stages.autoencoder import Autoencoder
@@ -67,6 +67,17 @@ def read_run(source: str | Path | Checkpoint) -> TextToImage:
         ),
         stage.image_size,
     )
+
+
+def read_autoencoder_run(checkpoint: Checkpoint) -> tuple[Network, Latents]:
+    """Read a trained autoencoder and how its latents are normalised.
+
+    Raises:
+        ValueError: If the scale of the latents was not measured.
+    """
+    net = checkpoint.load_net(KLAutoencoder)
+    given = checkpoint.net_config.get("init_args") or {}
+    return Network(arguments(KLAutoencoder, given), net.state_dict()), Latents(*latent_scale(checkpoint))
 
 
 def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) -> Path:

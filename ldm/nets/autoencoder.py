@@ -60,6 +60,8 @@ class KLAutoencoder(Configurable, nn.Module):
         layers_per_block: ResNet blocks per level of the encoder; the decoder has one more.
         norm_groups: Groups of the group norms; divides every level's channels.
         image_channels: Channels of the image.
+        attention: Whether self-attention follows the ResNet blocks of each level, finest first; default: of
+            none. The middle has one in any case.
     """
 
     def __init__(
@@ -69,16 +71,21 @@ class KLAutoencoder(Configurable, nn.Module):
         layers_per_block: int = 2,
         norm_groups: int = 32,
         image_channels: int = 3,
+        attention: Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
         channels = list(block_out_channels)
+        attends = [False] * len(channels) if attention is None else list(attention)
+        if len(attends) != len(channels):
+            raise ValueError(f"net.attention={attends}, expected one for each level of {channels}")
         for width in channels:
             if width % norm_groups:
                 raise ValueError(f"net.norm_groups={norm_groups} does not divide the level width {width}")
         self.latent_channels = latent_channels
         self.factor = downsampling(channels)
-        self.encoder = Encoder(image_channels, 2 * latent_channels, channels, layers_per_block, norm_groups)
-        self.decoder = Decoder(latent_channels, image_channels, channels, layers_per_block, norm_groups)
+        shape = channels, layers_per_block, norm_groups, attends
+        self.encoder = Encoder(image_channels, 2 * latent_channels, *shape)
+        self.decoder = Decoder(latent_channels, image_channels, *shape)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
@@ -127,6 +134,7 @@ class Level(nn.Module):
         out_channels: Channels of the output.
         num_layers: ResNet blocks.
         norm_groups: Groups of the group norms.
+        attends: Whether self-attention follows each block.
         resize: Halve or double the size at the end, or leave it.
     """
 
@@ -136,11 +144,14 @@ class Level(nn.Module):
         out_channels: int,
         num_layers: int,
         norm_groups: int,
-        resize: Resize = "none",
+        attends: bool,
+        resize: Resize,
     ) -> None:
         super().__init__()
         ins = [in_channels] + [out_channels] * (num_layers - 1)
         self.resnets = nn.ModuleList([ResnetBlock(i, out_channels, None, norm_groups, 1e-6) for i in ins])
+        attentions = [AttentionBlock(out_channels, norm_groups) for _ in ins] if attends else None
+        self.attentions = nn.ModuleList(attentions) if attentions else None
         down = [Downsample(out_channels, symmetric=False)] if resize == "down" else None
         up = [Upsample(out_channels)] if resize == "up" else None
         self.downsamplers = nn.ModuleList(down) if down else None
@@ -148,8 +159,10 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to (B, out_channels, h', w')."""
-        for resnet in self.resnets:
+        for i, resnet in enumerate(self.resnets):
             x = resnet(x)
+            if self.attentions is not None:
+                x = self.attentions[i](x)
         for resize in self.downsamplers or self.upsamplers or ():
             x = resize(x)
         return x
@@ -177,18 +190,26 @@ class Encoder(nn.Module):
         channels: Channels of each level, finest first.
         num_layers: ResNet blocks per level.
         norm_groups: Groups of the group norms.
+        attends: Whether each level has self-attention, finest first.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, channels: list[int], num_layers: int, norm_groups: int
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: list[int],
+        num_layers: int,
+        norm_groups: int,
+        attends: list[bool],
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         resizes: list[Resize] = ["down" for _ in channels[1:]]
         resizes.append("none")
-        for before, width, resize in zip([channels[0], *channels[:-1]], channels, resizes, strict=True):
-            self.down_blocks.append(Level(before, width, num_layers, norm_groups, resize))
+        befores = [channels[0], *channels[:-1]]
+        for before, width, attend, resize in zip(befores, channels, attends, resizes, strict=True):
+            self.down_blocks.append(Level(before, width, num_layers, norm_groups, attend, resize))
         self.mid_block = Middle(channels[-1], norm_groups)
         self.conv_norm_out = GroupNorm(norm_groups, channels[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
@@ -210,10 +231,17 @@ class Decoder(nn.Module):
         channels: Channels of each level, finest first.
         num_layers: ResNet blocks per level of the encoder; here one more.
         norm_groups: Groups of the group norms.
+        attends: Whether each level has self-attention, finest first.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, channels: list[int], num_layers: int, norm_groups: int
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: list[int],
+        num_layers: int,
+        norm_groups: int,
+        attends: list[bool],
     ) -> None:
         super().__init__()
         coarse_first = channels[::-1]
@@ -223,8 +251,8 @@ class Decoder(nn.Module):
         resizes: list[Resize] = ["up" for _ in channels[1:]]
         resizes.append("none")
         befores = [coarse_first[0], *coarse_first[:-1]]
-        for before, width, resize in zip(befores, coarse_first, resizes, strict=True):
-            self.up_blocks.append(Level(before, width, num_layers + 1, norm_groups, resize))
+        for before, width, attend, resize in zip(befores, coarse_first, attends[::-1], resizes, strict=True):
+            self.up_blocks.append(Level(before, width, num_layers + 1, norm_groups, attend, resize))
         self.conv_norm_out = GroupNorm(norm_groups, channels[0], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 

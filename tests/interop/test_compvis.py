@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from tiny_model import AUTOENCODER, TEXT, randomised, relative, same, tiny
 
 from ldm.diffusion import prediction, schedule
-from ldm.interop.compvis import ImportOptions, _read_autoencoder, _read_unet, export_file, import_file
+from ldm.interop.compvis import ImportOptions, _read_unet, export_file, import_file
+from ldm.interop.compvis_autoencoder import read_autoencoder
 from ldm.interop.compvis_keys import autoencoder_modules, below, dotted, names, unet_modules
 from ldm.interop.compvis_shapes import autoencoder_arguments, unet_arguments
 from ldm.interop.compvis_text import of_open_clip, read_text, to_open_clip, write_text_tower
@@ -111,7 +112,12 @@ def test_published_models_have_686_and_248_names_each_with_one_counterpart(argum
     assert theirs["decoder.up_blocks.0.resnets.0.conv1.weight"] == "decoder.up.3.block.0.conv1.weight"
     assert theirs["encoder.mid_block.attentions.0.to_out.0.bias"] == "encoder.mid.attn_1.proj_out.bias"
     inferred = autoencoder_arguments({v: autoencoder.state_dict()[k] for k, v in theirs.items()}, "x")
-    assert inferred == levels | {"latent_channels": 4, "norm_groups": 32, "image_channels": 3}
+    assert inferred == levels | {
+        "latent_channels": 4,
+        "norm_groups": 32,
+        "image_channels": 3,
+        "attention": None,
+    }
 
 
 SD1_TEXT = {"width": 768, "layers": 12, "heads": 12, "quick_gelu": True, "pad_id": 49407}
@@ -171,7 +177,7 @@ def test_files_of_full_size_have_the_layout_that_diffusers_converts_and_we_recog
     read, kind = _read_unet(file, None, DEFAULTS, "x")
     assert kind == "raw" and {key: read.arguments[key] for key in arguments} == arguments
     first_stage = below(file, "first_stage_model.")
-    networks = (read, _read_autoencoder(file, first_stage, None, DEFAULTS, "x")[0], read_text(file, "x"))
+    networks = (read, read_autoencoder(file, first_stage, {}, None, None, "x")[0], read_text(file, "x"))
     for network, ours in zip(networks, (unet, autoencoder, tower), strict=True):
         assert {name: tensor.shape for name, tensor in network.weights.items()} == shapes(ours)
     assert {key: networks[2].arguments[key] for key in text} == text
@@ -357,7 +363,9 @@ LORA = {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": torch.z
         ({"unet.down_blocks.0.attn1.to_q.lora_A.weight": EMPTY}, "the file is a LoRA"),
         ({"mid_block.attn2.processor.to_q_lora.up.weight": EMPTY}, "the file is a LoRA"),
         ({"down_blocks.0.resnets.0.conv1.weight": EMPTY}, "a part of a folder of diffusers"),
-        ({"encoder.conv_in.weight": EMPTY, "quantize.embedding.weight": EMPTY}, "is missing"),
+        ({"encoder.conv_in.weight": EMPTY, "quantize.embedding.weight": EMPTY}, "a VQ autoencoder"),
+        ({"encoder.conv_in.weight": EMPTY, "bn.running_mean": EMPTY}, "FLUX.2's autoencoder"),
+        ({"encoder.conv_in.weight": EMPTY, "encoder.down_blocks.0.x": EMPTY}, "a folder of diffusers"),
         ({"a": EMPTY}, "the file has no U-Net, expected model.diffusion_model.*, nor an autoencoder"),
     ],
 )

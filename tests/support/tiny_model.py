@@ -25,6 +25,7 @@ AUTOENCODER = {
     "layers_per_block": 1,
     "norm_groups": 4,
     "image_channels": 3,
+    "attention": None,
 }
 TEXT = {
     "width": 16,
