@@ -23,7 +23,7 @@ from ldm.latents.space import AutoencoderLatents
 from ldm.metrics.psnr import PSNR
 from ldm.types import Batch
 
-COLUMNS = ("known/psnr", "image_psnr", "caption/count", "caption/all", "map/objects", "layout/all")
+COLUMNS = ("known/psnr", "psnr", "caption/count", "caption/all", "map/objects", "layout/all")
 
 
 def last_evaluation(run: Path) -> dict[str, float]:

@@ -8,17 +8,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import takewhile
 from traceback import walk_tb
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
-
-if TYPE_CHECKING:
-    import torch
 
 USER_ERRORS = (ValueError, OSError, ArgumentError, ModuleNotFoundError)
 """What bad input raises; anything else is our mistake and keeps its traceback."""
@@ -63,21 +61,15 @@ def run_command(command: Callable[[], None]) -> int:
     return 0
 
 
-def device(name: str) -> torch.device:
-    """Find the device that ``--device`` names.
-
-    Raises:
-        ValueError: If there is no such device here.
-    """
-    import torch
-
+@contextmanager
+def naming(*options: str) -> Iterator[None]:
+    """Name the option, as it is typed, in errors about its value: the first unless they name another."""
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"--device: got {name}, expected a device that is here, such as cpu ({reason})"
-        ) from error
+        yield
+    except (ValueError, OSError) as error:
+        found = {f"--{name}": text for name, _, text in [str(error).partition(": ")]}
+        option = next((each for each in options if each in found), options[0])
+        raise ValueError(f"{option}: {found.get(option, error)}") from error
 
 
 def check_multiple(name: str, value: int, factor: int) -> None:
@@ -183,12 +175,17 @@ class Reason:
             known = [cls.__name__ for cls in _subclasses(self.wanted)]
         else:
             return ""
-        near = get_close_matches(found[1], known, 1)
-        said = f", did you mean {near[0]}?" if near else ""
+        said = instead(found[1], known)
         if self.built and "unknown key" in text:
             taken = ", ".join(inspect.signature(self.built).parameters)
             said += f", expected of {self.built.__name__}: {taken}"
         return said
+
+
+def instead(name: str, known: Iterable[str]) -> str:
+    """Say which of the known names was probably meant, "" if none is close."""
+    near = get_close_matches(name, [each for each in known if not each.endswith(".help")], 1)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:

@@ -16,6 +16,7 @@ from ldm.cli import command_parser, default_device, run_command
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.distributed.launch import processes
+from ldm.evaluation.captions import TruncatedCaptions, readers
 from ldm.evaluation.plan import Sweep, build_metrics, build_sources, check_stages, load_trained
 from ldm.evaluation.reference import ReferenceImages, open_shards, real_images
 from ldm.evaluation.report import OutputFolder, Result, plot, slug, table, write_json, write_npz
@@ -180,16 +181,20 @@ def measure(
         raise ValueError(f"--reference: '{real.statistics}' has no images 'arr_0', which --metrics need")
     for batch in subset.batches(real.samples) if run.needs_real and real.samples is not None else ():
         run.update_real(batch)
-    kept = []
+    kept, captions = [], TruncatedCaptions(readers("the model", source.context_length, source.metrics))
     for batch, images in source.images(subset) if run.is_alive else ():
         run.update(images, batch)
+        captions.add(batch)
         if options.save_images:
             kept.append((batch["index"], to_bytes(images).cpu()))
     values = run.compute()
     if options.save_images:
         _save(out, f"{slug(source.name)}.npz", kept, run)
     run.end()
-    return Result(source.name, source.series, {**source.metadata(), "size": size}, values)
+    metadata = {**source.metadata(), "size": size, **captions.metadata(run.group)}
+    if run.group.rank == 0 and (warning := captions.warning()) is not None:
+        print(f"{source.name}: {warning}", file=sys.stderr, flush=True)
+    return Result(source.name, source.series, metadata, values)
 
 
 def finish(out: OutputFolder, results: list[Result]) -> None:

@@ -124,3 +124,18 @@ def check_shared_memory(option: str, num_workers: int, batch_bytes: int, num_pro
             f"{batch_bytes / 1e6:.1f} MB): enlarge it (docker run --shm-size=8g), or set 0 workers or "
             "smaller batches"
         )
+
+
+def device(name: str) -> torch.device:
+    """Find the device that ``--device`` names.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device: got {name}, expected a device that is here, such as cpu ({reason})"
+        ) from error

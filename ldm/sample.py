@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm import __version__
-from ldm.cli import check_multiple, command_parser, default_device, device, run_command
+from ldm.cli import check_multiple, command_parser, default_device, run_command
 from ldm.data.fields import FIELDS, converted
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
+from ldm.hardware import device
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.images import from_bytes, grid, to_bytes, write_png
 from ldm.io.upstream import OPTION, upstream_options

@@ -33,6 +33,7 @@ from ldm.io.lock import held
 from ldm.io.upstream import keep_upstream, rebuilding, upstream_options
 from ldm.loggers.directions import directions
 from ldm.loggers.wandb import WandbSamplesLogger
+from ldm.runs.finished import Finished, check_steps, check_stopped
 from ldm.runs.folder import RunFolder, start_wandb
 from ldm.runs.options import CONFIG, HELP, OPTIONS, WandB
 from ldm.runs.precision import Precision, check_precision
@@ -43,10 +44,6 @@ from ldm.stages.stage import Stage
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped by Ctrl-C: what shells make of SIGINT."""
-
-
-class Finished(Exception):
-    """There is nothing left to train."""
 
 
 class FitCLI(LightningCLI):
@@ -102,6 +99,8 @@ class FitCLI(LightningCLI):
             super().instantiate_classes()
             if _is_first():
                 keep_upstream(self.run_folder.folder, self.model.upstream())
+        if self.checkpoint is not None:
+            check_stopped(self.name, self.checkpoint.file, self.checkpoint.state, self.trainer)
         self.checkpoint = None  # keeps a file on the disk that training will replace
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -131,7 +130,8 @@ class FitCLI(LightningCLI):
         self.start = self.run_folder.start_from(self.config.ckpt_path)
         self.checkpoint = None if self.start is None else Checkpoint.open(self.start)
         if self.checkpoint is not None:
-            self._stop_if_finished(self.checkpoint)
+            wanted = self.config.trainer
+            check_steps(self.name, self.checkpoint, wanted.max_steps, wanted.limit_val_batches != 0)
 
     def _follow_launcher(self) -> None:
         """Train on the processes that torchrun started: with fewer, each would train a model of its own."""
@@ -142,15 +142,6 @@ class FitCLI(LightningCLI):
             if count is not None and str(got) not in (str(default), str(count)):
                 raise ValueError(f"trainer.{name}: got {got}, but torchrun started {count}: leave it out")
             self.config.trainer[name] = count or got
-
-    def _stop_if_finished(self, start: Checkpoint) -> None:
-        done, end = start.progress.steps, self.config.trainer.max_steps
-        is_complete = start.is_validated or self.config.trainer.limit_val_batches == 0
-        if 0 < end <= done and is_complete:
-            raise Finished(
-                f"{self.name}: finished, {done} of {end} steps are done; the weights are in "
-                f"{start.file} (raise --trainer.max_steps to train further)"
-            )
 
 
 class Record(SaveConfigCallback):

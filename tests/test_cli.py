@@ -8,7 +8,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
 
 from ldm import cli, import_exports
-from ldm.cli import Reason, command_parser, error_line, run_command
+from ldm.cli import Reason, command_parser, error_line, naming, run_command
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.sample import Strength
@@ -141,6 +141,13 @@ def test_a_bug_keeps_its_traceback(capsys, monkeypatch):
     monkeypatch.setenv("LDM_TRACEBACK", "1")
     with pytest.raises(ValueError):
         run_command(bad)
+
+
+@pytest.mark.parametrize("said", ["templates: got none", "'a.txt' does not exist"])
+def test_an_option_is_named_once_and_as_it_is_typed(said):
+    with pytest.raises(ValueError) as caught, naming("--classes", "--templates"):
+        raise FileNotFoundError(said)
+    assert str(caught.value) == {"t": "--templates: got none"}.get(said[0], f"--classes: {said}")
 
 
 def test_missing_options_are_named_as_typed():

@@ -21,8 +21,11 @@ MEASURED = (
 DEPENDS = {
     "": ("model", "data.val", "data.image_size", "trainer.limit_val_batches"),
     "loss": ("model.objective", "model.latents", "model.losses", "model.kl_weight"),
-    "accuracy": ("data.batch_size",),
 }
+PAIRS = "val/pairs"
+"""How many pairs a contrastive stage contrasts at once: what else it validates depends on it."""
+PAIRED = ("val/loss", "val/accuracy")
+"""The values that do."""
 """Settings that values of a validation depend on, by how their names begin; "model" is the stage's class."""
 
 
@@ -89,11 +92,16 @@ def _values(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     for name in sorted({name for run in runs for name in run.last}):
         cells = [run.last.get(name) for run in runs]
         bare = [run.settings for run, cell in zip(runs, cells, strict=True) if cell and not cell.record]
-        unlike = measured_otherwise(cells) + validated_otherwise(name, bare)
+        unlike = measured_otherwise(cells) + validated_otherwise(name, bare) + _other_pairs(name, runs)
         stated = [run.directions[name] for run in runs if name in run.directions]
         top = None if unlike else best([None if cell is None else cell.value for cell in cells], stated)
         rows.append({"name": name, "cells": cells, "unlike": unlike, "best": top})
     return rows
+
+
+def _other_pairs(name: str, runs: Sequence[ComparedRun]) -> list[str]:
+    pairs = {run.last[PAIRS].value for run in runs if name in run.last and PAIRS in run.last}
+    return [PAIRS] if name in PAIRED and len(pairs) > 1 else []
 
 
 def _rows(tables: Sequence[dict[str, str]]) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from ldm.cli import device
 from ldm.distributed.group import Group, ProcessGroup, SingleProcess
+from ldm.hardware import device
 
 PATIENCE = timedelta(hours=1)
 """Timeout of collectives: ranks have equal work, but one may read from a slower disk."""

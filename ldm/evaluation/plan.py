@@ -12,6 +12,7 @@ import torch
 from jsonargparse import Namespace
 from torch.utils.data import Dataset
 
+from ldm.cli import naming
 from ldm.data.fields import Sample
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
@@ -120,9 +121,12 @@ def build_metrics(
     found = Metrics([])
     if options.inception:
         measures = [Frechet(), Frechet("spatial", "sfid"), InceptionScore(), KID(), Neighbours()]
-        found.all.append(FeatureMetrics(Inception(options.inception), measures, real.statistics))
+        with naming("--inception"):
+            inception = Inception(options.inception)
+        found.all.append(FeatureMetrics(inception, measures, real.statistics))
     if options.clip:
-        tower = CLIPExtractor(CLIPTower(options.clip))
+        with naming("--clip"):
+            tower = CLIPExtractor(CLIPTower(options.clip))
         against: list[Measure] = [] if real.samples is None else [Frechet(), CMMD()]
         found.captioned.append(FeatureMetrics(tower, [*against, CLIPScore()]))
         found.others.extend([FeatureMetrics(tower, against)] if against else [])
@@ -131,7 +135,8 @@ def build_metrics(
     if options.lpips:
         if not reconstructed:
             raise ValueError("--lpips: compares reconstructions, expected an autoencoder as --checkpoint")
-        found.paired.append(LPIPS(options.lpips))
+        with naming("--lpips"):
+            found.paired.append(LPIPS(options.lpips))
     found.all.extend(more)
     given = options.inception or options.clip or more
     if not given and not reconstructed and not any(isinstance(each.stage, ImageText) for each in stages):
@@ -190,7 +195,9 @@ def build_clip_metrics(options: Namespace, stage: Any, samples: Dataset[Sample])
     if "text" in samples[0] or not options.classes:
         yield FeatureMetrics(CLIPExtractor(clip), [Retrieval()])
     if options.classes:
-        yield ZeroShot(clip, options.classes, options.templates or TEMPLATES)
+        with naming("--classes", "--templates"):
+            zero_shot = ZeroShot(clip, options.classes, options.templates or TEMPLATES)
+        yield zero_shot
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
+from ldm.cli import naming
 from ldm.data.fields import Sample
 from ldm.data.raster import DECODER
 from ldm.data.readers import Indexed
@@ -56,7 +57,9 @@ def real_images(reference: str | None, samples: EvaluationSet | None, size: int 
         return ReferenceImages(images, *_folder(Path(reference), images), None, images.size)
     if not Path(reference).is_file():
         raise FileNotFoundError(f"--reference: '{reference}' does not exist, expected a folder or .npz file")
-    if "arr_0" not in array_names(reference):
+    with naming("--reference"):
+        names = array_names(reference)
+    if "arr_0" not in names:
         return ReferenceImages(None, None, None, reference, None)
     images, contents = open_images(reference, "--reference"), sha256(reference)
     return ReferenceImages(images, contents, contents, reference, images.size)

@@ -90,9 +90,11 @@ class ImageSource(ABC):
     Attributes:
         series: Candidates of one series are points of one curve.
         metrics: What it is measured with.
+        context_length: Most tokens of a caption that it is drawn for; None without captions.
     """
 
     metrics: Sequence[Metric] = ()
+    context_length: int | None = None
 
     def __init__(self, name: str, size: int) -> None:
         self.name = self.series = name
@@ -158,6 +160,7 @@ class GeneratedImages(ImageSource):
     ) -> None:
         super().__init__(name, samples[0]["image"].shape[-1])
         self.stage, self.overrides, self.samples = stage, overrides, samples
+        self.context_length = stage.context_length
         self.seed, self.precision, self.origin = seed, precision, origin
 
     @torch.no_grad()

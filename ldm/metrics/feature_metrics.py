@@ -76,6 +76,12 @@ class FeatureMetrics(Metric):
             raise ValueError(problem)
 
     @property
+    def context_length(self) -> int | None:
+        """Most tokens of a caption that a measure reads; None if none reads captions."""
+        reads = (self._needs | self._needs_real).views & {"text", "agreement"}
+        return self.extractor.context_length if reads else None
+
+    @property
     def needs_real(self) -> bool:
         """Whether the real images are not known yet."""
         return not self._knows_real

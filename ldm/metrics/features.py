@@ -29,6 +29,9 @@ class Extractor(nn.Module, ABC):
         views: What it can give.
     """
 
+    context_length: int | None = None
+    """Most tokens of a caption that are read; None if none is."""
+
     def __init__(self, name: str, views: Iterable[str]) -> None:
         super().__init__()
         self.name = name

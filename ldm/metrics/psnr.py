@@ -15,10 +15,11 @@ class PSNR(MeanMetric):
     Equal images count as the largest value that float32 tells apart.
 
     Args:
-        name: Name of the value; ``psnr`` alone is the autoencoder's own, with z drawn from q(z | image).
+        name: Name of the value. Of an autoencoder it is of the mean of z; the stage's ``sampled_psnr`` is of
+            a z drawn from q(z | image), and so lower.
     """
 
-    def __init__(self, name: str = "image_psnr") -> None:
+    def __init__(self, name: str = "psnr") -> None:
         super().__init__(name, higher_is_better=True)
 
     def measure(self, images: Tensor, batch: Batch) -> Tensor:

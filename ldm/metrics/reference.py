@@ -116,7 +116,7 @@ class FromFile(Reference):
         self.size: int | None = None
         self._kept: tuple[str, dict[str, torch.Tensor], dict[str, Gaussian]] | None = None
         if not Path(path).is_file():
-            raise FileNotFoundError(f"reference: statistics '{path}' do not exist")
+            raise FileNotFoundError(f"statistics '{path}' do not exist")
 
     def find(self, real: FeatureSet, extractor: Extractor, info: ReferenceInfo) -> bool:
         """Read the file, at the first time.
@@ -135,9 +135,7 @@ class FromFile(Reference):
     def check(self, size: int | None) -> None:
         """Compare with the side of ``arr_0``, or with the one that the file has recorded."""
         if size is not None and self.size not in (None, size):
-            raise ValueError(
-                f"reference: '{self.path}' is of images of side {self.size}, got images of side {size}"
-            )
+            raise ValueError(f"'{self.path}' is of images of side {self.size}, got images of side {size}")
 
     def _fill(self, real: FeatureSet, extractor: Extractor) -> None:
         names = array_names(self.path)
@@ -152,7 +150,7 @@ class FromFile(Reference):
         if lacking:
             if images is None:
                 raise ValueError(
-                    f"reference: '{self.path}' has {sorted(arrays)}, expected 'arr_0' for the views {lacking}"
+                    f"'{self.path}' has {sorted(arrays)}, expected 'arr_0' for the views {lacking}"
                 )
             _look(images, real, extractor)
             real.gaussians = _gaussians(arrays, real, int(record.get("num", 0)))
@@ -163,7 +161,7 @@ class FromFile(Reference):
         for key in ("weights_sha256", "resize"):
             if key in record and record[key] != mine.get(key):
                 raise ValueError(
-                    f"reference: '{self.path}' is of a network with {key} {record[key]!s:.40}, but "
+                    f"'{self.path}' is of a network with {key} {record[key]!s:.40}, but "
                     f"{extractor.name} has {mine.get(key)!s:.40}"
                 )
 
@@ -179,7 +177,7 @@ def array_names(path: str) -> list[str]:
             return list(file.files)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"reference: '{path}' is no .npz of arrays: {reason:.200}") from error
+        raise ValueError(f"'{path}' is no .npz of arrays: {reason:.200}") from error
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
@@ -201,9 +199,7 @@ def _gaussians(arrays: Arrays, real: FeatureSet, count: int) -> dict[str, Gaussi
 def _look(images: NDArray[Any], real: FeatureSet, extractor: Extractor) -> None:
     """Pass images (N, H, W, 3) uint8 through the extractor."""
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ValueError(
-            f"reference: arr_0 is {images.dtype} {images.shape}, expected uint8 images (N, H, W, 3)"
-        )
+        raise ValueError(f"arr_0 is {images.dtype} {images.shape}, expected uint8 images (N, H, W, 3)")
     views = real.needs.views
     for start in range(0, len(images), BATCH_SIZE):
         part = torch.from_numpy(images[start : start + BATCH_SIZE]).permute(0, 3, 1, 2).to(extractor.device)

@@ -12,6 +12,8 @@ import yaml
 from jsonargparse import ActionConfigFile, get_loader
 from typing_extensions import override
 
+from ldm.cli import instead
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(f for f in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if (f / "base.yaml").is_file())
 """The configurations that come with this package: those of the repository, or those in an installed wheel."""
@@ -96,11 +98,33 @@ class Recipe(ActionConfigFile):
             # the parser replaces an argument that is itself a mapping as a whole: it gets that of all files
             found = _merge(_without_appended(found), content)
             text = yaml.safe_dump({key: found[key] for key in content}, sort_keys=False)
+            check_keys(content, [action.dest for action in parser._actions], str(path))
             try:
                 self.apply_config(parser, cfg, self.dest, text)
-            except TypeError as error:
+            except Exception as error:
                 error.add_note(str(path))
                 raise
+
+
+def check_keys(content: dict[str, Any], known: Sequence[str], path: str, above: str = "") -> None:
+    """Check the keys of a configuration that no class takes: those of classes are checked with their values.
+
+    Args:
+        content: What the file says, below the key ``above`` and a dot.
+        known: Dotted keys that there are.
+        path: The file.
+        above: Where its keys belong.
+
+    Raises:
+        ValueError: If there is no such key; it names the file.
+    """
+    for name, value in content.items():
+        key = f"{above}{name}".removesuffix("+")
+        is_group = any(each.startswith(f"{key}.") and not each.endswith(".help") for each in known)
+        if is_group and isinstance(value, dict):
+            check_keys(value, known, path, f"{key}.")
+        elif not is_group and key not in known:
+            raise ValueError(f"{path}: got the unknown key '{key}'{instead(key, known)}")
 
 
 def names_class(key: str, arguments: Sequence[str]) -> bool:

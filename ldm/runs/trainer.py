@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import callbacks as theirs
 from typing_extensions import override
 
+from ldm.runs.finished import KeepsStopped, early_stopping, why
 from ldm.types import Progress
 
 VALIDATE_EVERY = 1000
@@ -51,6 +52,8 @@ class Trainer(L.Trainer):
         some = [callback for callback in some if callback not in bars[:-1]]
         if max_time is not None:
             some.append(TimeLimit(max_time))
+        if any(isinstance(callback, theirs.EarlyStopping) for callback in some):
+            some.append(KeepsStopped())
         super().__init__(precision=None if precision == "auto" else precision, callbacks=some, **kwargs)
 
     @override
@@ -64,7 +67,7 @@ class Trainer(L.Trainer):
         except RuntimeError as error:
             if not str(error).startswith("Early stopping conditioned on metric"):
                 raise
-            waits = [c.monitor for c in self.callbacks if isinstance(c, theirs.EarlyStopping)]  # type: ignore[attr-defined]
+            waits = [callback.monitor for callback in early_stopping(self)]
             missing = [name for name in waits if name not in self.callback_metrics]
             logged = ", ".join(sorted(name for name in self.callback_metrics if name.startswith("val/")))
             raise ValueError(
@@ -145,8 +148,7 @@ def ending(trainer: L.Trainer, done: Progress) -> str:
         if isinstance(callback, TimeLimit) and (callback.time_remaining() or 0) <= 0:
             reason = "trainer.max_time is used up; the same command trains for as long again"
         elif isinstance(callback, theirs.EarlyStopping) and callback.stopping_reason_message and not reason:
-            reason = shorten(callback.stopping_reason_message.split(" Signaling")[0], 150)
-            reason += " (EarlyStopping); the same command trains until it stops again"
+            reason = f"{why(callback)} (EarlyStopping)"
     if reason is None:
         reason = "a callback stopped it" if trainer.should_stop else "its epochs are over"
     of = f" of {end}" if end > 0 else ""

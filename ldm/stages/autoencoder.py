@@ -51,7 +51,7 @@ class Autoencoder(Stage):
     ) -> None:
         super().__init__(optimizer or AdamW(), [Reconstruction(), KL(kl_weight), *losses])
         self.net = net
-        self.higher_is_better["psnr"] = True
+        self.higher_is_better["sampled_psnr"] = True
         unknown = torch.full((net.latent_channels,), float("nan"))
         self.register_buffer("latent_mean", unknown)
         self.register_buffer("latent_std", unknown.clone())
@@ -65,14 +65,18 @@ class Autoencoder(Stage):
         return tuple(dict.fromkeys(("image", *(field for term in terms for field in term.reads))))
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
-        """Reconstruct ``batch["image"]``; compute the loss, each of its terms, and psnr in dB."""
+        """Reconstruct ``batch["image"]``; compute the loss, each of its terms, and the PSNR in dB.
+
+        That is ``sampled_psnr``, of z drawn from q(z | image), and less than the ``psnr`` of metrics, which
+        is of its mean.
+        """
         image = batch["image"]
         posterior = self.net.encode(image)
         output = self.net.decode(posterior.sample(noise.like(posterior.mean)))
         if not self.training:
             self._measure(posterior)
         outputs = {"image": output, "mean": posterior.mean, "log_var": posterior.log_var}
-        return {**self.sum_terms(batch, outputs), "psnr": psnr(output.detach(), image).mean()}
+        return {**self.sum_terms(batch, outputs), "sampled_psnr": psnr(output.detach(), image).mean()}
 
     @torch.no_grad()
     def generate(self, batch: Batch, seed: int) -> Tensor:

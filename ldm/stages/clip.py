@@ -110,9 +110,12 @@ class CLIP(Stage):
             self.log(f"val/{name}", value)
 
     def _means(self, vectors: Tensor, captions: Tensor) -> dict[str, float]:
-        """Average over chunks of (N, 2E) that are as large as the pairs of a batch, or a little smaller."""
-        means: dict[str, float] = {}
+        """Average over chunks of (N, 2E) that are as large as the pairs of a batch, or a little smaller.
+
+        Loss and accuracy depend on how many these are: the mean of their sizes is ``pairs``.
+        """
         chunks = -(-len(vectors) // self._pairs)
+        means = {"pairs": len(vectors) / chunks}
         for chunk, ids in zip(vectors.tensor_split(chunks), captions.tensor_split(chunks), strict=True):
             image, text = chunk.to(self.device).chunk(2, dim=1)
             for name, value in self._contrast(image, text, ids).items():

@@ -70,6 +70,11 @@ class CLIPTower(Frozen[CLIPModel]):
         Frozen.__init__(tower, net)
         return tower
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a caption that are read."""
+        return self.module.context_length
+
     @torch.no_grad()
     def encode_image(self, image: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""

@@ -122,16 +122,14 @@ def test_images_are_generated_once_and_rounded_for_all_metrics(tmp_path):
 
 
 def test_values_are_logged_in_the_validations_row_and_can_be_monitored(tmp_path):
-    best = ModelCheckpoint(tmp_path, filename="best", monitor="val/image_psnr", mode="max")
+    best = ModelCheckpoint(tmp_path, filename="best", monitor="val/psnr", mode="max")
     log = MetricsCSV(str(tmp_path))
     fit(tmp_path, Evaluation([PSNR()], 8), best, logger=log, enable_checkpointing=True)
     with open(tmp_path / "metrics.csv", newline="") as file:
         validations = [row for row in csv.DictReader(file) if row["val/loss"]]
     assert [row["samples"] for row in validations] == ["16", "32"]
-    assert all(float(row["val/image_psnr"]) > 0 for row in validations)
-    assert best.best_model_score.item() == pytest.approx(
-        max(float(row["val/image_psnr"]) for row in validations)
-    )
+    assert all(float(row["val/psnr"]) > 0 for row in validations)
+    assert best.best_model_score.item() == pytest.approx(max(float(row["val/psnr"]) for row in validations))
 
 
 def test_training_is_the_same_with_and_without(tmp_path):
@@ -157,7 +155,7 @@ def test_a_failing_metric_is_named_and_the_others_go_on(tmp_path, where):
         UserWarning, match="metric Broken is left out of this evaluation: RuntimeError: no weights"
     ):
         run, _ = fit(tmp_path, Evaluation([Broken(where), PSNR()], 8))
-    assert "val/image_psnr" in run.callback_metrics and "val/broken" not in run.callback_metrics
+    assert "val/psnr" in run.callback_metrics and "val/broken" not in run.callback_metrics
     assert run.global_step == 8
 
 
@@ -175,7 +173,7 @@ def test_images_that_cannot_be_drawn_cost_one_evaluation(tmp_path):
     ):
         run, stage = fit(tmp_path, Evaluation([Spy(), PSNR()], 12), stage=Fails())
     lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
-    assert [line.get("name", "failed") for line in lines] == ["failed"] * 2 + ["val/spy", "val/image_psnr"]
+    assert [line.get("name", "failed") for line in lines] == ["failed"] * 2 + ["val/spy", "val/psnr"]
     assert lines[-1]["num"] == 12 and stage.num_generated == 8 + 12  # none was drawn after the failure
     assert run.global_step == 8
 
@@ -210,14 +208,14 @@ def test_statistics_of_images_of_another_side_are_one_line_before_any_is_measure
     stage.image_size = 4
     with pytest.warns(UserWarning, match=r"real.npz' is of images of side 256, got images of side 4"):
         run, _ = fit(tmp_path, Evaluation([metric, PSNR()], 8), stage=stage, max_steps=4)
-    assert "val/image_psnr" in run.callback_metrics
+    assert "val/psnr" in run.callback_metrics
 
 
 def test_records_that_cannot_be_written_are_a_warning(tmp_path):
     (tmp_path / "evaluations.jsonl").mkdir()
     with pytest.warns(UserWarning, match=r"records of this evaluation are not in .*evaluations.jsonl"):
         run, _ = fit(tmp_path, Evaluation([PSNR()], 8))
-    assert "val/image_psnr" in run.callback_metrics and run.global_step == 8
+    assert "val/psnr" in run.callback_metrics and run.global_step == 8
 
 
 def test_metrics_are_not_in_the_checkpoint(tmp_path):
@@ -260,7 +258,7 @@ def test_two_processes_equal_one(tmp_path):
         "val/fid/pixels",
         "val/fid_floor/pixels",
         "val/kid/pixels",
-        "val/image_psnr",
+        "val/psnr",
         "val/psnr_of_all",
     } <= alone.keys()
     assert first == pytest.approx(alone, rel=1e-5) and second == pytest.approx(alone, rel=1e-5)
@@ -320,14 +318,14 @@ def test_every_number_is_written_with_its_record(tmp_path):
     fit(tmp_path, Evaluation(metrics, 6, seed=3, sampler=Doubled(7)), EMA(0.9), stage=stage)
     lines = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
     assert [(line["name"], line["samples"]) for line in lines] == [
-        ("val/image_psnr", 16),
+        ("val/psnr", 16),
         ("val/spy", 16),
-        ("val/image_psnr", 32),
+        ("val/psnr", 32),
         ("val/spy", 32),
     ]
     assert lines[0]["value"] > 0
     assert {k: v for k, v in lines[0].items() if k != "value"} == {
-        "name": "val/image_psnr",
+        "name": "val/psnr",
         "metric": "ldm.metrics.psnr.PSNR",
         "num": 6,
         "stage": "tiny",

@@ -163,7 +163,7 @@ class Fails(PSNR):
 def test_a_run_outlives_a_monitored_metric_that_fails(tmp_path, capsys, first):
     metric = Fails()
     metric.num_computed = first
-    checkpoints = Checkpoints(monitor="val/image_psnr", mode="max")
+    checkpoints = Checkpoints(monitor="val/psnr", mode="max")
     run = trainer(
         tmp_path,
         callbacks=[checkpoints, Evaluation([metric], 8)],
@@ -174,7 +174,7 @@ def test_a_run_outlives_a_monitored_metric_that_fails(tmp_path, capsys, first):
         run.fit(TinyStage(), loader(256), loader(8))
     assert run.global_step == 8
     assert (tmp_path / "checkpoints" / "best.ckpt").exists() == (first == 0)
-    message = "step 8: checkpoints.monitor: 'val/image_psnr' was not logged, expected one of "
+    message = "step 8: checkpoints.monitor: 'val/psnr' was not logged, expected one of "
     assert (message in capsys.readouterr().err) == (first == 1)
 
 
@@ -191,13 +191,13 @@ def test_a_resumed_run_need_not_measure_at_once(tmp_path, capsys):
         )
         run.fit(TinyStage(), loader(256), loader(8), ckpt_path=resume)
 
-    checkpoints = Checkpoints(monitor="val/image_psnr", mode="max")
+    checkpoints = Checkpoints(monitor="val/psnr", mode="max")
     fit(8, None)
     best = checkpoints.best
-    checkpoints = Checkpoints(monitor="val/image_psnr", mode="max")
+    checkpoints = Checkpoints(monitor="val/psnr", mode="max")
     fit(16, tmp_path / "checkpoints" / "last.ckpt")  # not due at step 12, due at the end
     assert checkpoints.best is not None and checkpoints.best >= best
-    assert "step 12: checkpoints.monitor: 'val/image_psnr' was not logged" in capsys.readouterr().err
+    assert "step 12: checkpoints.monitor: 'val/psnr' was not logged" in capsys.readouterr().err
     assert steps(tmp_path)["last.ckpt"] == 16
 
 

@@ -26,7 +26,7 @@ METRICS = {
     "inpainting": {"val/known/psnr", "val/caption/all"},
     "layout": {"val/layout/all"},
     "semantic": {"val/map/objects"},
-    "super-resolution": {"val/image_psnr", "val/caption/all"},
+    "super-resolution": {"val/psnr", "val/caption/all"},
     "composite": {"val/known/psnr", "val/caption/all"},
 }
 

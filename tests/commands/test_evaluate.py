@@ -159,10 +159,11 @@ def test_files_and_checkpoints_in_one_call_get_the_metrics_that_suit_each(chain,
     of_stage, of_files = run(tmp_path / "a", *drawn, *arguments, "--images", tmp_path / "mine")
     assert values(of_stage).keys() - values(of_files).keys() == {"clip_score/clip"}
     assert "fid/clip" in values(of_files)
+    assert any(name.startswith("truncated_captions@") for name in of_stage["drawn"])
     candidates = ["--checkpoint", chain.runs / "autoencoder", *arguments, "--images", tmp_path / "mine"]
     of_stage, of_files = run(tmp_path / "b", *candidates)
-    assert {"image_psnr", "ssim"} <= values(of_stage).keys()
-    assert not {"image_psnr", "ssim"} & values(of_files).keys()
+    assert {"psnr", "ssim"} <= values(of_stage).keys()
+    assert not {"psnr", "ssim"} & values(of_files).keys()
 
 
 def test_results_before_a_failure_are_written(tmp_path, metrics, capsys):
@@ -269,7 +270,7 @@ def test_checkpoints_of_other_sizes_are_not_drawn_at_one(capsys):
 def test_an_autoencoder_and_a_clip_are_measured_on_real_images(chain, tmp_path, metrics):
     shards = f"--data={chain.shards / 'val-000000.tar'}"
     (result,) = run(tmp_path / "a", "--checkpoint", chain.runs / "autoencoder", shards, metrics)
-    assert {"image_psnr", "ssim", "fid/coarse"} <= values(result).keys()
+    assert {"psnr", "ssim", "fid/coarse"} <= values(result).keys()
     (result,) = run(tmp_path / "b", "--checkpoint", chain.runs / "clip", shards)
     found = values(result)
     assert found["image_to_text@10/clip"] >= found["image_to_text@5/clip"] >= found["image_to_text@1/clip"]
@@ -360,7 +361,7 @@ def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
         ),
         (["--images", "small", "--reference=good"], "its images have side 16, the real ones 32"),
         (["--images", "good", "--reference=gone.npz"], "--reference: 'gone.npz' does not exist"),
-        (["--images", "good", "--reference=page.npz"], "page.npz' is no .npz of arrays"),
+        (["--images", "good", "--reference=page.npz"], "--reference: 'page.npz' is no .npz of arrays"),
         (
             ["--images", "good", "--reference=mu.npz"],
             "has no images 'arr_0', which --metrics need",
@@ -374,7 +375,10 @@ def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
             ["--images", "good", "--reference=good", "--precision=8"],
             "--precision: got 8, expected one of '32-true'",
         ),
-        (["--images", "good", "--reference=good", "--inception=gone.pth"], "'gone.pth' do not exist"),
+        (
+            ["--images", "good", "--reference=good", "--inception=gone.pth"],
+            "--inception: weights 'gone.pth' do not exist",
+        ),
         (["--checkpoint", "gone", "--reference=good"], "--data: got none, expected shards"),
     ],
 )

@@ -134,7 +134,7 @@ def test_earlier_configurations_are_kept_if_they_differ(fresh):
 @pytest.mark.slow
 def test_best_and_kept_checkpoints_are_complete(fresh):
     more = [
-        "--checkpoints.monitor=val/psnr",
+        "--checkpoints.monitor=val/sampled_psnr",
         "--checkpoints.mode=max",
         "--checkpoints.keep_every_n_steps=4",
         "--checkpoints.keep_newest=2",
@@ -180,7 +180,7 @@ def test_wandb_offline_stays_in_the_run_folder(fresh, tmp_path):
     identity = (run / "wandb-id.txt").read_text().split("\n")[0]
     (record,) = (run / "wandb").glob(f"offline-run-*-{identity}/run-{identity}.wandb")
     content = record.read_bytes()
-    for word in (b"autoencoder", b"runs", b"val/psnr", b"block_out_channels"):
+    for word in (b"autoencoder", b"runs", b"val/sampled_psnr", b"block_out_channels"):
         assert word in content
     assert len(list(record.parent.glob("files/media/images/images_*.png"))) == 12
     for name in ("config.yaml", "environment.json"):

@@ -53,7 +53,7 @@ def trained(arguments, measured):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("autoencoder", {"val/fid/clip", "val/image_psnr"}),
+        ("autoencoder", {"val/fid/clip", "val/psnr"}),
         ("clip", {"val/image_to_text@1/clip"}),
         ("clip-residual", {"val/text_to_image@10/clip"}),
         ("diffusion", {"val/fid/clip", "val/clip_score/clip", "val/caption/all"}),

@@ -10,6 +10,7 @@ import pytest
 from ldm import compare
 from ldm.comparison.page import _values, best, measured_otherwise, thinned, validated_otherwise
 from ldm.comparison.runs import EvaluationRecord, _flat, read_runs
+from ldm.loggers.metrics_csv import MetricsCSV
 
 HOVER = """
 const area = document.querySelector('.plot .nsewdrag'), box = area.getBoundingClientRect();
@@ -254,6 +255,15 @@ def test_other_values_of_a_stage_are_ranked_whatever_its_losses_are(folders):
     one, other = ({"model": {"class_path": "Autoencoder", "init_args": {"kl_weight": w}}} for w in (1, 2))
     assert validated_otherwise("val/loss", [_flatten(one), _flatten(other)]) == ["model.kl_weight"]
     assert validated_otherwise("val/psnr", [_flatten(one), _flatten(other)]) == []
+
+
+@pytest.mark.parametrize(("pairs", "best"), [((32, 32), 0.1), ((32, 128), None)])
+def test_values_of_contrastive_stages_are_ranked_among_equally_many_pairs(folders, pairs, best):
+    paths = [folders.make(f"{i}", [0.5 - 0.4 * i]) for i in range(2)]
+    for path, num in zip(paths, pairs, strict=True):
+        MetricsCSV(str(path), dict).log_metrics({"samples": 64, "val/pairs": num}, step=1)
+    loss = next(row for row in _values(read_runs([str(path) for path in paths])) if row["name"] == "val/loss")
+    assert (loss["best"], loss["unlike"]) == (best, [] if best else ["val/pairs"])
 
 
 def _flatten(settings):

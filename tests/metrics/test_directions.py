@@ -50,7 +50,7 @@ MEASURES = [Frechet(), Frechet("spatial", "sfid"), KID(), CMMD(), InceptionScore
             {"is/x", "precision/x", "recall/x", "density/x", "coverage/x", "clip_score/x"}
             | {"image_to_text@1/x", "image_to_text@5/x", "text_to_image@1/x", "text_to_image@5/x"},
         ),
-        (PSNR(), set(), {"image_psnr"}),
+        (PSNR(), set(), {"psnr"}),
         (SSIM("structure"), set(), {"structure"}),
         (ZeroShot(NoTower(), ["a", "b"], ks=(1, 2, 5)), set(), {"zero_shot@1", "zero_shot@2"}),
         (KnownPSNR(), set(), {"known/psnr"}),
@@ -74,7 +74,7 @@ def test_a_metric_states_directions_of_measures_not_of_floors_and_deviations(met
 def test_an_evaluation_states_them_under_the_names_that_it_logs():
     callback = Evaluation([PSNR()], 4, name="often")
     assert isinstance(callback, HasDirections)
-    assert callback.higher_is_better == {"image_psnr@often": True}
+    assert callback.higher_is_better == {"psnr@often": True}
 
 
 def test_means_are_those_of_the_images():

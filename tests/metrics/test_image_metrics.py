@@ -42,7 +42,7 @@ def test_psnr_is_the_mean_over_images():
     image = torch.zeros(2, 3, 16, 16)
     off = torch.tensor([0.2, 0.02]).view(2, 1, 1, 1)
     # 10 log10(2^2 / error^2) = 20 and 40 dB
-    assert value_of(PSNR(), image + off, {"image": image})["image_psnr"] == pytest.approx(30, rel=1e-5)
+    assert value_of(PSNR(), image + off, {"image": image})["psnr"] == pytest.approx(30, rel=1e-5)
     assert PSNR().compute() == {}
 
 

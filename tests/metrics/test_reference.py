@@ -164,7 +164,7 @@ def test_a_file_of_another_kind_is_one_clear_line_and_others_go_on(tmp_path, arr
     run = Measurement([metric(Means(), path), PSNR()], SingleProcess(), torch.device("cpu"))
     run.begin(ReferenceInfo())
     run.update(MADE, {"key": [""] * 30, "image": REAL, "index": torch.arange(30)})
-    assert [value.name for value in run.finish()] == ["image_psnr"]
+    assert [value.name for value in run.finish()] == ["psnr"]
     assert len(run.failures) == 1
     assert re.search(message, run.failures[0]), run.failures
 

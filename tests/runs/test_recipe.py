@@ -6,7 +6,9 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
+from ldm.cli import error_line
 from ldm.runs.recipe import CONFIGS, Recipe, find, layers, merged
+from ldm.training import build
 
 
 def written(folder, **files):
@@ -50,6 +52,26 @@ def test_one_may_be_built_on_twice_but_not_by_itself(tmp_path):
 def test_a_configuration_that_cannot_be_used_is_named(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
         list(layers(written(tmp_path, a=content, b={})))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"trainr": 3}, "b.yaml: got the unknown key 'trainr', did you mean trainer?"),
+        ({"trainer": {"max_stepss": 3}}, "b.yaml: got the unknown key 'trainer.max_stepss', did you mean"),
+        ({"data": {"batch_size": "x"}}, "b.yaml: data.batch_size: got x, expected int"),
+        (
+            {"model": {"init_args": {"nett": 1}}},
+            "b.yaml: model: got the unknown key 'nett', did you mean net?",
+        ),
+    ],
+)
+def test_what_a_file_has_wrong_is_said_with_its_name(tmp_path, content, says):
+    below = {"model": {"class_path": "Autoencoder"}, "trainer": {"callbacks+": []}}
+    path = written(tmp_path, a={"base": "b.yaml"}, b={"base": "c.yaml", **content}, c=below)
+    with pytest.raises(Exception) as caught:
+        build(["--config", str(path), "--run", str(tmp_path / "run")])
+    assert says in error_line(caught.value).removeprefix("error: ")
 
 
 def test_a_file_comes_before_a_name_of_the_package(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from ldm.checkpointing.callback import Checkpoints
 from ldm.checkpointing.writer import AtomicCheckpointIO
 from ldm.distributed.ddp import check_strategy, register
 from ldm.distributed.launch import follow_slurm
+from ldm.runs.finished import Finished, check_stopped, early_stopping
 from ldm.runs.trainer import Trainer, ending, settle
 
 
@@ -93,10 +94,25 @@ def test_early_stopping_is_reported(tmp_path):
     run, stage = fit(tmp_path, still)
     message = ending(run, stage.progress)
     assert message.startswith("stopped at step 4 of 8, 16 samples: Monitored metric val/loss did not improve")
-    assert (
-        message.endswith("(EarlyStopping); the same command trains until it stops again")
-        and len(message) < 300
-    )
+    assert message.endswith("(EarlyStopping)") and len(message) < 300
+
+
+def test_a_run_that_early_stopping_ended_is_finished_until_it_is_to_wait_for_longer(tmp_path):
+    def early(patience):
+        return theirs.EarlyStopping("val/loss", min_delta=100.0, patience=patience)
+
+    fit(tmp_path, early(1))
+    last = tmp_path / "checkpoints/last.ckpt"
+    saved = ("run", last, torch.load(last, weights_only=True))
+    with pytest.raises(
+        Finished, match=r"^run: finished, stopped at step 4: Monitored metric val/loss did not"
+    ):
+        check_stopped(*saved, trainer(tmp_path, early(1)))
+    check_stopped(*saved, trainer(tmp_path))  # without it, or with another one, training goes on
+    check_stopped(*saved, trainer(tmp_path, early(2)))
+    run, stage = fit(tmp_path, early(3))
+    assert stage.progress.steps == 8 and early_stopping(run)[0].patience == 3
+    assert ending(run, stage.progress) == "done, 8 steps, 32 samples"
 
 
 def test_a_misspelt_metric_of_early_stopping_costs_no_step(tmp_path):

@@ -83,6 +83,7 @@ def test_an_equal_caption_is_as_right_as_the_own_one():
 def test_validation_counts_equal_captions_as_training_does(tmp_path):
     values = fit(tmp_path, Foreign(["a cat"] * 4, 4))
     assert values["val/accuracy"] == values["train/accuracy"] == 1.0
+    assert values["val/pairs"] == 4
 
 
 def test_truncated_captions_are_counted_and_reported_once(tmp_path):

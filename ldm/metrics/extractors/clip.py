@@ -52,6 +52,7 @@ class CLIPExtractor(Extractor):
     def __init__(self, clip: ImageText, name: str = "clip") -> None:
         super().__init__(name, ("features", "embedding", "text", "agreement", "caption"))
         self.clip = clip
+        self.context_length = getattr(clip, "context_length", None)
 
     def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
         """Embed images, and captions where they are asked for.

@@ -66,7 +66,7 @@ def _network(weights: str) -> FeatureExtractorInceptionV3:
     try:
         state = bare(read_weights(weights))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"inception: {error}: get it from {URL}") from error
+        raise FileNotFoundError(f"{error}: get it from {URL}") from error
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -74,5 +74,5 @@ def _network(weights: str) -> FeatureExtractorInceptionV3:
         return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], file)
     except RuntimeError as error:
         raise ValueError(
-            f"inception: file '{weights}' has {len(state)} tensors that do not fit, expected the 566 of {URL}"
+            f"file '{weights}' has {len(state)} tensors that do not fit, expected the 566 of {URL}"
         ) from error
