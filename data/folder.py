@@ -28,6 +28,7 @@ from data.report import CLASSES, REPORT, Report
 from data.writing import Members, pack
 from ldm.cli import run_command
 from ldm.data.raster import rgb
+from ldm.io.atomic import write_text
 
 MASK_SIDE = 256
 """Shorter side of a mask in pixels, at most: data loading brings it to the image's size."""
@@ -143,14 +144,19 @@ def pack_folder(
         "low_res": extras.low_res,
     }
     words = {"source": f"{len(items)} images of {source.name}, captions {Path(captions).name}"}
-    packed = pack(out, settings, splits, shard_size, len(items), words)
-    if packed:
-        (out / "skipped.txt").write_text(skipped.listing(), encoding="utf-8")
-        if captions == "folders":
-            kinds = class_names([item.name for item in items])
-            (out / CLASSES).write_text("".join(f"{kind}\n" for kind in kinds), encoding="utf-8")
-        (out / REPORT).write_text(report.text(skipped), encoding="utf-8")
-    return packed, skipped
+
+    def finish() -> None:
+        kinds = class_names([item.name for item in items]) if captions == "folders" else []
+        _write_about(out, skipped, kinds, report)
+
+    return pack(out, settings, splits, shard_size, len(items), words, finish), skipped
+
+
+def _write_about(out: Path, skipped: Skipped, kinds: Sequence[str], report: Report) -> None:
+    write_text(out / "skipped.txt", skipped.listing())
+    if kinds:
+        write_text(out / CLASSES, "".join(f"{kind}\n" for kind in kinds))
+    write_text(out / REPORT, report.text(skipped))
 
 
 def _check(source: Path, val_fraction: float, resize: int | None, shard_size: int) -> None:

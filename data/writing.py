@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ldm.data.manifest import read_manifest
 from ldm.data.writer import tar_writer
-from ldm.io.atomic import write_text
+from ldm.io.atomic import sweep, write_text
 
 MANIFEST = "shards.json"
 
@@ -45,6 +45,7 @@ def pack(
     shard_size: int,
     total: int,
     words: Mapping[str, str] | None = None,
+    finish: Callable[[], object] = lambda: None,
 ) -> bool:
     """Write all splits of a set into a folder, once.
 
@@ -57,6 +58,7 @@ def pack(
         shard_size: Samples per shard.
         total: Number of samples, for the progress bar.
         words: What an error says of settings whose values say nothing to a person.
+        finish: Writes what belongs to the set beside the shards, before it counts as complete.
 
     Returns:
         False if the folder already held this set.
@@ -68,6 +70,7 @@ def pack(
     if _is_packed(folder, settings, words):
         return False
     _make_room(folder, tuple(splits))
+    sweep(folder)
     manifest = {"settings": settings, "words": words}
     _write_manifest(folder, {**manifest, "shards": None})
     sizes: dict[str, int] = {}
@@ -77,6 +80,7 @@ def pack(
             if not shards:
                 raise ValueError(f"{folder}: the split '{name}' has no samples, expected at least one")
             sizes |= {shard.name: shard.stat().st_size for shard in shards}
+    finish()
     _write_manifest(folder, {**manifest, "shards": sizes})
     return True
 

@@ -129,7 +129,9 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
                 results.append(measure(source, measurement, subset, real, options, out))
                 failures += measurement.failures
                 if group.rank == 0:
-                    write_json(out.path("evaluation.json"), results)
+                    write_json(out.path("evaluation.json"), results, is_complete=False)
+            if group.rank == 0:
+                write_json(out.path("evaluation.json"), results, is_complete=True)
         finally:
             if group.rank == 0 and results:
                 finish(out, results)

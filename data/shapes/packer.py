@@ -36,7 +36,7 @@ from data.shapes.scene import (
 )
 from ldm.cli import run_command
 from ldm.data.writer import tar_writer
-from ldm.io.atomic import write_text
+from ldm.io.atomic import sweep, write_text
 
 MANIFEST = "shards.json"
 _VERSION = 1  # raise it whenever the same settings begin to give other bytes
@@ -121,6 +121,7 @@ def pack(out: Path, settings: Settings, workers: int = 1) -> bool:
         return False
     shards = plan(out, settings)
     _refuse_foreign(out, shards)
+    sweep(out)
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(shard, settings) for shard in shards]
     total = sum(shard.stop - shard.start for shard in shards)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm import __version__
 from ldm.evaluation.session import Measurement, Value
-from ldm.io.atomic import write_text
+from ldm.io.atomic import replacing, sweep, write_text
 from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.metric import Metadata
 from ldm.metrics.reference import SUFFIX, write_arrays
@@ -53,6 +53,7 @@ class OutputFolder:
         self.folder = folder
         taken = (number for number in count(1) if not (folder / f"evaluation-{number}.json").exists())
         self._number = next(taken)
+        sweep(folder)
         self._own: set[str] = set()
 
     def path(self, name: str) -> Path:
@@ -76,8 +77,8 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def write_json(path: Path, results: Sequence[Result]) -> None:
-    """Write every number with its record."""
+def write_json(path: Path, results: Sequence[Result], is_complete: bool) -> None:
+    """Write every number with its record, and whether those of all candidates are there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     found = [
         {
@@ -87,7 +88,8 @@ def write_json(path: Path, results: Sequence[Result]) -> None:
         }
         for result in results
     ]
-    write_text(path, json.dumps({"software": f"ldm {__version__}", "results": found}, indent=2) + "\n")
+    record = {"software": f"ldm {__version__}", "is_complete": is_complete, "results": found}
+    write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def write_npz(path: Path, images: Tensor, measurement: Measurement, size: int) -> None:
@@ -133,7 +135,8 @@ def plot(path: Path, results: Sequence[Result]) -> bool:
         for result, x, y in mine:
             axes.annotate(result.name.removeprefix(series).strip(), (x, y), fontsize=6)
     axes.legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     return True
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm import __version__
-from ldm.io.atomic import unfinished
+from ldm.io.atomic import sweep, unfinished
 from ldm.io.checkpoint import Checkpoint
 
 
@@ -39,6 +39,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out: '{out}' is there already, expected an empty folder or none")
+    sweep(out.parent, out.name)
     temporary = unfinished(out)
     try:
         temporary.mkdir(parents=True)

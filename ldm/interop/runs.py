@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,8 @@ from ldm.stages.load import load_stage
 M = TypeVar("M", bound=nn.Module)
 PARTS = ("autoencoder", "text", "diffusion")
 """Run folders that an import writes."""
+BEGUN = ".importing"
+"""File in a folder that an import has not finished."""
 HEAD = """# From {source}. To fine-tune, put this into a configuration with data and trainer of its own:
 # python -m ldm.fit --config CONFIG --weights {out}/diffusion
 """
@@ -92,9 +95,7 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
         ValueError: If one of the folders has a checkpoint already.
     """
     out = Path(out)
-    for name in PARTS:
-        if (found := out / name / "checkpoints" / "last.ckpt").exists():
-            raise ValueError(f"--out: '{found}' is there already, expected a folder without runs")
+    _begin(out)
     latents = write_autoencoder(
         model.autoencoder, model.latents, out / "autoencoder", source, model.image_size
     )
@@ -117,7 +118,23 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
     keep_upstream(out / "diffusion", built_on)
     yaml_text = yaml.safe_dump({"model": config}, sort_keys=False, default_flow_style=None, width=110)
     write_text(out / "model.yaml", HEAD.format(source=source.get("name"), out=out) + yaml_text)
+    (out / BEGUN).unlink()
     return out / "diffusion"
+
+
+def _begin(out: Path) -> None:
+    """Mark a folder as being written; what an import that was killed left there is deleted.
+
+    Raises:
+        ValueError: If it has runs.
+    """
+    if (out / BEGUN).exists():
+        for name in PARTS:
+            shutil.rmtree(out / name, ignore_errors=True)
+    for name in PARTS:
+        if (found := out / name / "checkpoints" / "last.ckpt").exists():
+            raise ValueError(f"--out: '{found}' is there already, expected a folder without runs")
+    write_text(out / BEGUN, "An import is being written here; the same command repeats it.\n")
 
 
 def write_autoencoder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,33 @@ MARK = ".tmp-"
 def unfinished(path: Path) -> Path:
     """Return a temporary name for ``path`` that is unique to this process, on any node."""
     return path.with_name(f"{path.name}{MARK}{os.uname().nodename}-{os.getpid()}")
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Delete from a folder what processes of this node that are gone left half-written.
+
+    Args:
+        folder: The folder; it need not exist.
+        name: Of the file or folder that was being written; any for "".
+    """
+    node = os.uname().nodename
+    for path in folder.glob(f"{glob.escape(name)}*{MARK}{glob.escape(node)}-*"):
+        process = path.name.rpartition("-")[2]
+        if process.isdigit() and not _is_alive(int(process)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextmanager

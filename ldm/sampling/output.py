@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
+from ldm.io.atomic import sweep
 from ldm.io.images import read_text
 
 DEFAULT = "samples"
@@ -42,6 +43,7 @@ def output_folder(out: str | None, metadata: Sequence[Mapping[str, str]]) -> Pat
             f"--out: '{other}' is an image of another call, and the two would be mixed: name another folder, "
             "or remove the images"
         )
+    sweep(Path(out))
     return Path(out)
 
 

@@ -1,0 +1,1 @@
+"""Does work survive being killed at any moment? ``python -m benchmarks.kills``."""
