@@ -144,6 +144,15 @@ def test_a_folder_with_caption_files_keeps_the_bytes_and_reports_skipped_files(i
     assert bytes_of(out) == before
 
 
+def test_a_folder_counts_as_packed_once_its_report_is_written(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "_write_about", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    with pytest.raises(RuntimeError, match="killed"):
+        folder.pack_folder(images, tmp_path / "out")
+    monkeypatch.undo()
+    assert folder.pack_folder(images, tmp_path / "out")[0]
+    assert {"packed.txt", "skipped.txt"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_folder_with_a_table_of_captions_and_labels(images, tmp_path, kind):
     rows = [{"file": f"p{n}.png", "caption": f"table {n}, with a comma", "label": n} for n in (0, 2, 4)]

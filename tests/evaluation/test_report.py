@@ -1,12 +1,14 @@
 """Files of ldm.evaluate are readable by other programs and by itself."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ldm.distributed.group import SingleProcess
-from ldm.evaluation.report import Result, plot, slug, table, write_npz
+from ldm.evaluation.report import Result, plot, slug, table, write_json, write_npz
 from ldm.evaluation.session import Measurement, Value
 from ldm.metrics.extractors.clip import Embedding
 from ldm.metrics.feature_metrics import FeatureMetrics
@@ -59,6 +61,13 @@ def test_a_table_has_a_row_for_each_candidate():
         "| one | 1.5 | 2 |",
         "| two |  | 3 |",
     ]
+
+
+def test_the_numbers_say_whether_all_are_there(tmp_path):
+    for is_complete in (False, True):
+        write_json(tmp_path / "evaluation.json", [result("one", 1.5, 2.0)], is_complete)
+        found = json.loads((tmp_path / "evaluation.json").read_text())
+        assert (found["is_complete"], len(found["results"])) == (is_complete, 1)
 
 
 def test_a_curve_needs_two_points(tmp_path):

@@ -8,6 +8,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny_model import CAPTIONS, same, tiny
 
+from ldm.interop import runs
 from ldm.interop.diffusers import export_pipeline
 from ldm.interop.runs import read_run, write_run
 from ldm.io.checkpoint import Checkpoint
@@ -40,6 +41,17 @@ def test_a_run_names_what_it_is_built_on_and_where_it_is_from(run):
     upstream = {str(path): Checkpoint.open(path).sha256 for path in paths}
     assert state["upstream"] == upstream and state["source"] == SOURCE
     assert state["progress"] == {"steps": 0, "samples": 0}
+
+
+def test_an_import_that_was_killed_is_repeated_and_a_whole_one_is_not_replaced(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(runs, "keep_upstream", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        write_run(tiny(), tmp_path / "again", SOURCE)
+    assert (tmp_path / "again" / "diffusion" / "checkpoints" / "last.ckpt").exists()
+    assert same(read_run(write_run(tiny(), tmp_path / "again", SOURCE)), tiny())
+    for whole in (run.parent, tmp_path / "again"):
+        with pytest.raises(ValueError, match="is there already, expected a folder without runs"):
+            write_run(tiny(), whole, SOURCE)
 
 
 def test_the_models_yaml_builds_the_stage_that_takes_its_weights(run):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ldm.io.atomic import MARK, replacing, write_text
+from ldm.io.atomic import MARK, replacing, sweep, unfinished, write_text
 
 
 def test_the_new_content_replaces_the_file(tmp_path):
@@ -41,6 +41,13 @@ with replacing(pathlib.Path({str(path)!r})) as temporary:
     assert subprocess.run([sys.executable, "-c", program]).returncode == -9
     assert path.read_text() == "first"
     assert sum(MARK in name for name in os.listdir(tmp_path)) == 1
+    of_others = [unfinished(path).name, f"b.txt{MARK}another-node-7", f"b.txt{MARK}"]
+    for name in of_others:
+        (tmp_path / name).touch()
+    sweep(tmp_path, "b.txt")
+    assert len(os.listdir(tmp_path)) == 5
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(["a.txt", *of_others])
 
 
 def test_a_second_name_of_the_same_content_leaves_no_third(tmp_path):
