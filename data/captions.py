@@ -1,4 +1,4 @@
-"""Where the captions of a folder of images come from: files beside them, names of folders, or a table."""
+"""Captions of a folder of images: from .txt files, names of folders, or a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OTHER_IMAGES = {"avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jxl", "ti
 _FILE = ("file", "file_name", "filename", "image", "path")
 _CAPTION = ("caption", "text", "prompt")
 _TABLES = {".csv": ",;\t|", ".tsv": "\t", ".jsonl": ""}
-"""Kinds of tables, and what may separate their columns."""
+"""Kinds of tables, with the separators of their columns."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Item:
 
 @dataclass
 class Skipped:
-    """What could not be used, by reason."""
+    """Files that cannot be used, by reason."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
 
@@ -46,7 +46,7 @@ class Skipped:
         self.files.setdefault(reason, []).append(name)
 
     def counts(self) -> str:
-        """Say in one line how many files were skipped and why; empty if none was."""
+        """Return the number of skipped files by reason in one line, empty if there are none."""
         return ", ".join(f"{len(names)} {reason}" for reason, names in self.files.items())
 
     def __len__(self) -> int:
@@ -63,12 +63,12 @@ def images_only(folder: Path, skipped: Skipped) -> list[Item]:
 
 
 def from_folder(folder: Path, skipped: Skipped) -> list[Item]:
-    """List the images of a folder and its subfolders that have a caption in a .txt file beside them."""
+    """List the images of a folder and its subfolders with a caption in a .txt file of the same name."""
     files, items = _files(folder, skipped), []
     texts = {_stem(name): name for name in files if name.lower().endswith(".txt")}
     for name in _images(files, skipped):
         if _stem(name) not in texts:
-            skipped.add("without a .txt file beside it", name)
+            skipped.add("without a .txt file", name)
             continue
         try:
             caption = (folder / texts[_stem(name)]).read_text(encoding="utf-8-sig").strip()
@@ -106,9 +106,9 @@ def from_table(table: Path, folder: Path, columns: Sequence[str], skipped: Skipp
 
     Args:
         table: CSV or TSV with a header, or JSONL.
-        folder: What its paths are relative to.
+        folder: Folder of its relative paths.
         columns: Columns of file, caption and, if there are three, label; none takes the usual names.
-        skipped: Takes what cannot be used.
+        skipped: Receives files that cannot be used.
 
     Raises:
         FileNotFoundError: If the table is missing.
@@ -116,7 +116,7 @@ def from_table(table: Path, folder: Path, columns: Sequence[str], skipped: Skipp
     """
     if not table.is_file():
         raise FileNotFoundError(
-            f"--captions: '{table}' is not a file (expected CSV, TSV, JSONL, 'beside', 'folders' or 'none')"
+            f"--captions: '{table}' is not a file (expected CSV, TSV, JSONL, 'txt', 'folders' or 'none')"
         )
     images = _images(_files(folder, skipped), skipped)
     on_disk = {_composed(name): name for name in images}
@@ -139,8 +139,8 @@ def from_table(table: Path, folder: Path, columns: Sequence[str], skipped: Skipp
 
 
 def advice(folder: Path, captions: str) -> str:
-    """Say which --captions might fit a folder in which none was found."""
-    if captions != "beside":
+    """Suggest a value of --captions for a folder in which none was found."""
+    if captions != "txt":
         return ""
     for table in sorted(folder.glob("*")):
         if table.suffix.lower() in _TABLES:
@@ -168,7 +168,7 @@ def _rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[Any, Any, Any]]
     if separators is None:
         raise ValueError(
             f"--captions: '{table}' ends in '{table.suffix}', expected {', '.join(_TABLES)}, "
-            "or one of 'beside', 'folders', 'none'"
+            "or one of 'txt', 'folders', 'none'"
         )
     try:
         for line, row in _csv_rows(table, separators, columns) if separators else _jsonl_rows(table):

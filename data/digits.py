@@ -27,7 +27,7 @@ HELP = """\
 Pack the real handwritten digits of scikit-learn (1,797 images of 8x8) into tar shards.
 
 Each sample has four members: KEY.png (the image), KEY.txt ("a handwritten digit three"), KEY.cls (3) and
-KEY.json ({"label": 3}). train-*.tar and val-*.tar hold each digit in equal shares, always the same ones.
+KEY.json ({"label": 3}). train-*.tar and val-*.tar hold each digit in equal proportion, always the same ones.
 
 If the folder already holds the same set, nothing is done."""
 
@@ -49,10 +49,10 @@ def load() -> tuple[np.ndarray, np.ndarray]:
 
 
 def split(labels: np.ndarray, num_val: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Choose training and validation samples, both with each class in its share.
+    """Split into training and validation samples, each class in the same proportion.
 
-    All samples are shuffled and sorted by their rank within their class, relative to its size: each part
-    of that order holds the classes in equal shares.
+    All samples are shuffled and sorted by their rank within their class, relative to its size: each section
+    of that order holds the classes in equal proportion.
 
     Returns:
         Indices of training and of validation samples.

@@ -33,14 +33,14 @@ from ldm.io.atomic import write_text
 MASK_SIDE = 256
 """Shorter side of a mask in pixels, at most: data loading brings it to the image's size."""
 
-WAYS = {"beside": from_folder, "folders": from_classes, "none": images_only}
-"""What --captions may say, besides a table."""
+WAYS = {"txt": from_folder, "folders": from_classes, "none": images_only}
+"""Values of --captions other than a table."""
 
 HELP = """\
 Pack a folder of images with captions into tar shards.
 
-Captions lie beside the images (cat.jpg, cat.txt), or where --captions says: "folders" takes the name of the
-folder that images lie in (one per class) as caption and class, "none" packs the images alone, and a table
+Captions are .txt files next to the images (cat.jpg, cat.txt), or as --captions states: "folders" takes the
+name of an image's folder (one per class) as caption and class, "none" packs the images alone, and a table
 (CSV, TSV or JSONL) has the columns file (relative to the folder), caption and, if there are classes, label.
 The columns may also be called file_name, image or path, and text or prompt, as in the metadata.jsonl of
 Hugging Face; --columns names others.
@@ -54,7 +54,7 @@ If the folder already holds the same set, nothing is done. docs/own-images.md sa
 
 @dataclass(frozen=True)
 class Extras:
-    """What is made of each image to condition on.
+    """Members to condition on, made from each image.
 
     Args:
         masks: Whether to draw a random mask, which the image's name decides.
@@ -86,7 +86,7 @@ class Extras:
 def pack_folder(
     source: Path,
     out: Path,
-    captions: str = "beside",
+    captions: str = "txt",
     val_fraction: float = 0.05,
     resize: int | None = None,
     shard_size: int = 1000,
@@ -98,11 +98,11 @@ def pack_folder(
     Args:
         source: Folder of images, searched with its subfolders.
         out: Folder for the shards.
-        captions: "beside" (x.txt beside x.jpg), "folders" (one per class), "none", or a table.
-        val_fraction: Share of the images for val-*.tar, in [0, 1); which ones is decided by their names.
+        captions: "txt" (x.txt next to x.jpg), "folders" (one per class), "none", or a table.
+        val_fraction: Fraction of the images for val-*.tar, in [0, 1), selected by a hash of their names.
         resize: Shorter side in pixels to which larger images are reduced; None keeps the files' bytes.
         shard_size: Samples per shard.
-        extras: What is made of each image to condition on; None makes nothing.
+        extras: Members to condition on, made from each image; None makes none.
         columns: Columns of the table: file, caption and perhaps label; none takes the usual names.
 
     Returns:
@@ -182,7 +182,7 @@ def _find(source: Path, captions: str, columns: Sequence[str], skipped: Skipped)
 
 
 def _fingerprint(items: Sequence[Item], source: Path) -> str:
-    """Hash what the shards are made of: names, captions, labels, sizes and times of the files."""
+    """Hash the inputs of the shards: names, captions, labels, sizes and times of the files."""
     digest = hashlib.sha256()
     for item in items:
         stat = (source / item.name).stat()
@@ -261,11 +261,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder for the shards; made if missing")
     add(
         "--captions",
-        default="beside",
-        help='"beside" (default), "folders", "none", or a CSV, TSV or JSONL file',
+        default="txt",
+        help='"txt" (default), "folders", "none", or a CSV, TSV or JSONL file',
     )
     add("--columns", nargs="+", default=(), metavar="NAME", help="the table's columns: FILE CAPTION [LABEL]")
-    add("--val-fraction", type=float, default=0.05, metavar="X", help="share for val-*.tar (default 0.05)")
+    add("--val-fraction", type=float, default=0.05, metavar="X", help="fraction for val-*.tar (default 0.05)")
     add("--resize", type=int, metavar="N", help="reduce larger images to this shorter side in pixels")
     add("--shard-size", type=int, default=1000, metavar="N", help="samples per shard (default 1000)")
     add("--masks", action="store_true", help="add a random mask to each image (inpainting)")

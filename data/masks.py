@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALLEST, LARGEST = 0.1, 0.5
-"""Share of the image that a mask covers."""
+"""Fraction of the image that a mask covers."""
 
 
 def random_mask(name: str, height: int, width: int) -> NDArray[np.uint8]:
@@ -45,7 +45,7 @@ def _rectangle(rng: random.Random, height: int, width: int) -> NDArray[np.bool_]
 
 
 def _stroke(rng: random.Random, height: int, width: int) -> NDArray[np.bool_]:
-    """Walk with a round brush until a random share is covered; lengths are fractions of the sides."""
+    """Move a round brush until a random fraction is covered; lengths are fractions of the sides."""
     y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
     covered = SMALLEST + rng.random() * (0.8 * LARGEST - SMALLEST)
     radius = 0.06 + 0.06 * rng.random()
@@ -59,14 +59,14 @@ def _stroke(rng: random.Random, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def _spot(rng: random.Random) -> float:
-    """Draw a place in [0, 1], in 2 of 7 cases an end of it: else corners would hardly ever be covered."""
+    """Draw a coordinate in [0, 1], in 2 of 7 cases an end: else corners would hardly ever be covered."""
     return min(1.0, max(0.0, 1.4 * rng.random() - 0.2))
 
 
 def _distance(
     y: NDArray[np.float64], x: NDArray[np.float64], a: tuple[float, float], b: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """Return the distance of points to the segment from ``a`` to ``b``, both (y, x)."""
+    """Return the distance of points (y, x) to the segment from ``a`` to ``b``."""
     dy, dx = b[0] - a[0], b[1] - a[1]
     along = ((y - a[0]) * dy + (x - a[1]) * dx) / max(dy * dy + dx * dx, 1e-12)
     along = along.clip(0.0, 1.0)

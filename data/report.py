@@ -1,4 +1,4 @@
-"""What a folder of images was packed into, in words, and what to type next."""
+"""The report of ``data.folder``: contents of the shards, and the next command."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ldm.cli import default_device
 REPORT = "packed.txt"
 CLASSES = "classes.txt"
 RECIPES = Path("shards/own")
-"""Where the configurations of configs/own look for shards."""
+"""Folder of the shards in configs/own."""
 SIDES = (256, 128, 64)
-"""Sides of images in pixels that there is a recipe for."""
+"""Sides of images in pixels with a recipe in configs/own."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Report:
     sides: list[int] = field(default_factory=list)
 
     def add(self, split: str) -> Callable[[Item, tuple[int, int]], None]:
-        """Return what takes an image of a split and its width and height."""
+        """Return a function that counts an image of a split with its width and height."""
         found = self.items.setdefault(split, [])
 
         def take(item: Item, size: tuple[int, int]) -> None:
@@ -43,7 +43,7 @@ class Report:
         return take
 
     def text(self, skipped: Skipped) -> str:
-        """Say what was packed and left out, and the next command."""
+        """Return counts, sizes, skipped files and the next command as text."""
         lines = [self._packed(), self._sizes(), *self._captions(), *self._skipped(skipped), *self._next()]
         return "".join(f"{line}\n" for line in lines)
 
@@ -78,7 +78,7 @@ class Report:
         return [f"  skipped {len(skipped)}, all listed in {self.out / 'skipped.txt'}:", *reasons]
 
     def _next(self) -> list[str]:
-        """Say which recipe comes next: the largest that fits the images, on a CPU that of 64 pixels."""
+        """Return the command of the largest recipe that fits the images, on a CPU that of 64 pixels."""
         if "val" not in self.items:
             return [
                 "next: name shards of other images as --data.val; the recipes in docs/own-images.md need some"

@@ -1,4 +1,4 @@
-"""Writes samples into tar shards: a shard appears whole or not at all, a finished folder is left alone."""
+"""Writes samples into tar shards, each atomically; a finished folder is left alone."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ldm.io.atomic import sweep, write_text
 MANIFEST = "shards.json"
 
 Members = Mapping[str, str | bytes]
-"""What one sample is in a shard: "__key__" and member name ("png", "txt", ...) to content."""
+"""A sample of a shard: "__key__" and member name ("png", "txt", ...) to content."""
 
 
 def write_shards(samples: Iterable[Members], folder: Path, name: str, shard_size: int) -> list[Path]:
     """Write ``name-000000.tar``, ``name-000001.tar``, ... of ``shard_size`` samples, the last of fewer.
 
-    The same samples give the same bytes. A shard is written under a temporary name and renamed when whole.
+    The same samples give the same bytes. A shard is written under a temporary name and renamed when complete.
 
     Returns:
         The shards, none if there are no samples.
@@ -32,9 +32,9 @@ def write_shards(samples: Iterable[Members], folder: Path, name: str, shard_size
     folder.mkdir(parents=True, exist_ok=True)
     rest = iter(samples)
     shards: list[Path] = []
-    while part := list(islice(rest, shard_size)):
+    while chunk := list(islice(rest, shard_size)):
         shards.append(folder / f"{name}-{len(shards):06d}.tar")
-        _write_shard(part, shards[-1])
+        _write_shard(chunk, shards[-1])
     return shards
 
 
@@ -52,7 +52,7 @@ def pack(
     The manifest is written first, unfinished, so that an interrupted call can be repeated.
 
     Args:
-        folder: Where the shards go.
+        folder: Folder for the shards.
         settings: Primitives that decide the bytes of the shards.
         splits: Name ("train", "val") to its samples.
         shard_size: Samples per shard.
@@ -102,7 +102,7 @@ def _content(name: str, value: str | bytes) -> str | bytes:
 
 
 def _is_packed(folder: Path, settings: dict[str, Any], words: dict[str, str]) -> bool:
-    """Say if the folder holds the whole set; refuse one with other settings."""
+    """Whether the folder holds the complete set; refuse one with other settings."""
     found = _read_manifest(folder)
     if found is None or found["shards"] is None:
         return False

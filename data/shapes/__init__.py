@@ -1,1 +1,1 @@
-"""The embedded demo data: images of coloured shapes, with captions that say what is where."""
+"""The embedded demo data: images of coloured shapes, with captions of their content and positions."""

@@ -1,4 +1,4 @@
-"""What a scene of shapes gives beside image and captions: mask, low resolution, map of classes, layout."""
+"""Fields of a scene to condition on: mask, low-resolution image, map of classes, layout."""
 
 from __future__ import annotations
 

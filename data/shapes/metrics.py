@@ -1,4 +1,4 @@
-"""How well images of shapes keep to what they were conditioned on, apart from their captions."""
+"""Agreement of images of shapes with their masks, maps and layouts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ldm.io.images import to_bytes
 from ldm.metrics.metric import MeansMetric
 from ldm.types import Batch
 
-LAYOUT_FIELDS = ("count", "class", "place", "all")
+LAYOUT_FIELDS = ("count", "class", "position", "all")
 TOLERANCE = 0.05
-"""How far from the middle of its box an object may lie, as a fraction of the side."""
+"""Largest distance of an object from the middle of its box, as a fraction of the side."""
 
 
 class KnownPSNR(MeansMetric):
@@ -36,7 +36,7 @@ class KnownPSNR(MeansMetric):
 
 
 class MapAgreement(MeansMetric):
-    """Fraction of pixels whose nearest named colour is the one that ``batch["label_map"]`` asks for.
+    """Fraction of pixels whose nearest named colour is the one of ``batch["label_map"]``.
 
     ``map/all`` is over all pixels, ``map/objects`` over those of objects. Real images reach less than 1: on
     edges colours are mixed.
@@ -55,7 +55,7 @@ class MapAgreement(MeansMetric):
 
 
 class LayoutAccuracy(MeansMetric):
-    """Fraction of images that show what ``batch["layout"]`` asks for: count, class, place, and all of it."""
+    """Fraction of images that agree with ``batch["layout"]``: count, class, position, and all of them."""
 
     def __init__(self) -> None:
         super().__init__([f"layout/{field}" for field in LAYOUT_FIELDS], higher_is_better=True)
@@ -81,14 +81,14 @@ def nearest_classes(images: Tensor) -> Tensor:
 def _compare(found: tuple[Found, ...], boxes: NDArray[np.float32]) -> dict[str, bool]:
     if len(found) != len(boxes):
         return dict.fromkeys(LAYOUT_FIELDS, False)
-    best = {"class": False, "place": False}
+    best = {"class": False, "position": False}
     for order in permutations(found):
         pairs = list(zip(order, boxes.tolist(), strict=True))
         result = {
             "class": all(_class(thing) == int(box[0]) for thing, box in pairs),
-            "place": all(_lies_in(thing, box) for thing, box in pairs),
+            "position": all(_lies_in(thing, box) for thing, box in pairs),
         }
-        best = max(best, result, key=lambda one: (one["class"], one["place"]))  # what says which is which
+        best = max(best, result, key=lambda one: (one["class"], one["position"]))  # the class decides first
     return {"count": True, **best, "all": all(best.values())}
 
 

@@ -61,7 +61,7 @@ If the folder already holds the same set, nothing is done."""
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the bytes of all shards.
+    """Settings that determine the bytes of all shards.
 
     Args:
         train: Number of training samples.
@@ -69,7 +69,7 @@ class Settings:
         novel: Number of samples of novel scenes.
         pairs: Number of samples with held-out pairs.
         size: Side of the images in pixels, at least 16.
-        seed: Seed of the whole set.
+        seed: Seed of the set.
         shard_size: Samples per shard.
         version: Version of the packer.
         conditions: Whether samples get a mask, a low-resolution image, a map of classes and a layout.
@@ -101,7 +101,7 @@ class Shard:
         split: One of ``SPLITS``.
         start: Number of the first sample.
         stop: Number after the last sample.
-        scenes: The scenes, where choosing them needs the whole split; None draws them by number.
+        scenes: The scenes, if drawing them needs the full split; None draws them by number.
     """
 
     path: Path
@@ -144,11 +144,11 @@ def plan(out: Path, settings: Settings) -> list[Shard]:
 
 def _plan_split(out: Path, settings: Settings, split: str) -> list[Shard]:
     count = getattr(settings, split)
-    chosen = sample_scenes(settings.seed, split, count) if split in ("novel", "pairs") else None
+    drawn = sample_scenes(settings.seed, split, count) if split in ("novel", "pairs") else None
     shards = []
     for number, start in enumerate(range(0, count, settings.shard_size)):
         stop = min(count, start + settings.shard_size)
-        scenes = None if chosen is None else tuple(chosen[start:stop])
+        scenes = None if drawn is None else tuple(drawn[start:stop])
         shards.append(Shard(out / f"{split}-{number:06d}.tar", split, start, stop, scenes))
     return shards
 
@@ -176,7 +176,7 @@ def _is_packed(out: Path, settings: Settings) -> bool:
 
 
 def _record(settings: Settings, found: dict[str, Any]) -> dict[str, Any]:
-    """Return what the manifest says of settings; it is silent about conditions that are not there."""
+    """Return the settings for the manifest, without conditions that the set lacks."""
     record = asdict(settings)
     if not settings.conditions and "conditions" not in found:
         del record["conditions"]
@@ -262,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
         "novel": "samples of novel scenes (about 4,000 distinct ones exist)",
         "pairs": "samples with held-out pairs",
         "size": "side of the images in pixels, at least 16",
-        "seed": "seed of the whole set",
+        "seed": "seed of the set",
         "shard_size": "samples per shard",
     }
     for name, meaning in meanings.items():

@@ -22,7 +22,7 @@ from data.shapes.scene import (
     BACKGROUNDS,
     COLOURS,
     MIRRORED,
-    PLACES,
+    POSITIONS,
     SHAPES,
     SIZES,
     Description,
@@ -63,7 +63,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an image shows.
+    """Content of an image.
 
     Args:
         background: A key of ``BACKGROUNDS``.
@@ -92,7 +92,7 @@ def parse(caption: str) -> Description:
         if two[4] in canonical:
             return Description(things[::-1], canonical[two[4]], background)
         return Description(things, two[4], background)
-    if (one := _ONE.fullmatch(text)) and one[4] in PLACES:
+    if (one := _ONE.fullmatch(text)) and one[4] in POSITIONS:
         return Description((Thing(*one.group(1, 2, 3)),), one[4], background)
     raise ValueError(
         f"got the caption '{caption}', expected one of shapes, e.g. 'a large red ring in the center'"
@@ -114,14 +114,14 @@ def read(image: NDArray[np.uint8]) -> Reading:
 
 
 def score(image: NDArray[np.uint8], caption: str) -> dict[str, bool]:
-    """Say what of a caption an image shows; two objects are matched with those named as well as they can be.
+    """Compare an image with a caption; two objects are matched with those named as well as they can be.
 
     Args:
         image: (H, H, 3) uint8.
         caption: Any wording.
 
     Returns:
-        ``FIELDS``: count; colour, shape and size, each of all objects; position: the place of one or the
+        ``FIELDS``: count; colour, shape and size, each of all objects; position: of one, or the
         relation of two; background, right where the caption names none; all. With a wrong count only the
         background can be right.
     """
@@ -166,14 +166,16 @@ def _compare(wanted: Description, order: Sequence[Found]) -> dict[str, bool]:
 
 
 def _merit(result: dict[str, bool]) -> tuple[int, bool]:
-    # what the objects are says which is which; where they are settles ties between equals
+    # objects are matched by what they are; positions break ties
     return sum(result[field] for field in ("colour", "shape", "size")), result["position"]
 
 
 def _where(order: Sequence[Found]) -> str:
     first, last = order[0], order[-1]
     if len(order) == 1:
-        return min(PLACES, key=lambda p: (PLACES[p][0] - first.x) ** 2 + (PLACES[p][1] - first.y) ** 2)
+        return min(
+            POSITIONS, key=lambda p: (POSITIONS[p][0] - first.x) ** 2 + (POSITIONS[p][1] - first.y) ** 2
+        )
     dx, dy = last.x - first.x, last.y - first.y
     if abs(dx) > abs(dy):
         return "left of" if dx > 0 else "right of"
@@ -185,7 +187,7 @@ def _nearest(palette: dict[str, tuple[int, int, int]], rgb: NDArray[Any]) -> str
 
 
 def _objects(difference: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
-    """Find regions; a second look at half of each one's own contrast parts objects that touch."""
+    """Find regions; a second threshold, half of each one's own contrast, separates objects that touch."""
     smallest = _MIN_AREA * difference.size
     for coarse in _components(difference > _MIN_CONTRAST):
         if coarse.sum() < smallest:

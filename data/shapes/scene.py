@@ -29,7 +29,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "cross", "ring")
 SIZES = {"small": 0.14, "large": 0.21}
-PLACES = {
+POSITIONS = {
     "in the center": (0.5, 0.5),
     "in the top left": (0.26, 0.26),
     "in the top right": (0.74, 0.26),
@@ -45,7 +45,7 @@ SPLITS = ("train", "val", "novel", "pairs")
 
 _COLOUR_JITTER = 8  # levels
 _SIZE_JITTER = 0.05  # of the radius
-_PLACE_JITTER = 0.025
+_POSITION_JITTER = 0.025
 _ALONG_JITTER, _ACROSS_JITTER = 0.02, 0.09  # of a pair, along and across its axis
 _SUPERSAMPLING = 4
 
@@ -54,7 +54,7 @@ RGB = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Thing:
-    """What a caption says of one object."""
+    """One object in a caption."""
 
     size: str
     colour: str
@@ -66,11 +66,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption says of a scene.
+    """Content of a caption.
 
     Args:
         things: One object, or two in canonical order: the left or the upper one first.
-        where: A key of ``PLACES`` for one object, of ``RELATIONS`` for two.
+        where: A key of ``POSITIONS`` for one object, of ``RELATIONS`` for two.
         background: A key of ``BACKGROUNDS``; None if the caption does not name it.
     """
 
@@ -92,7 +92,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Outline:
-    """Where and how one object is drawn: centre and half width as fractions of the canvas, colour 0-255."""
+    """Geometry of a drawn object: centre and half width as fractions of the canvas, colour 0-255."""
 
     x: float
     y: float
@@ -121,17 +121,17 @@ def training_captions(scene: Scene) -> list[str]:
 
 
 def is_novel(scene: Scene) -> bool:
-    """Tell a tenth of all scenes, never trained on: SHA-256 of the canonical caption, first byte < 26."""
+    """Whether a scene is held out from training, a tenth of all: first byte of its caption's SHA-256 < 26."""
     return hashlib.sha256(canonical_caption(scene).encode()).digest()[0] < 26
 
 
 def is_held_out_pair(scene: Scene) -> bool:
-    """Tell whether an object has a colour and shape that training never sees together."""
+    """Whether an object has a combination of colour and shape that is held out from training."""
     return any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in scene.description.things)
 
 
 def belongs_to(scene: Scene, split: str) -> bool:
-    """Tell whether a split may hold the scene; train and val hold neither novel scenes nor held-out pairs."""
+    """Whether a split may hold the scene; train and val hold neither novel scenes nor held-out pairs."""
     wanted = {"train": (False, False), "val": (False, False), "novel": (True, False), "pairs": (False, True)}
     return (is_novel(scene), is_held_out_pair(scene)) == wanted[split]
 
@@ -196,7 +196,7 @@ def _draw_scene(rng: random.Random) -> Scene:
         Thing(_choose(rng, tuple(SIZES)), _choose(rng, tuple(COLOURS)), _choose(rng, SHAPES))
         for _ in range(num_things)
     )
-    where = _choose(rng, tuple(RELATIONS if num_things == 2 else PLACES))
+    where = _choose(rng, tuple(RELATIONS if num_things == 2 else POSITIONS))
     background = _choose(rng, tuple(BACKGROUNDS))
     outlines = tuple(
         Outline(x, y, SIZES[thing.size] * (1 + _spread(rng, _SIZE_JITTER)), _tint(rng, COLOURS[thing.colour]))
@@ -206,9 +206,9 @@ def _draw_scene(rng: random.Random) -> Scene:
 
 
 def _centres(rng: random.Random, where: str) -> list[tuple[float, float]]:
-    if where in PLACES:
-        x, y = PLACES[where]
-        return [(x + _spread(rng, _PLACE_JITTER), y + _spread(rng, _PLACE_JITTER))]
+    if where in POSITIONS:
+        x, y = POSITIONS[where]
+        return [(x + _spread(rng, _POSITION_JITTER), y + _spread(rng, _POSITION_JITTER))]
     centres = []
     for side in (-1, 1):
         along = 0.5 + side * 0.25 + _spread(rng, _ALONG_JITTER)
@@ -234,7 +234,7 @@ def _tint(rng: random.Random, rgb: RGB) -> RGB:
 
 
 def inside(shape: str, dx: NDArray[Any], dy: NDArray[Any], radius: Any) -> NDArray[np.bool_]:
-    """Tell which points lie in a shape, from their offsets to its centre; all arguments broadcast.
+    """Return which points lie in a shape, from their offsets to its centre; all arguments broadcast.
 
     Raises:
         ValueError: If the shape is unknown.

@@ -30,7 +30,7 @@ def put(source, *names):
         (source / name).write_bytes(png(n, 12))
 
 
-def packed(source, out, captions="beside", **more):
+def packed(source, out, captions="txt", **more):
     """Pack all for training; return the samples by file, and how many were skipped for which reason."""
     _, skipped = folder.pack_folder(source, out, str(captions), val_fraction=0, **more)
     samples = webdataset.WebDataset([str(path) for path in sorted(out.glob("*.tar"))], shardshuffle=False)
@@ -65,7 +65,7 @@ def test_a_folder_per_class_gives_captions_and_labels(source, out):
 def test_missing_files_are_reported_with_the_option_that_helps(source, out):
     put(source, "cat/a.png", "dog/b.png")
     message = error_of(source, out)
-    assert "2 without a .txt file beside it" in message and "--captions folders" in message
+    assert "2 without a .txt file" in message and "--captions folders" in message
     (source / "metadata.jsonl").write_text("{}")
     assert f"--captions {source / 'metadata.jsonl'}" in error_of(source, out)
     assert "no jpg, jpeg, png or webp" in error_of(out.parent, out / "new", "--images", str(make(out)))
@@ -194,10 +194,7 @@ def test_it_ends_with_what_was_packed_and_the_next_command(source, out, capsys, 
         assert "shards/own: 8 train and 2 val images in 2 shards, 0.0 MB\n" in output
         assert "  shorter sides: 12 to 12 pixels, median 12\n" in output
         assert "  captions: 10, 5 of them distinct, of 2 words, such as number" in output
-        assert (
-            "  skipped 1, all listed in shards/own/skipped.txt:\n    1 without a .txt file beside it"
-            in output
-        )
+        assert "  skipped 1, all listed in shards/own/skipped.txt:\n    1 without a .txt file" in output
         assert "\nnext: python -m ldm.fit --config own/64/autoencoder\n" in output
     folder.main(["--images", "images", "--out", "mine"])
     assert '--data.train "mine/train-*.tar" --data.val "mine/val-*.tar"' in capsys.readouterr().out

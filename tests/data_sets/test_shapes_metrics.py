@@ -47,9 +47,9 @@ def test_a_wrong_colour_costs_its_pixels():
 def test_real_images_show_their_own_layouts():
     data = batch()
     values = measured(LayoutAccuracy(), data["image"], data)
-    assert values == {"layout/count": 1.0, "layout/class": 1.0, "layout/place": 1.0, "layout/all": 1.0}
+    assert values == {"layout/count": 1.0, "layout/class": 1.0, "layout/position": 1.0, "layout/all": 1.0}
     mirrored = measured(LayoutAccuracy(), data["image"].flip(3), data)
-    assert mirrored["layout/class"] == 1.0 and mirrored["layout/place"] < 0.5
+    assert mirrored["layout/class"] == 1.0 and mirrored["layout/position"] < 0.5
 
 
 def test_known_psnr_looks_at_known_pixels_only():

@@ -55,7 +55,7 @@ MEASURES = [Frechet(), Frechet("spatial", "sfid"), KID(), CMMD(), InceptionScore
         (ZeroShot(NoTower(), ["a", "b"], ks=(1, 2, 5)), set(), {"zero_shot@1", "zero_shot@2"}),
         (KnownPSNR(), set(), {"known/psnr"}),
         (MapAgreement(), set(), {"map/all", "map/objects"}),
-        (LayoutAccuracy(), set(), {f"layout/{field}" for field in ("count", "class", "place", "all")}),
+        (LayoutAccuracy(), set(), {f"layout/{field}" for field in ("count", "class", "position", "all")}),
         (
             CaptionAccuracy(),
             set(),
