@@ -227,11 +227,18 @@ class ReadsFields(Protocol):
 
 @runtime_checkable
 class HasBlocks(Protocol):
-    """A network that names its blocks, which are split, compiled or computed again one by one."""
+    """A stage or a network that names its blocks, which are sharded, compiled or recomputed one by one."""
 
     def blocks(self) -> Iterable[nn.Module]:
         """Return modules that its forward calls, none inside another, with most of its parameters."""
         ...
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """Return the blocks that a stage names, or else those that its networks name, each once."""
+    if isinstance(module, HasBlocks):
+        return list(module.blocks())
+    return list(dict.fromkeys(block for child in module.children() for block in blocks_of(child)))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from ldm.types import Cond
+from ldm.types import Cond, blocks_of
 
 
 def test_where_selects_samples_in_every_field():
@@ -34,3 +35,18 @@ def test_conditions_with_different_fields_are_refused():
         Cond(tokens=torch.ones(1, 1, 1)).where(torch.tensor([True]), Cond())
     with pytest.raises(ValueError, match="only one of condition and null condition has 'vector'"):
         Cond().concat(Cond(vector=torch.ones(1, 1)))
+
+
+class Named(nn.ModuleDict):
+    """A network or a stage that names all but its last child as blocks."""
+
+    def blocks(self):
+        return list(self.values())[:-1]
+
+
+def test_a_stage_names_its_blocks_or_its_networks_do_each_once():
+    first, second = (Named({name: nn.Linear(1, 1) for name in "abc"}) for _ in range(2))
+    networks = nn.ModuleDict({"first": first, "again": first, "inner": nn.Sequential(second), "d": nn.ReLU()})
+    assert blocks_of(networks) == [first["a"], first["b"], second["a"], second["b"]]
+    assert blocks_of(Named({"first": first, "second": second})) == [first]
+    assert blocks_of(nn.Linear(1, 1)) == []

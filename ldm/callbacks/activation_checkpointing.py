@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from ldm.types import HasBlocks
+from ldm.types import blocks_of
 
 ATTENTION = {
     SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled,
@@ -34,11 +34,9 @@ class ActivationCheckpointing(L.Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for network in pl_module.modules():
-            if isinstance(network, HasBlocks):
-                for block in network.blocks():
-                    # what calls the block is not replaced: hooks of parallel training stay around both passes
-                    block.forward = partial(_recomputed, block.forward)
+        for block in blocks_of(pl_module):
+            # what calls the block is not replaced: hooks of parallel training stay around both passes
+            block.forward = partial(_recomputed, block.forward)
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

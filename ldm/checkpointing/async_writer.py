@@ -37,11 +37,6 @@ class AsyncCheckpointIO(AtomicCheckpointIO):
             print(f"warning: {error}", file=sys.stderr, flush=True)
             raise
 
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing is being written."""
-        return self._writing is None or self._writing.done()
-
     def finish(self) -> None:
         """Wait until what is being written is there.
 

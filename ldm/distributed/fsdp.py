@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from ldm.distributed.dtensor import gather_full, reshard, shard_like, unshard
-from ldm.types import HasBlocks
+from ldm.types import blocks_of
 
 
 class FSDP2(DDPStrategy):
@@ -121,10 +121,8 @@ def split(module: nn.Module, mesh: DeviceMesh) -> None:
             f"with dimensions: train this stage with ddp"
         )
     module.to(memory_format=torch.contiguous_format)  # FSDP2 knows no other
-    for network in module.modules():
-        if isinstance(network, HasBlocks):
-            for block in network.blocks():
-                fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    for block in blocks_of(module):
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     for step in ("training_step", "validation_step"):  # what Lightning calls instead of forward
         register_fsdp_forward_method(module, step)
