@@ -145,7 +145,7 @@ def _check_proportions(sizes: Mapping[str, tuple[int, int]], sample: SampleId) -
         return
     height, width = image
     for member, (h, w) in sizes.items():
-        rounding = 0 if (h, w) == UNKNOWN_SIZE else max(height, width, h, w)  # to whole pixels, where resized
+        rounding = 0 if (h, w) == UNKNOWN_SIZE else max(height, width, h, w)  # to full pixels, where resized
         if abs(width * h - w * height) > rounding:
             what = "'width' and 'height' are" if member == "json" else "is"
             reason = f"{what} {w}x{h}, expected the proportions of the image, {width}x{height}"
@@ -153,7 +153,7 @@ def _check_proportions(sizes: Mapping[str, tuple[int, int]], sample: SampleId) -
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
-    """Collate samples, as the table says; what is no field is listed.
+    """Collate samples by the table of fields; other values become lists.
 
     A field that some of them lack is left out.
 
@@ -184,7 +184,7 @@ def _check_shapes(name: str, values: Sequence[Any], keys: Sequence[str]) -> None
 
 
 def converted(batch: Batch) -> Batch:
-    """Convert what is uint8 in a batch (images, masks, maps) to what ``Batch`` says, where it is."""
+    """Convert uint8 values of a batch (images, masks, maps) to those of ``Batch``, on their device."""
     found = cast(dict[str, Any], dict(batch))
     for name, field in FIELDS.items():
         if field.on_device is not None and name in found and found[name].dtype == torch.uint8:

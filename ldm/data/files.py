@@ -23,7 +23,7 @@ class ShardFiles:
 
     Args:
         summaries: The shards.
-        index_dir: Folder of their indices; None: beside each shard.
+        index_dir: Folder of their indices; None: that of each shard.
     """
 
     def __init__(self, summaries: Sequence[Summary], index_dir: str | None) -> None:
@@ -52,7 +52,7 @@ class ShardFiles:
     def key(self, shard: int, row: int) -> str:
         """Return the key of a sample, unique over the shards.
 
-        That of a shard which shares keys with one before it ends with "@" and the number of the shard.
+        If an earlier shard has equal keys, it ends with "@" and the number of the shard.
         """
         key = self._opened(shard)[1].key(row)
         return f"{key}@{shard}" if self.summaries[shard].shares_keys else key

@@ -1,8 +1,8 @@
-"""Sidecar index of a tar shard: where each member of each sample lies, so that any sample is one seek away.
+"""Sidecar index of a tar shard: byte offsets of all members, so that any sample is one seek away.
 
-The index is written beside the shard (``000017.tar`` -> ``000017.tar.index.npz``), by rename, or into a cache
-of the user if that is read-only, or into a folder of its own. It is rebuilt when size or modification time of
-the shard differ from what it was built for.
+The index is written next to the shard (``000017.tar`` -> ``000017.tar.index.npz``), by rename, or into a
+cache of the user if that is read-only, or into a folder of its own. It is rebuilt when size or modification
+time of the shard differ from those that it was built for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _VERSION = 4  # raise it when the arrays change: older sidecars are then rebuilt
 
 @dataclass(frozen=True)
 class Summary:
-    """What must be known of a shard before any of its samples is read.
+    """Summary of a shard, which is known before any of its samples is read.
 
     Args:
         path: The tar file.
@@ -135,9 +135,9 @@ def scan(path: str) -> Index:
 
 
 def sidecar(path: str, index_dir: str | None) -> Path:
-    """Return where the index of a shard lies.
+    """Return the path of a shard's index.
 
-    In a folder of its own the name carries a hash of the shard's path: two folders may share shard names.
+    In a folder of its own the name carries a hash of the shard's path: names of shards may repeat.
     """
     if index_dir is None:
         return Path(path + INDEX)
@@ -164,7 +164,7 @@ def summarize(path: str, index_dir: str | None) -> Summary:
 
 
 def _found(path: str, index_dir: str | None) -> tuple[Path, Summary]:
-    """Find or build the index of a shard: in ``index_dir``, or else beside it or in a cache."""
+    """Find or build the index of a shard: in ``index_dir``, or else next to it or in a cache."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such shard")
     places = [sidecar(path, folder) for folder in ([index_dir] if index_dir else [None, *_caches()])]
@@ -182,7 +182,7 @@ def _caches() -> list[str]:
 
 
 def summarize_all(paths: Sequence[str], index_dir: str | None) -> list[Summary]:
-    """Summarize shards in parallel, with a progress bar if it takes over a second; say which share keys."""
+    """Summarize shards in parallel, with a progress bar after a second; mark those with repeated keys."""
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         jobs = pool.map(lambda path: summarize(path, index_dir), paths)
         bar = tqdm(jobs, total=len(paths), desc="index shards", unit=" shards", delay=1.0, leave=False)
@@ -214,7 +214,7 @@ def _read_summary(path: str, place: Path) -> Summary | None:
 
 
 def _build(path: str, places: Sequence[Path]) -> tuple[Path, Summary]:
-    """Build an index and write it to the first place that can be written."""
+    """Build an index and write it to the first path that is writable."""
     stat = os.stat(path)
     index = scan(path)
     counts = (index.offsets >= 0).sum(axis=0).tolist()

@@ -27,7 +27,7 @@ def join_twins(rows: dict[str, dict[str, T]]) -> None:
 
 
 def overlapping(spans: Sequence[tuple[str, str]]) -> list[list[int]]:
-    """Group shards whose spans of keys overlap; only those can share keys, and only their keys need be read.
+    """Group shards whose spans of keys overlap: only those can have equal keys, and only theirs are read.
 
     Args:
         spans: Least and greatest key of each shard.

@@ -1,4 +1,4 @@
-"""JSON files beside shards: what the shards were made of, and latents.json, which ``ldm.encode`` writes."""
+"""JSON files of a folder of shards: the packer's settings, and latents.json of ``ldm.encode``."""
 
 from __future__ import annotations
 

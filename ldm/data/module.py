@@ -1,4 +1,4 @@
-"""The one data module of all stages: shards in, batches out, and an exact place to continue from."""
+"""The data module of all stages: shards in, batches out, exact resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ldm.types import Batch, ReadsFields, ValidatesBatch, ValidatesShards, progr
 
 __all__ = ["Indexed", "Shards", "Streaming"]
 DEFAULT_FIELDS = ("image", "text")
-"""What training loads for a LightningModule that does not say what it reads."""
+"""Fields for a LightningModule that does not name those that it reads."""
 
 
 class Shards(L.LightningDataModule):
@@ -192,7 +192,7 @@ class Shards(L.LightningDataModule):
         return self.evaluation.loader(self.batch_size, self.num_workers, self._rank())
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
-        """Take out of a batch what concerns the reader only, report bad samples, let the stage look at it."""
+        """Remove the reader's own entries from a batch, report bad samples, and let the stage validate it."""
         is_training = self.trainer is None or self.trainer.training
         kind = "training" if is_training else "validation"
         for message in batch.pop("skipped", ()):

@@ -1,4 +1,4 @@
-"""The order of training samples: a pure function of (seed, epoch), with a seek that costs nothing.
+"""The order of training samples: a pure function of (seed, epoch), with random access.
 
 Samples have a global position p = 0, 1, 2, ... without end; epoch p // N holds each of the N samples once.
 In an epoch the shards are shuffled, consecutive groups of K shards are permuted together (so that reading
@@ -68,7 +68,7 @@ class Order:
     Args:
         counts: Number of samples of each shard, all >= 1.
         seed: Seed of the order.
-        group_shards: K, how many shards are permuted together.
+        group_shards: K, the number of shards permuted jointly.
 
     Raises:
         ValueError: If ``counts`` is empty or holds a number below 1, or ``group_shards`` is below 1.

@@ -33,7 +33,7 @@ class Reader(ABC):
     """Opens shards for training and validation.
 
     Args:
-        index_dir: Folder for the indices of the shards; None writes each beside its shard.
+        index_dir: Folder for the indices of the shards; None writes each next to its shard.
     """
 
     def __init__(self, index_dir: str | None = None) -> None:
@@ -65,13 +65,13 @@ class Reader(ABC):
         reads: Callable[[Collection[str]], Collection[str]] = lambda stored: (),
         optional: Collection[str] | None = None,
     ) -> EvaluationSet:
-        """Open shards for evaluation, and look into each whether it can be used.
+        """Open shards for evaluation, and check each for usable samples.
 
         Args:
             patterns: The shards.
             image_size: Side of the images in pixels.
             option: What names the shards, for messages.
-            reads: Gives the fields that are read beside the image, see ``ldm.types.ReadsFields``.
+            reads: Gives the fields that are read with the image, see ``ldm.types.ReadsFields``.
             optional: Further fields, loaded where all shards have them and a sample's can be read; None: all.
 
         Raises:
@@ -97,8 +97,8 @@ class Indexed(Reader):
     """Reads local shards through a sidecar index: exact order, exact resume, at any number of processes.
 
     Args:
-        group_shards: Shards that are permuted together. More mix better, fewer read more sequentially.
-        index_dir: Folder for the indices of the shards; None writes each beside its shard.
+        group_shards: Shards that are permuted jointly. More mix better, fewer read more sequentially.
+        index_dir: Folder for the indices of the shards; None writes each next to its shard.
     """
 
     def __init__(self, group_shards: int = 8, index_dir: str | None = None) -> None:
@@ -120,12 +120,12 @@ class Indexed(Reader):
 
 
 class IndexedSource(Source, Dataset[Sample]):
-    """The samples of training by their global position, without end.
+    """Training samples by their global position, without end.
 
     Args:
         files: The shards.
-        spec: What the samples must hold.
-        group_shards: Shards that are permuted together.
+        spec: Fields of the samples.
+        group_shards: Shards that are permuted jointly.
     """
 
     def __init__(self, files: ShardFiles, spec: SampleSpec, group_shards: int) -> None:

@@ -1,4 +1,4 @@
-"""What the readers have in common: where samples come from, and how they become batches."""
+"""Sources of samples, and their batches: common to all readers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_BAD = 100
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What is read of training samples.
+    """Fields and size of training samples.
 
     Args:
         fields: Names of fields.
@@ -47,7 +47,7 @@ class SampleSpec:
 
 @dataclass(frozen=True)
 class DataRank:
-    """Which process this is.
+    """Rank of a process.
 
     Args:
         rank: Number of this process.
@@ -68,7 +68,7 @@ class Source(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Say what the order depends on beside the seed: primitives, compared on resume."""
+        """Return what the order depends on in addition to the seed: primitives, compared on resume."""
 
     @abstractmethod
     def loader(
@@ -88,7 +88,7 @@ class Source(ABC):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what ``load_state_dict`` needs beside the number of samples."""
+        """Return the state for ``load_state_dict`` without the number of samples."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ class Source(ABC):
 class EvaluationSet(Dataset[Sample]):
     """Samples in the order of their shards, each once.
 
-    A bad sample keeps its place and its key, and so its random numbers, but shows the next good one.
+    A bad sample keeps its position and its key, and so its random numbers, but shows the next good one.
 
     Args:
         files: The shards.
@@ -209,7 +209,7 @@ def num_bytes(sample: Sample) -> int:
 
 
 def first_usable(read: Callable[[int], Sample], positions: Sequence[int]) -> Sample:
-    """Read the first sample that can be used; "skipped" says why those before it cannot.
+    """Read the first usable sample; "skipped" gives the reasons of those before it.
 
     Raises:
         ValueError: If none can.

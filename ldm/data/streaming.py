@@ -88,7 +88,7 @@ class StreamingSource(Source):
 
     Args:
         shards: Paths or URLs.
-        spec: What the samples must hold.
+        spec: Fields of the samples.
         shuffle_buffer: Samples among which each next one is drawn.
         sample_bytes: Size of the tensors of a sample.
     """
@@ -143,7 +143,7 @@ class StreamingSource(Source):
 
 
 class _Stream(IterableDataset[Sample]):
-    """The pipeline of one process; a worker takes its part of it."""
+    """The pipeline of one process, split over its workers."""
 
     def __init__(self, source: StreamingSource, process: DataRank) -> None:
         self.shards, self.spec, self.buffer = source.shards, source.spec, source.shuffle_buffer
@@ -217,7 +217,7 @@ def _read(url: str) -> Iterator[dict[str, Any]]:
 
 
 def _is_connection(url: str, error: Exception) -> bool:
-    """Tell a connection that broke from a local file, a missing program and a page that is no tar."""
+    """Whether a connection broke, in contrast to a local file, a missing program or a page that is no tar."""
     is_remote = "://" in url and not url.startswith("file:")
     is_final = isinstance(error, FileNotFoundError | NotATar) or "exit 22 " in str(error)
     return is_remote and not is_final
@@ -236,7 +236,7 @@ def _failure(url: str, error: Exception) -> Exception:
 
 
 def _decoded(raw: Iterable[dict[str, Any]], spec: SampleSpec) -> Iterator[Sample]:
-    """Decode; a bad sample is dropped, and the next one says so."""
+    """Decode; a bad sample is dropped, and the next one reports it."""
     skipped: list[str] = []
     for members in raw:
         try:

@@ -21,15 +21,15 @@ from ldm.io.atomic import write_text
 
 
 def summarize_shared(paths: Sequence[str], index_dir: str | None) -> list[Summary]:
-    """Summarize shards: the first process from their indices, the others from what it wrote down.
+    """Summarize shards: the first process from their indices, the others from the table that it wrote.
 
-    The first one must have been called before, as the data module's ``prepare_data`` is. Where the table
-    cannot be written or read, everyone looks at every index. A shard that changed meanwhile is noticed when
+    The first one must have been called before, as the data module's ``prepare_data`` is. If the table
+    cannot be written or read, every process reads every index. A shard that changed meanwhile is noticed when
     it is opened.
 
     Args:
         paths: The shards.
-        index_dir: Folder of their indices; None: beside each shard.
+        index_dir: Folder of their indices; None: that of each shard.
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return summarize_all(paths, index_dir)

@@ -1,7 +1,7 @@
 """The headers of a tar file, read without its bodies, and the names of shards.
 
-Several times faster than ``tarfile``, which builds an object per member; and strict: a tar that lacks its
-end was cut short, and says so.
+Several times faster than ``tarfile``, which builds an object per member; and strict: a tar without its
+end marker was cut short, and is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ldm.io.atomic import MARK
 from ldm.io.weights import stand_in
 
 INDEX = ".index.npz"
-"""What follows the name of a shard in that of its index."""
+"""Suffix of the name of a shard's index."""
 _BLOCK = 512
 _MAX_LINKS = 8
 """Links that lead to another one, as Linux follows up to forty."""
@@ -88,7 +88,7 @@ def urls(patterns: str | Sequence[str], name: str) -> list[str]:
 def split_name(name: str) -> tuple[str | None, str]:
     """Split a member's name at the first dot of its last part, as webdataset does: key and extension.
 
-    The key is None for a member that is no part of a sample (no dot, or a hidden file).
+    The key is None for a member outside of samples (no dot, or a hidden file).
     """
     name = name.removeprefix("./")
     folder, slash, base = name.rpartition("/")

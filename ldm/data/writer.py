@@ -13,7 +13,7 @@ from ldm.io.atomic import replacing
 
 @contextmanager
 def tar_writer(path: Path) -> Iterator[webdataset.TarWriter]:
-    """Give a writer of samples, ``{"__key__": str, member: bytes, ...}``, to a shard.
+    """Open a writer of samples, ``{"__key__": str, member: bytes, ...}``, to a shard.
 
     The shard appears, complete, after the ``with`` block. Equal samples give equal bytes: no time is written.
     """

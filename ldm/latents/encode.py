@@ -65,11 +65,11 @@ def encode_shards(
     """Encode the shards that are not done yet, on all processes of a group.
 
     Args:
-        encoder: What encodes.
+        encoder: The encoder.
         paths: Shards with images.
         out: Folder for the new shards and their manifest.
         made_by: The manifest's entry for the autoencoder.
-        index_dir: Folder for the indices of ``paths``; None: beside each.
+        index_dir: Folder for the indices of ``paths``; None: that of each shard.
         group: The processes that the shards are distributed over.
 
     Returns:
