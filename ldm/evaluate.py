@@ -140,7 +140,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
 
 
 def check(options: Namespace) -> None:
-    """Check what the options say together.
+    """Check the combination of options.
 
     Raises:
         ValueError: If they do not fit.
@@ -166,7 +166,7 @@ def measure(
     options: Namespace,
     out: OutputFolder,
 ) -> Result:
-    """Measure one candidate; its images are written if they are asked for.
+    """Measure one candidate; its images are written with --save-images.
 
     Raises:
         ValueError: If its images cannot be compared with the real ones.

@@ -56,7 +56,7 @@ class ImageFolder(Dataset[Sample]):
         return {"key": str(path.relative_to(self.folder)), "image": pixels}
 
     def _is_grid(self, path: Path) -> bool:
-        """Tell whether it is the overview that ``ldm.sample`` writes beside its images."""
+        """Whether it is the grid that ``ldm.sample`` writes with its images."""
         return path.name == "grid.png" and self._text(path).get("software", "").startswith("ldm ")
 
     def _check_origin(self) -> None:

@@ -78,13 +78,13 @@ def reconstructs(stage: object) -> bool:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Which metrics are for which images.
+    """Metrics by the kind of images that they measure.
 
     Args:
-        all: For any.
-        captioned: For what a stage drew or took for captions.
-        others: For what has none, instead.
-        paired: For reconstructions, beside their originals.
+        all: For any images.
+        captioned: For images that a stage drew or read with captions.
+        others: For images without captions, instead.
+        paired: For reconstructions, compared with their originals.
     """
 
     all: list[Metric]
@@ -93,7 +93,7 @@ class Metrics:
     paired: list[Metric] = field(default_factory=list)
 
     def of(self, stage: Stage, samples: Dataset[Sample]) -> list[Metric]:
-        """Return those for what a stage makes of samples."""
+        """Return the metrics of a stage's images for samples."""
         about_text = self.captioned if "text" in samples[0] else self.others
         return [*self.all, *about_text, *(self.paired if reconstructs(stage) else [])]
 
@@ -227,7 +227,7 @@ class SamplingSetting:
     Args:
         overrides: Sampler and guidance in place of the stage's own.
         metadata: Settings that differ from the stage's, by name.
-        innermost: Name of what changes along a curve; "" if there is but one setting.
+        innermost: Name of the setting that changes along a curve; "" if there is but one.
     """
 
     overrides: dict[str, object]

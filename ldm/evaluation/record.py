@@ -37,7 +37,7 @@ def _brief(value: object) -> str:
 
 
 def describe_sampling(stage: object) -> Metadata:
-    """Say how a stage draws: sampler, steps and guidance, as far as it has them."""
+    """Describe sampler, steps and guidance of a stage, as far as it has them."""
     metadata: Metadata = {}
     for name in ("sampler", "guidance"):
         if (part := getattr(stage, name, None)) is not None:

@@ -1,4 +1,4 @@
-"""What ``ldm.evaluate`` compares with: shards, a folder, or a file of statistics."""
+"""The reference set of ``ldm.evaluate``: shards, a folder, or a file of statistics."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ldm.metrics.reference import array_names
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """What is compared with.
+    """Real images, or their statistics, to compare with.
 
     Args:
         samples: The images; None if there is a file of statistics only.
         identity: Text that changes when they do; None if there is a file of statistics only.
-        fingerprint: What records call them, or None.
+        fingerprint: Their name in records, or None.
         statistics: File of them for Inception, or None.
         size: Side of the images; None if the file knows.
     """

@@ -1,4 +1,4 @@
-"""What ``ldm.evaluate`` leaves: a table, JSON, ADM's .npz, and the curve of distance against agreement."""
+"""Output of ``ldm.evaluate``: a table, JSON, ADM's .npz, and the curve of distance against agreement."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ldm.metrics.reference import SUFFIX, write_arrays
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one candidate.
+    """Values of one candidate.
 
     Args:
         name: Its name.
         series: Candidates of one series are joined in the plot.
-        metadata: How its images came about.
+        metadata: Settings of its images.
         values: The numbers.
     """
 

@@ -37,12 +37,12 @@ class Value:
 class Measurement:
     """Feeds metrics with the images of one evaluation.
 
-    What fails is left out, on all processes, and named in ``failures``: a metric, or one of the measures of a
+    A failure is left out, on all processes, and named in ``failures``: a metric, or one of the measures of a
     metric that has several. The others go on.
 
     Args:
-        metrics: What to measure.
-        group: The processes that measure together.
+        metrics: The metrics.
+        group: The processes among which the images are distributed.
         device: Where the images are.
     """
 
@@ -63,7 +63,7 @@ class Measurement:
 
     @property
     def needs_real(self) -> bool:
-        """Whether a metric does not know the real images yet."""
+        """Whether a metric lacks the real images."""
         return any(metric.needs_real for metric in self.metrics)
 
     @property
@@ -72,7 +72,7 @@ class Measurement:
         return len(self._errors) < len(self.metrics)
 
     def update_real(self, batch: Batch) -> None:
-        """Look at the real images of ``batch``, each of them once in an evaluation."""
+        """Update metrics with the real images of ``batch``, each of them once in an evaluation."""
         with full_precision(self.device), torch.no_grad():
             for i, metric in enumerate(self.metrics):
                 self._attempt(i, metric.update_real, batch)

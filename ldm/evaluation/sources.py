@@ -1,4 +1,4 @@
-"""What ``ldm.evaluate`` measures: images that a checkpoint draws, and images that lie in files."""
+"""Candidates of ``ldm.evaluate``: images that a checkpoint draws, and images in files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Repeated(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class RankSubset:
-    """Which samples a process takes, and how.
+    """Samples of a process, and their loading.
 
     Args:
         rank: Number of this process.
@@ -84,7 +84,7 @@ class ImageSource(ABC):
     """Images to be measured.
 
     Args:
-        name: What tables call it.
+        name: Its name in tables.
         size: Side of its images, in pixels.
 
     Attributes:
@@ -106,7 +106,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def metadata(self) -> Metadata:
-        """Say how the images came about."""
+        """Return the settings of the images."""
 
 
 class FolderImages(ImageSource):
@@ -139,10 +139,10 @@ class GeneratedImages(ImageSource):
     """Images that a stage draws for samples, in some setting.
 
     Args:
-        name: What tables call it.
+        name: Its name in tables.
         stage: Diffusion, or an autoencoder, which reconstructs.
         overrides: Sampler and guidance in place of the stage's own.
-        samples: What it draws for.
+        samples: Samples to draw images for.
         seed: Seed of the random numbers.
         precision: One of ``PRECISIONS``.
         origin: Where the stage comes from: checkpoint, its hash, averaged weights or not.

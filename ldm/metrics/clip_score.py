@@ -1,4 +1,4 @@
-"""How well images follow their captions, in the eyes of a CLIP."""
+"""CLIP score: agreement of images with their captions."""
 
 from __future__ import annotations
 

@@ -87,14 +87,14 @@ class FeatureMetrics(Metric):
         return not self._knows_real
 
     def update_real(self, batch: Batch) -> None:
-        """Look at the real images ``batch["image"]`` unless they are known."""
+        """Add the real images ``batch["image"]`` unless their statistics are known."""
         if not self._knows_real:
             with torch.no_grad():
                 seen = self.extractor(batch["image"], batch, self._needs_real.views)
             self.real.add(seen, batch["index"])
 
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Look at generated images."""
+        """Add generated images."""
         self.reference.check(images.shape[-1])
         with torch.no_grad():
             self.generated.add(self.extractor(images, batch, self._needs.views), batch["index"])

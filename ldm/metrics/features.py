@@ -1,4 +1,4 @@
-"""What networks see in a set of images: sums, and rows in the order of the images' indices."""
+"""Features of a set of images: sums, and rows in the order of the images' indices."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ class Extractor(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where images must be: it may hold frozen networks only, whose parameters are not its own."""
+        """Device of its images: parameters of frozen networks are not its own."""
         return self._here.device
 
     @abstractmethod
     def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
-        """Look at images.
+        """Compute features of images.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             batch: The samples they belong to.
-            views: Those wanted.
+            views: Views to compute.
         """
 
     @abstractmethod
     def metadata(self) -> Metadata:
-        """Say what it is: implementation, SHA-256 of the weights, and how images are resized."""
+        """Return metadata: implementation, SHA-256 of the weights, and how images are resized."""
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What is kept of a set of images.
+    """Views of the features to keep of a set of images.
 
     Args:
         moments: Views of which mean and covariance are kept.
@@ -77,15 +77,15 @@ class FeatureSpec:
 
     @property
     def views(self) -> frozenset[str]:
-        """What an extractor must give."""
+        """Views that an extractor must compute."""
         return self.moments | self.rows
 
 
 class FeatureSet:
-    """What is kept of the features of a set of images.
+    """Features of a set of images, reduced to those that measures need.
 
     Args:
-        needs: What to keep.
+        needs: Views to keep.
         num_parts: Image i belongs to part i modulo ``num_parts``; moments are kept for each part.
         max_rows: Rows are kept of the first so many images only: the bound of memory.
     """

@@ -1,4 +1,4 @@
-"""How sure a classifier is of each image, and how unsure of all together."""
+"""Inception score: confidence of a classifier on each image, and diversity over all images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How close images come to their originals, to the eye."""
+"""LPIPS: perceptual distance of images to their originals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is computed from the features of two sets of images."""
+"""Measures of two sets of images, computed from their features."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ldm.metrics.metric import Metadata
 
 
 class Measure(ABC):
-    """Computes numbers from generated and real features; it never sees an image.
+    """Computes numbers from generated and real features, without images.
 
     Attributes:
-        generated: What it needs of the generated images.
-        real: What it needs of the real ones.
+        generated: Features that it needs of the generated images.
+        real: Features that it needs of the real ones.
         higher_is_better: As of a ``Metric``, by the names that ``compute`` gives.
     """
 
@@ -32,5 +32,5 @@ class Measure(ABC):
         """
 
     def metadata(self) -> Metadata:
-        """Say which settings the values depend on."""
+        """Return the settings that the values depend on."""
         return {}

@@ -12,12 +12,12 @@ from ldm.distributed.group import Group
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What the Fréchet distance sees of a set of features.
+    """Mean and covariance of a set of features, for the Fréchet distance.
 
     Args:
         mean: (F,) float64.
         covariance: (F, F) float64, unbiased.
-        count: Number of feature vectors; 0 if nobody knows.
+        count: Number of feature vectors; 0 if unknown.
     """
 
     mean: Tensor
@@ -63,7 +63,7 @@ class GaussianMoments:
         self.outer += features.T @ features
 
     def merge(self, other: GaussianMoments) -> GaussianMoments:
-        """Return the moments of both sets together."""
+        """Return the moments of the union of two sets."""
         merged = GaussianMoments()
         merged._make_room(max(len(self.sum), len(other.sum)))
         for one in (self, other):

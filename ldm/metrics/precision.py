@@ -12,7 +12,7 @@ import torch
 def full_precision(device: torch.device) -> Iterator[None]:
     """Switch autocast and TF32 off for the length of a ``with`` block.
 
-    TF32, which torch takes for convolutions unless told otherwise, keeps the 10 bits of half precision.
+    TF32, torch's default for convolutions, keeps the 10 bits of half precision.
     """
     matmul = torch.get_float32_matmul_precision()
     tf32 = torch.backends.cudnn.allow_tf32

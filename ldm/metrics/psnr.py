@@ -1,4 +1,4 @@
-"""How close images come to their originals, pixel by pixel."""
+"""PSNR: similarity of images to their originals, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ldm.types import Batch
 class PSNR(MeanMetric):
     """Peak signal-to-noise ratio in dB against ``batch["image"]``: of each image, then the mean.
 
-    Equal images count as the largest value that float32 tells apart.
+    Equal images count as the largest value that float32 resolves.
 
     Args:
         name: Name of the value. Of an autoencoder it is of the mean of z; the stage's ``sampled_psnr`` is of

@@ -1,4 +1,4 @@
-"""Where the statistics of real images come from: batches, a cache of them, or a published file."""
+"""Statistics of real images: from batches, a cache, or a published file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ldm.types import Batch
 
 Arrays = dict[str, NDArray[Any]]
 SUFFIX = {"features": "", "spatial": "_s"}
-"""What follows mu and sigma in a file of statistics."""
+"""Suffixes of mu and sigma in a file of statistics."""
 BATCH_SIZE = 50
 
 
@@ -31,7 +31,7 @@ class Reference(ABC):
     """Statistics of the real images.
 
     Attributes:
-        name: What a record calls them: a hash.
+        name: Their name in records: a hash.
     """
 
     name: str = "unknown"
@@ -62,7 +62,7 @@ class FromBatches(Reference):
         self._path: Path | None = None
 
     def find(self, real: FeatureSet, extractor: Extractor, info: ReferenceInfo) -> bool:
-        """Look in memory, then in the cache, under a hash of images, network and what is kept of them."""
+        """Search memory, then the cache, by a hash of images, network and views."""
         self.name, self._key, self._path = "unknown", "", None
         if info.identity is None:
             return False

@@ -1,4 +1,4 @@
-"""Whether an image finds its caption among many, and a caption its image."""
+"""Retrieval of captions by images, and of images by captions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ BLOCK = 4096
 
 
 class Retrieval(Measure):
-    """R@k both ways (Radford et al. 2021, sec. 3.1): how often one of the k nearest is right.
+    """R@k in either direction (Radford et al. 2021, sec. 3.1): how often one of the k nearest is right.
 
-    Of generated images it says how well they can be told apart by their captions; of real ones, how good
+    For generated images it measures how well captions distinguish them; for real ones, how good
     the CLIP is. Among more images it is harder: compare values of equal number only.
 
     Args:
-        ks: Numbers of nearest ones that are looked at.
+        ks: Values of k.
     """
 
     generated = FeatureSpec(rows=frozenset({"embedding", "text", "caption"}))
@@ -42,7 +42,7 @@ class Retrieval(Measure):
 
 
 def recall_at_1(image: Tensor, text: Tensor, captions: list[str] | None = None) -> dict[str, float]:
-    """Compute R@1 both ways.
+    """Compute R@1 in either direction.
 
     Args:
         image: (N, E) unit vectors of images.
@@ -66,13 +66,13 @@ def recall_at_1(image: Tensor, text: Tensor, captions: list[str] | None = None) 
 
 
 def recall(image: Tensor, text: Tensor, scene: Tensor, k: int) -> dict[str, float]:
-    """Compute R@k both ways.
+    """Compute R@k in either direction.
 
     Args:
         image: (N, E) unit vectors of images.
         text: (N, E) unit vectors of their captions, in the same order.
         scene: (N,) numbers; equal ones are equally right.
-        k: How many nearest ones are looked at; at most all.
+        k: Number of nearest neighbours; at most all.
     """
     return {
         "image_to_text": _recall(image, text, scene, k),

@@ -1,4 +1,4 @@
-"""How close images come to their originals, in local means, contrasts and structure."""
+"""SSIM: similarity of images to their originals in local means, contrasts and structure."""
 
 from __future__ import annotations
 

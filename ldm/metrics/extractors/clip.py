@@ -30,7 +30,7 @@ class Features(Protocol):
 
 @runtime_checkable
 class ImageText(Protocol):
-    """Maps images and captions into one space, where those that belong together are close."""
+    """Maps images and captions into one space, where matching ones are close."""
 
     def image_features(self, image: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [-1, 1] to vectors (B, E) that point like ``encode_image``'s."""
@@ -55,10 +55,10 @@ class CLIPExtractor(Extractor):
         self.context_length = getattr(clip, "context_length", None)
 
     def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
-        """Embed images, and captions where they are asked for.
+        """Embed images, and captions if requested.
 
         Raises:
-            ValueError: If captions are asked for and the samples have none.
+            ValueError: If captions are requested and the samples have none.
         """
         features = self.clip.image_features(images)
         found = {"features": features, "embedding": F.normalize(features, dim=1)}
@@ -161,7 +161,7 @@ class OpenCLIP(nn.Module):
 
 
 def network_metadata(network: Features) -> Metadata:
-    """Say what a network is: its class, the SHA-256 of its weights, and how it resizes images."""
+    """Return metadata of a network: its class, the SHA-256 of its weights, and how it resizes images."""
     found: Metadata = {"network": f"{type(network).__module__}.{type(network).__qualname__}"}
     if hasattr(network, "metadata"):
         return found | cast(Metadata, network.metadata())

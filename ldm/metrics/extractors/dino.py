@@ -59,7 +59,7 @@ class DINOv2(Extractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
-        """Look at images (B, 3, H, W) in [-1, 1]."""
+        """Compute features of images (B, 3, H, W) in [-1, 1]."""
         size = (self.size, self.size)
         pixels = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1.0, 1.0)
         return {"features": self.net(((pixels + 1.0) / 2.0 - self.mean) / self.std)}

@@ -18,7 +18,7 @@ from ldm.types import Batch
 
 URL = "torch-fidelity's release v0.2.0, weights-inception-2015-12-05-6726825d.pth"
 SPATIAL_CHANNELS = 7
-"""Of the mixed_6 block, as in the evaluation of Dhariwal & Nichol 2021."""
+"""Channels of the mixed_6 block, as in the evaluation of Dhariwal & Nichol 2021."""
 
 
 class Inception(Extractor):
@@ -42,7 +42,7 @@ class Inception(Extractor):
 
     @torch.no_grad()
     def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
-        """Look at images (B, 3, H, W) in [-1, 1]; all views come from one pass."""
+        """Compute features of images (B, 3, H, W) in [-1, 1]; all views come from one pass."""
         self._spatial.clear()
         features, logits = self.net(to_bytes(images))
         # (B, 17, 17, 7) flattened: the order of published statistics
@@ -62,7 +62,7 @@ class Inception(Extractor):
 
 
 def _network(weights: str) -> FeatureExtractorInceptionV3:
-    """Build the network; the library would run what a pickle says, so it gets one that we wrote."""
+    """Build the network; the library would unpickle any file, so it gets one that we wrote."""
     try:
         state = bare(read_weights(weights))
     except FileNotFoundError as error:
