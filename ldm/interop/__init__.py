@@ -1,1 +1,1 @@
-"""Weights of other programs, both ways."""
+"""Import and export of weights of other programs."""

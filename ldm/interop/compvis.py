@@ -35,9 +35,9 @@ from ldm.io.weights import read_metadata, read_weights, sha256, write_weights
 from ldm.nets.unet import UNet
 
 UNET, AVERAGED = "model.diffusion_model.", "model_ema.diffusion_model"
-"""How the names of weights begin."""
+"""Prefixes of the names of weights."""
 TAKEN = (UNET, "model_ema.", PREFIX, UNFOLDED, "cond_stage_model.")
-"""How the names of all weights begin that are read or known to be of no use."""
+"""Prefixes of all weights that are read or known to be of no use."""
 Weights = Mapping[str, Tensor]
 
 
@@ -47,12 +47,12 @@ class ImportOptions:
 
     Args:
         weights: Averaged ones, or those that were trained; default: averaged ones where there are.
-        prediction: What the U-Net predicts; default: as the file says, or else epsilon. 2.x at 768 pixels
+        prediction: What the U-Net predicts; default: as the file states, or else epsilon. 2.x at 768 pixels
             predicts velocity.
         num_heads: Heads of the U-Net at every level; default: 8 in 1.x, 64 channels each in 2.x.
-        image_size: Side of the images that it was trained on; default: as the file says, or else 512.
-        scaling_factor: What multiplies the autoencoder's latents; default: as the file says, or else 0.18215.
-        shift_factor: What is taken off them before; default: as the file says, or else 0.
+        image_size: Side of the images that it was trained on; default: as the file states, or else 512.
+        scaling_factor: Factor of the autoencoder's latents; default: as the file states, or else 0.18215.
+        shift_factor: Subtracted from them before; default: as the file states, or else 0.
         only: Import the autoencoder alone, also of a model that is otherwise none of ours: XL, 3, FLUX.
     """
 
@@ -68,7 +68,7 @@ class ImportOptions:
 def import_file(file: str | Path, out: str | Path, options: ImportOptions) -> tuple[Path, list[str]]:
     """Turn a file of Stable Diffusion 1.x or 2.x, or of its autoencoder alone, into run folders of ours.
 
-    As from-diffusers. What the file does not say is as in Stable Diffusion unless given here.
+    As from-diffusers. Facts that the file lacks are those of Stable Diffusion unless given here.
 
     Args:
         file: Weights with the names that CompVis gave them, .ckpt or .safetensors.
@@ -80,7 +80,7 @@ def import_file(file: str | Path, out: str | Path, options: ImportOptions) -> tu
 
     Raises:
         FileNotFoundError: If there is no file.
-        ValueError: If it is damaged, lacks a part, is of a kind that cannot be expressed here, or says other
+        ValueError: If it is damaged, lacks a part, is of a kind that cannot be expressed here, or states other
             things than the options.
     """
     file, name = Path(file), str(file)

@@ -29,7 +29,7 @@ from ldm.interop.model import Latents, Network
 from ldm.nets.autoencoder import KLAutoencoder
 
 PREFIX = "first_stage_model."
-"""How the names of an autoencoder's weights begin inside of a model; in some files of ComfyUI ``vae.``."""
+"""Prefixes of an autoencoder's weights in a model; in some files of ComfyUI ``vae.``."""
 PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 """The same in a file of its own."""
 UNFOLDED = "ldm_latents."
@@ -82,12 +82,12 @@ def read_autoencoder(
         weights: All weights of the file.
         theirs: Those of the autoencoder, without prefix.
         metadata: Of the file.
-        factor: What --scaling-factor says, or None.
-        shift: What --shift-factor says, or None.
+        factor: Value of --scaling-factor, or None.
+        shift: Value of --shift-factor, or None.
         where: The file, for messages.
 
     Raises:
-        ValueError: If weights are missing, or nothing says how latents are normalised, or two things do.
+        ValueError: If weights are missing, or no source states the normalisation of latents, or two do.
     """
     # 1x1 convolutions there, matrices here
     theirs = {key: w.flatten(1) if ".attn" in key and w.ndim == 4 else w for key, w in theirs.items()}
@@ -142,7 +142,7 @@ def _latents(
     options: tuple[float | None, float | None],
     where: str,
 ) -> tuple[Latents, list[str]]:
-    """Find how latents are normalised: as the file states, as options say, or as is usual."""
+    """Find the normalisation of latents: stated by the file, by options, or the usual one."""
     channels = arguments["latent_channels"]
     if ours:
         return _unless_given(of_statistics(ours["mean"], ours["std"]), options, "statistics", where)

@@ -1,4 +1,4 @@
-"""What a single file is, and what it says of its diffusion process: by names, marker tensors and metadata."""
+"""Kind and diffusion process of a single file: by names, marker tensors and metadata."""
 
 from __future__ import annotations
 
@@ -109,16 +109,16 @@ def refuse_families(weights: Weights, name: str) -> None:
 
 
 def family(weights: Weights, metadata: Mapping[str, str], channels: int) -> Family | None:
-    """Find the family of a file's autoencoder by the weights beside it or by its metadata."""
-    says = metadata.get("modelspec.architecture", "").lower()
+    """Find the family of a file's autoencoder by the other weights or by its metadata."""
+    architecture = metadata.get("modelspec.architecture", "").lower()
     names = "\n".join(weights)
     by_weights = [found for pattern, found in FAMILIES.items() if re.search(pattern, names, re.MULTILINE)]
-    by_metadata = [found for start, found in ARCHITECTURES.items() if says.startswith(start)]
+    by_metadata = [found for start, found in ARCHITECTURES.items() if architecture.startswith(start)]
     return next((found for found in by_weights + by_metadata if found.channels == channels), None)
 
 
 def left_out(weights: Weights, taken: tuple[str, ...]) -> list[str]:
-    """Note the weights of a file that belong to none of its parts; tables of numbers are none.
+    """List the weights of a file that belong to no network; tables of numbers are none.
 
     Args:
         weights: All weights of the file.
@@ -149,7 +149,7 @@ def scheduler(
         weights: All weights of the file; ``v_pred`` and ``ztsnr`` are empty tensors that mark it.
         metadata: That of a safetensors file.
         ours: scheduler_config.json in the metadata of a file that we wrote.
-        prediction: What --prediction says, or None.
+        prediction: Value of --prediction, or None.
         is_open_clip: Whether the text tower is that of 2.x, where the prediction differs from file to file.
         name: The file, for messages.
 
@@ -183,7 +183,7 @@ def image_size(metadata: Mapping[str, str]) -> int | None:
 def _stated(
     weights: Weights, metadata: Mapping[str, str], ours: Mapping[str, Any] | None, name: str
 ) -> dict[str, str]:
-    """Collect what the file says that its U-Net predicts, by where it says so."""
+    """Collect the predictions stated in the file, by the key that states them."""
     stated = {"marker v_pred": "v"} if "v_pred" in weights else {}
     if metadata.get("ss_v_parameterization") == "True":
         stated["ss_v_parameterization"] = "v"
@@ -197,10 +197,10 @@ def _stated(
 
 
 def _agreed(stated: Mapping[str, str], option: str | None, name: str) -> str | None:
-    """Return the prediction that the file and the option agree on; None if neither says anything."""
-    kinds, says = set(stated.values()), ", ".join(f"{key} says {kind}" for key, kind in stated.items())
+    """Return the prediction that the file and the option agree on; None if neither states one."""
+    kinds, sources = set(stated.values()), ", ".join(f"{key} says {kind}" for key, kind in stated.items())
     if option is None and len(kinds) > 1:
-        raise ValueError(f"{name}: the file contradicts itself ({says}): decide with --prediction")
+        raise ValueError(f"{name}: the file contradicts itself ({sources}): decide with --prediction")
     if option is not None and kinds and option not in kinds:
-        raise ValueError(f"--prediction: got {option}, but {name} states another ({says}): leave it out")
+        raise ValueError(f"--prediction: got {option}, but {name} states another ({sources}): leave it out")
     return option or next(iter(kinds), None)

@@ -17,7 +17,7 @@ HEADS = 8
 """Heads at every level in Stable Diffusion 1.x."""
 
 FOREIGN = {r"^label_emb\.": "class embeddings", r"\.transformer_blocks\.1\.": "transformers of depth 2"}
-"""What our U-Net has not, by names that show it."""
+"""Layers that our U-Net lacks, by names of their weights."""
 
 Weights = Mapping[str, Tensor]
 

@@ -14,7 +14,7 @@ from ldm.interop.tokenizer import END, vocabulary
 from ldm.interop.transformers import tower_weights
 
 TRANSFORMERS, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
-"""How the names of its weights begin."""
+"""Prefixes of the names of its weights."""
 NOT_TOWER = ("text_projection", "logit_scale", "attn_mask")
 """Weights of open_clip's text encoder outside of the tower."""
 BLOCKS = "transformer.resblocks"

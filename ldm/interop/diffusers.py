@@ -32,9 +32,9 @@ from ldm.nets.text import TextTower
 PIPELINES = {False: "StableDiffusionPipeline", True: "StableDiffusionInpaintPipeline"}
 """Pipeline of a model, by whether it inpaints."""
 WEIGHTS = "diffusion_pytorch_model"
-"""How files of weights begin, but a text encoder's."""
+"""Prefixes of files of weights other than a text encoder's."""
 RECORD = "ldm.json"
-"""File that says what an export of ours was made from."""
+"""File that names the source of an export of ours."""
 UNFOLDED = "ldm_latents.safetensors"
 """File of an autoencoder's weights and statistics before folding."""
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -1,4 +1,4 @@
-"""The config.json of a diffusers U-Net and autoencoder, as arguments of ours, both ways."""
+"""The config.json of a diffusers U-Net and autoencoder, from and to arguments of ours."""
 
 from __future__ import annotations
 

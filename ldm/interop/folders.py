@@ -18,7 +18,7 @@ FALLBACK = "fp16"
 
 @dataclass(frozen=True)
 class Part:
-    """What a folder holds.
+    """Contents of a folder.
 
     Args:
         folder: The folder.
@@ -34,12 +34,12 @@ class Part:
 
     @property
     def config_name(self) -> str:
-        """What messages call the config.json."""
+        """Name of the config.json in messages."""
         return str(self.folder / "config.json")
 
     @property
     def name(self) -> str:
-        """What messages call the weights."""
+        """Name of the weights in messages."""
         return str(self.files[0] if len(self.files) == 1 else self.folder)
 
 

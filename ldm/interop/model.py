@@ -52,7 +52,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Latents:
-    """How latents are normalised: (z - mean) / std has deviation about 1.
+    """Normalisation of latents: (z - mean) / std has deviation about 1.
 
     Args:
         mean: (C,) float32.

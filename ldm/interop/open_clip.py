@@ -1,4 +1,4 @@
-"""CLIP models of open_clip, both ways."""
+"""Import and export of CLIP models of open_clip."""
 
 from __future__ import annotations
 

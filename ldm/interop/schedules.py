@@ -46,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "timestep_spacing": "leading",
     "steps_offset": 0,
 }
-"""What diffusers takes for what a scheduler_config.json leaves out."""
+"""Defaults of diffusers for a scheduler_config.json."""
 EXACT = 1e-6
 """Relative difference below which betas are equal: twice the resolution of float32."""
 
@@ -101,7 +101,7 @@ def check_process(found: Process, name: str) -> Process:
     if is_epsilon and found.schedule["class_path"] == class_path(schedule.ZeroTerminalSNR):
         raise ValueError(
             f"{name}: prediction_type is epsilon with zero terminal SNR, expected v_prediction or sample: "
-            "the last timestep is pure noise, which says nothing of the image"
+            "the last timestep is pure noise, without information about the image"
         )
     return found
 

@@ -32,9 +32,9 @@ REST = (
 )
 """Beginnings of names outside of the tower: the rest of a CLIP, and a table of positions."""
 STEMS = ("model", "pytorch_model")
-"""How files of weights begin."""
+"""Prefixes of files of weights."""
 QUICK_GELU = {"gelu": False, "quick_gelu": True}
-"""What each ``hidden_act`` is to a ``TextTower``."""
+"""Value of ``quick_gelu`` for each ``hidden_act``."""
 DEFAULTS: dict[str, Any] = {
     "model_type": "clip_text_model",
     "vocab_size": VOCAB_SIZE,
@@ -46,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-"""What transformers takes for what a config.json leaves out: the tower of OpenAI's ViT-B/32."""
+"""Defaults of transformers for a config.json: the tower of OpenAI's ViT-B/32."""
 
 
 def text_config(tower: TextTower) -> dict[str, Any]:
