@@ -1,4 +1,4 @@
-"""What a processor computes natively, what it only emulates, and what memory processes share."""
+"""Native and emulated precisions of a processor, and shared memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DTYPES = {
     "16-true": torch.float16,
     "64-true": torch.float64,
 }
-"""What matrix products are computed in, by Lightning's names of precisions."""
+"""Data type of matrix products, by Lightning's names of precisions."""
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -30,7 +30,7 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def computes(dtype: torch.dtype, device: torch.device) -> bool:
-    """Tell whether a device has instructions for matrix products of ``dtype``.
+    """Whether a device has instructions for matrix products of ``dtype``.
 
     An AVX2 processor has none for bfloat16: it takes up to a hundred times as long as float32.
     Apple's GPUs were never tried: they are taken to compute everything.
@@ -52,7 +52,7 @@ def choose_precision(device: torch.device) -> str:
 
 
 def warn_of_emulation(option: str, precision: str, device: torch.device) -> str | None:
-    """Say what a precision costs that the device only emulates, measured now; None if it does not.
+    """Return a warning with the measured cost of a precision that the device only emulates, else None.
 
     Args:
         option: Name of the option that ``precision`` comes from.

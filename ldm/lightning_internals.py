@@ -1,6 +1,6 @@
 """Everything that ldm uses of Lightning beyond its public interface.
 
-One function each, which says what it relies on. Checked on Lightning 2.6.0 and 2.6.6;
+One function each, which states what it relies on. Checked on Lightning 2.6.0 and 2.6.6;
 tests/test_lightning_internals.py fails where another version differs. No other module of ldm names a private
 attribute of Lightning.
 """

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Batch(TypedDict, total=False):
-    """What the data module hands to every stage. A field that the shards lack is absent."""
+    """A batch of samples for any stage. A field that the shards lack is absent."""
 
     key: list[str]
     """Names of the samples, unique over the data set; per-sample random numbers derive from them."""
@@ -42,7 +42,7 @@ class Batch(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Cond:
-    """What conditions a denoiser. Every field is optional; a field that is None conditions nothing."""
+    """Condition of a denoiser. Every field is optional; a field that is None conditions nothing."""
 
     tokens: Tensor | None = None
     """(B, L, D) sequence for cross-attention."""
@@ -219,7 +219,7 @@ class ReadsFields(Protocol):
         """Name the fields.
 
         Args:
-            stored: Fields that the shards hold in place of those that they were computed from: "latent",
+            stored: Fields of the shards that replace those that they were computed from: "latent",
                 where ``ldm.encode`` made them.
         """
         ...
@@ -243,7 +243,7 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class DenoiserDims:
-    """What a denoiser must fit: the stage derives it from its latent space and its conditioner."""
+    """Channels and widths of a denoiser, which the stage derives from its latent space and conditioner."""
 
     sample: int
     """C: channels of x_t and of the output."""

@@ -1,4 +1,4 @@
-"""What the network is given and what it predicts, and how to read x0_hat from it.
+"""Input and output of the network, and x0_hat from them.
 
 Letters: x_t = alpha x0 + sigma eps, on any schedule; sigma / alpha is the noise level. Given x_t, each of x0,
 eps, v and u fixes the others, so the choice only changes how errors are weighted.
@@ -23,7 +23,7 @@ class Prediction(Configurable, ABC):
     """
 
     needs_signal: ClassVar[bool] = False
-    """Whether x0 cannot be recovered from it where alpha = 0."""
+    """Whether x0 cannot be recovered where alpha = 0."""
 
     def input(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Return what goes into the network: x_t itself, unless a prediction scales it."""

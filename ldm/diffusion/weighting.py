@@ -1,4 +1,4 @@
-"""How much each timestep counts in the loss.
+"""Weight of each timestep in the loss.
 
 Most weightings are a function w_t on the squared error of x0_hat, stated once and converted to the equivalent
 weight on the error of whatever the network predicts: w_t ||error of x0_hat||**2 / ||error of the output||**2.

@@ -58,7 +58,7 @@ def gather_full(tree: Any, keep: bool) -> Any:
 
 
 def unshard(module: nn.Module) -> None:
-    """Give each process all weights, until ``reshard``: to run forward any number of times; collective.
+    """Gather all weights on each process, until ``reshard``: to run forward any number of times; collective.
 
     Processes may then differ in how often they do. The weights are not to be written to.
     """

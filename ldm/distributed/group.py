@@ -11,7 +11,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 DTYPES = (torch.float32, torch.float64, torch.int64, torch.uint8)
-"""What may be collected."""
+"""Values that can be gathered."""
 
 
 class Group(ABC):

@@ -127,7 +127,7 @@ def saved_progress(state: Mapping[str, Any]) -> Progress:
 
 
 def header() -> dict[str, Any]:
-    """What every checkpoint states about the program that writes it."""
+    """Entries of every checkpoint about the program that writes it."""
     return {"ldm_version": __version__, "format": FORMAT}
 
 

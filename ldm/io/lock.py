@@ -75,16 +75,19 @@ def _wait(lock: SoftFileLease, folder: Path, option: str) -> None:
 
 
 def _beats(path: Path, where: str) -> Callable[[], bool]:
-    """Return what tells whether the holder of a lock has given a sign of life since."""
+    """Return a check whether a lock's holder gives a sign of life from now on; a warning if none comes."""
     first, since = _modified(path), time.monotonic()
-    said: list[str] = []
+    warned = False
 
     def beats() -> bool:
+        nonlocal warned
         if _modified(path) not in (first, None):
             return True
-        if not said and time.monotonic() - since > 2 * HEARTBEAT:
-            said.append(f"{where}, without a sign of life: waiting {LEASE:.0f} s for one")
-            print(said[0], file=sys.stderr, flush=True)
+        if not warned and time.monotonic() - since > 2 * HEARTBEAT:
+            warned = True
+            print(
+                f"{where}, without a sign of life: waiting {LEASE:.0f} s for one", file=sys.stderr, flush=True
+            )
         return False
 
     return beats
@@ -92,7 +95,7 @@ def _beats(path: Path, where: str) -> Callable[[], bool]:
 
 def _modified(path: Path) -> int | None:
     try:
-        with path.open() as file:  # opened, for NFS asks its server for the time then
+        with path.open() as file:  # opening it makes NFS fetch the current time of its server
             return os.fstat(file.fileno()).st_mtime_ns
     except OSError:  # the holder has just gone
         return None

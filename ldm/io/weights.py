@@ -20,15 +20,15 @@ from ldm.io.atomic import replacing, sync
 SHOWN = 3
 """Names of each kind that a message lists."""
 LFS_POINTER = b"version https://git-lfs"
-"""How the text begins that Git keeps in the place of a large file."""
+"""Prefix of a Git LFS pointer."""
 FIRST = 512
-"""Bytes that tell a file from what stands in its place."""
+"""Bytes that distinguish weights from a pointer or a web page."""
 WEB_PAGE = (b"<!doctype html", b"<html", b"<?xml", b"<!--")
-"""How pages begin that servers send in the place of a file."""
+"""Prefixes of web pages."""
 
 
 def stand_in(first: bytes) -> str | None:
-    """Say what stands in the place of a file, by its first bytes, and what to do; None if it is a file."""
+    """Name a Git LFS pointer or a web page by its first bytes, with advice; None for other files."""
     text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(LFS_POINTER):
         return "a Git LFS pointer, not the file itself: run 'git lfs pull' where it lies"
@@ -36,7 +36,7 @@ def stand_in(first: bytes) -> str | None:
 
 
 def recognise(path: str | os.PathLike[str], name: str) -> str:
-    """Tell the format of a file by its first bytes: "safetensors", "zip" (torch.save), "pickle" or "other".
+    """Return the format of a file by its first bytes: "safetensors", "zip" (torch.save), "pickle" or "other".
 
     Args:
         path: The file.
@@ -164,7 +164,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 PLAIN = (int, float, str, bytes, list, tuple, dict, type(None))
-"""What may lie beside tensors: a step, a name, settings."""
+"""Types of values that may be among tensors: a step, a name, settings."""
 
 
 class Inert:

@@ -1,4 +1,4 @@
-"""Where metrics and images are logged."""
+"""Loggers of metrics and images."""
 
 from ldm import exports
 

@@ -1,4 +1,4 @@
-"""Whether higher values of a metric are better, as stated by what computes it."""
+"""Directions of metrics: whether higher values are better, as stated by the metric."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class WandbSamplesLogger(WandbLogger):
 
     @rank_zero_only
     def keep_files(self, paths: Iterable[Path]) -> None:
-        """Give the W&B run copies of small files: it may be synced from elsewhere, later."""
+        """Copy small files into the W&B run: it may be synced from elsewhere, later."""
         for path in paths:
             copied = Path(self.experiment.dir) / path.name
             shutil.copyfile(path, copied)
@@ -94,7 +94,7 @@ class WandbSamplesLogger(WandbLogger):
 
     @rank_zero_only
     def use(self, versions: Mapping[str, str], role: str) -> None:
-        """Say in the run's config which artifacts it uses, and draw lineage from those that W&B knows.
+        """List the artifacts that a run uses in its config, and draw lineage from those that W&B knows.
 
         Offline the client refuses to draw lineage, and a later sync does not make up for it.
 

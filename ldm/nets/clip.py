@@ -56,7 +56,7 @@ class CLIPModel(Configurable, nn.Module):
         self.image_mean, self.image_std = image_mean, image_std
         self.context_length = int(self.model.context_length)
         self.token_width = int(self.model.token_embedding.embedding_dim)
-        size = open_clip.utils.to_2tuple(self.model.visual.image_size)  # residual networks say one number
+        size = open_clip.utils.to_2tuple(self.model.visual.image_size)  # one number in residual networks
         self.image_size = int(size[0])
         mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (image_mean, image_std))
         # (x + 1) / 2 is the image in [0, 1]; with mean and deviation .5 the tower gets x itself, to the bit

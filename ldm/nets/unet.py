@@ -53,11 +53,11 @@ class UNet(Configurable, nn.Module):
         self.time_embedding = TimestepMLP(channels[0], time_width)
         self.class_embedding = None if widths.vector is None else nn.Linear(widths.vector, time_width)
         self.conv_in = nn.Conv2d(widths.sample + widths.spatial, channels[0], 3, padding=1)
-        parts = _Parts(time_width, widths.tokens, norm_groups, linear_projection)
+        options = _LevelOptions(time_width, widths.tokens, norm_groups, linear_projection)
         levels = list(zip(channels, heads, attends, strict=True))
-        self.down_blocks, skips = _down(parts, levels, layers_per_block)
-        self.mid_block = parts.stack([channels[-1]] * 2, channels[-1], heads[-1], num_transformers=1)
-        self.up_blocks = _up(parts, levels, layers_per_block, skips)
+        self.down_blocks, skips = _down(options, levels, layers_per_block)
+        self.mid_block = options.stack([channels[-1]] * 2, channels[-1], heads[-1], num_transformers=1)
+        self.up_blocks = _up(options, levels, layers_per_block, skips)
         self.conv_norm_out = GroupNorm(norm_groups, channels[0], eps=1e-5)
         self.conv_out = nn.Conv2d(channels[0], widths.sample, 3, padding=1)
 
@@ -157,8 +157,8 @@ class Stack(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """What all levels have in common."""
+class _LevelOptions:
+    """Options that all levels have in common."""
 
     time_width: int
     token_width: int | None
@@ -175,13 +175,13 @@ class _Parts:
 _Levels = list[tuple[int, int, bool]]  # channels, heads, whether it has transformers; finest first
 
 
-def _down(parts: _Parts, levels: _Levels, num_layers: int) -> tuple[nn.ModuleList, list[int]]:
+def _down(options: _LevelOptions, levels: _Levels, num_layers: int) -> tuple[nn.ModuleList, list[int]]:
     """Make the way down; also return the channels of the maps that it leaves for the way up."""
     before = levels[0][0]
     blocks, skips = nn.ModuleList(), [before]
     for i, (out, heads, attends) in enumerate(levels):
         ins = [before] + [out] * (num_layers - 1)
-        block = parts.stack(ins, out, heads, len(ins) if attends else 0)
+        block = options.stack(ins, out, heads, len(ins) if attends else 0)
         skips += [out] * num_layers
         if i + 1 < len(levels):
             block.downsamplers = nn.ModuleList([Downsample(out, symmetric=True)])
@@ -191,12 +191,12 @@ def _down(parts: _Parts, levels: _Levels, num_layers: int) -> tuple[nn.ModuleLis
     return blocks, skips
 
 
-def _up(parts: _Parts, levels: _Levels, num_layers: int, skips: list[int]) -> nn.ModuleList:
+def _up(options: _LevelOptions, levels: _Levels, num_layers: int, skips: list[int]) -> nn.ModuleList:
     """Make the way up; every ResNet block takes one of the maps ``skips`` too."""
     blocks, before = nn.ModuleList(), levels[-1][0]
     for i, (out, heads, attends) in reversed(list(enumerate(levels))):
         ins = [channels + skips.pop() for channels in [before] + [out] * num_layers]
-        block = parts.stack(ins, out, heads, len(ins) if attends else 0)
+        block = options.stack(ins, out, heads, len(ins) if attends else 0)
         if i > 0:
             block.upsamplers = nn.ModuleList([Upsample(out)])
         blocks.append(block)
