@@ -1,4 +1,4 @@
-"""What every command does about errors: one clear line for the user, a traceback for us."""
+"""Errors of all commands: one clear line for bad input, a traceback for bugs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 USER_ERRORS = (ValueError, OSError, ArgumentError, ModuleNotFoundError)
-"""What bad input raises; anything else is our mistake and keeps its traceback."""
+"""Exceptions of bad input; any other is a bug and keeps its traceback."""
 LIMIT = 300
 """Characters of the line that an error becomes, at most."""
 
@@ -40,14 +40,14 @@ def command_parser(name: str, description: str) -> ArgumentParser:
 
 
 def default_device() -> str:
-    """Name the device that commands use unless told otherwise: a GPU where there is one."""
+    """Name the default device of commands: a GPU if there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run_command(command: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 0, or after a line on stderr 2, or what the error asks for.
+    """Run a command and return its exit code: 0, or after a line on stderr 2 or the error's own.
 
     With ``LDM_TRACEBACK=1`` in the environment errors keep their traceback.
     """
@@ -135,7 +135,7 @@ class Reason:
         return found
 
     def is_of_input(self) -> bool:
-        """Tell bad input, also to a class of the user, from a bug of ours."""
+        """Whether it is bad input, also to a class of the user, and no bug of ours."""
         return (
             _is_clear(self.error)
             or self.is_parsing
@@ -143,7 +143,7 @@ class Reason:
         )
 
     def __str__(self) -> str:
-        """Say it in one line: file, key, class, what was found, what was expected."""
+        """Return it as one line: file, key, class, what was found, what was expected."""
         text, parsed = _text(self.error), _is_parsed(self.error)
         if parsed and self.others:
             text = _one_of([text, *map(_text, self.others)])
@@ -205,11 +205,11 @@ REWORDED = {
     r"(?:Option|Key) '(.+?)' is not (?:accepted|expected)": r"got the unknown key '\1'",
     r"Group '(.+?)' does not accept option '(.+?)'": r"\1: got the unknown key '\2'",
 }
-"""What jsonargparse says at the innermost place, as this project says it."""
+"""Innermost messages of jsonargparse, and this project's words for them."""
 
 
 def _text(error: BaseException) -> str:
-    """Return what an error says, without what wraps it, in the words of this project."""
+    """Return the message of an error, without its wrapping, in the words of this project."""
     text = str(error)
     if "loading state_dict" in text:
         reasons = [line for line in text.splitlines() if "size mismatch" in line] or text.splitlines()[1:]
@@ -237,7 +237,7 @@ def _one_of(texts: list[str]) -> str:
 
 
 def _is_clear(error: BaseException) -> bool:
-    """Tell bad input by the error itself; Lightning's own by its name, as importing it takes seconds."""
+    """Whether an error is bad input; Lightning's own by its name, as importing it takes seconds."""
     is_lightning_s = "MisconfigurationException" in [kind.__name__ for kind in type(error).__mro__]
     return isinstance(error, USER_ERRORS) or is_lightning_s or "loading state_dict" in str(error)
 
@@ -246,7 +246,7 @@ _NONE = "Expected a <class 'NoneType'>"
 
 
 def _innermost(error: BaseException) -> tuple[list[BaseException], list[BaseException]]:
-    """Follow an error to what was raised first; beside it, what was raised as deep for other types."""
+    """Follow an error to the first one raised; also return those raised as deep for other types."""
     if not _is_parsed(error):
         return [error], []
     lists = [found for found in _frames(error)[-1].f_locals.values() if isinstance(found, list) and found]
@@ -255,7 +255,7 @@ def _innermost(error: BaseException) -> tuple[list[BaseException], list[BaseExce
     tried = [_innermost(each) for each in several if not str(each).startswith(_NONE)]
     if not tried:
         return [error], []
-    # what failed in a constructor or deep in a class says more than that a value is of another type
+    # an error in a constructor or deep in a class is more specific than that a value is of another type
     depths = [(not _is_parsed(chain[-1]), len(chain)) for chain, _ in tried]
     best = [found for found, depth in zip(tried, depths, strict=True) if depth == max(depths)]
     (chain, beside), *ties = best
@@ -272,7 +272,7 @@ def _parses(frame: FrameType) -> bool:
 
 
 def _is_parsed(error: BaseException) -> bool:
-    """Tell whether a parser raised it."""
+    """Whether a parser raised it."""
     return any(map(_parses, _frames(error)[-1:]))
 
 
@@ -283,7 +283,7 @@ def _as_typed(option: argparse.Action, parser: argparse.ArgumentParser | None) -
 
 
 def error_line(error: BaseException) -> str:
-    """Say an error in one line of at most ``LIMIT`` characters.
+    """Return an error as one line of at most ``LIMIT`` characters.
 
     Long quotations are shortened first, of paths the beginning; then the middle, so that the beginning and
     the reason stay.

@@ -51,9 +51,9 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--index-dir",
         type=str | None,
-        help="Folder for the indices of --shards; default: beside them, which must be writable then.",
+        help="Folder for the indices of --shards; default: that of the shards, which must be writable then.",
     )
-    parser.add_argument("--keep-images", action="store_true", help="Keep the images beside the latents.")
+    parser.add_argument("--keep-images", action="store_true", help="Keep the images with the latents.")
     parser.add_argument(
         "--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained."
     )
@@ -105,7 +105,7 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
     """Load the autoencoder.
 
     Raises:
-        ValueError: If it cannot encode images of the size that is asked for, or if its latents have no scale.
+        ValueError: If it cannot encode images of the requested size, or if its latents have no scale.
     """
     latent_scale(checkpoint)  # what diffusion will need
     stage = load_stage(checkpoint, Autoencoder).to(where)

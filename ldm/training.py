@@ -90,7 +90,7 @@ class FitCLI(LightningCLI):
         settle(self.config.trainer, is_endless=not self.subclass_mode_data)
         wanted = self.config.trainer
         self.precision = Precision.choose(wanted.precision, str(wanted.accelerator))
-        wanted.precision = self.precision.name  # the record of the run says what auto was
+        wanted.precision = self.precision.name  # the record of the run has the resolved value
 
     def instantiate_classes(self) -> None:
         """Build everything; a resumed run finds what it was built on by its hash."""
@@ -199,11 +199,11 @@ def build(arguments: Sequence[str] | None = None, scope: ExitStack | None = None
 
 
 def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) -> None:
-    """Train as a command line says, see ``build``.
+    """Train by a command line, see ``build``.
 
     Args:
         arguments: The command line; None takes that of the process.
-        notice: Where signals are remembered that came before training; None has not listened so far.
+        notice: Remembers signals that came before training; None has not listened so far.
 
     Raises:
         Preempted: If a signal stopped the run.
@@ -232,7 +232,7 @@ def _fit(cli: FitCLI, notice: Notice | None) -> None:
 
 
 def _beginning(cli: FitCLI) -> str:
-    """Say what is about to happen, in one line."""
+    """Print the start of a run in one line."""
     size = sum(p.numel() for p in cli.model.parameters() if p.requires_grad)
     start = f"resumes {cli.start}" if cli.start else f"starts with {cli.config.weights or 'random weights'}"
     samples, lr = "", cli.model.optimizer.lr
@@ -246,7 +246,7 @@ def _beginning(cli: FitCLI) -> str:
 
 
 def _quieten() -> None:
-    """Drop what Lightning tells its own users: tips, hardware, and doubts about our choices."""
+    """Drop Lightning's messages for its own users: tips, hardware, and doubts about our choices."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     doubts = (
@@ -277,12 +277,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _is_first() -> bool:
-    """Tell whether this is the first process of all, as far as its launcher says."""
+    """Whether this is rank 0, by the variables of its launcher."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _stop(reason: Preempted) -> int:
-    """Say so and queue again, on the first process; the others are done, and no error to their launcher."""
+    """Report the stop and requeue, on the first process; the others end without an error."""
     if not _is_first():
         return 0
     print(reason, flush=True)

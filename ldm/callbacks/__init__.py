@@ -1,4 +1,4 @@
-"""What a run does beside training: averages, images, figures. Named by configs only."""
+"""Callbacks of a run: averages, images, metrics, speed. Named by configs only."""
 
 from ldm import exports
 

@@ -35,14 +35,14 @@ class ActivationCheckpointing(L.Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for block in blocks_of(pl_module):
-            # what calls the block is not replaced: hooks of parallel training stay around both passes
+            # ``forward``, not the call: hooks of parallel training stay around the two passes
             block.forward = partial(_recomputed, block.forward)
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    if torch.compiler.is_compiling():  # both passes are compiled with the kernels of the first
+    if torch.compiler.is_compiling():  # the second pass is compiled with the kernels of the first
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
     kernels = [kernel for kernel, is_allowed in ATTENTION.items() if is_allowed()]
 

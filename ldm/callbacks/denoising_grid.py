@@ -24,7 +24,7 @@ class Denoises(Protocol):
     objective: Any
 
     def cond(self, batch: Batch) -> Denoise:
-        """Condition on what ``batch`` says: a function from (x_t, t) to x0_hat."""
+        """Return the estimate x0_hat as a function of (x_t, t), conditioned on ``batch``."""
         ...
 
 

@@ -26,7 +26,7 @@ from ldm.types import Batch, Generates, progress_of
 
 @runtime_checkable
 class Identified(Protocol):
-    """Real images that can be told from others."""
+    """Real images with an identity, under which their statistics are cached."""
 
     def identity(self, num: int) -> str:
         """Return text that changes when the first ``num`` of them do."""
@@ -45,7 +45,7 @@ class Evaluation(ValidationSubset):
     """Generates an image for each of the first validation samples, and feeds all metrics with it.
 
     Images are drawn with the averaged weights if there are any, in the trainer's precision, and rounded as
-    a PNG would be; metrics measure in float32. Values are logged as ``val/<name>`` beside the validation's
+    a PNG would be; metrics measure in float32. Values are logged as ``val/<name>`` with the validation's
     own, so that they can be monitored, and each is written with its record to ``evaluations.jsonl`` in the
     run folder. Training goes on as if nothing had been measured: random numbers, modes and weights are as
     before.
@@ -99,7 +99,7 @@ class Evaluation(ValidationSubset):
 
     @property
     def higher_is_better(self) -> dict[str, bool]:
-        """Of the values of all metrics, as they are logged, without ``val/``."""
+        """Direction of every logged value that has one, by its name without ``val/``."""
         stated = (item for metric in self.metrics for item in metric.higher_is_better.items())
         return {f"{name}{self._suffix}": up for name, up in stated}
 

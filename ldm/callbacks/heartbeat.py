@@ -16,17 +16,17 @@ from typing import NamedTuple
 from torch.distributed import Store
 
 EXIT_CODE = 124
-"""Of a run that was ended because it hung: what ``timeout`` of the GNU tools leaves."""
+"""Exit code of a run that was ended because it hung, as of GNU ``timeout``."""
 
 STDERR = sys.__stderr__ or sys.stderr
-"""Of the process: what stands for it in a notebook or a test cannot be written to from C."""
+"""Standard error of the process: its stand-in in a notebook or a test cannot be written to from C."""
 
 NUM_NAMED, NUM_CALLS = 8, 12
 """Processes that a message names, and calls of each."""
 
 
 class Heartbeat(NamedTuple):
-    """What a process reports of itself at intervals.
+    """Status that a process reports at intervals.
 
     ``tick`` counts the times, ``signs`` what training has done; ``phase`` is the last of that.
     """
@@ -38,14 +38,14 @@ class Heartbeat(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Who keeps all waiting: the ranks, none if all stand at the same point, and the reason in words."""
+    """Ranks that all others wait for, none if all hang at the same point, and the reason in words."""
 
     guilty: list[int]
     reason: str
 
 
 class HeartbeatStore:
-    """Where the processes leave their beats: the store by which they met. The first of them judges.
+    """Heartbeats of all processes, in the rendezvous store; rank 0 evaluates them.
 
     Args:
         rank: This process.
@@ -110,7 +110,7 @@ class HeartbeatMonitor:
         faulthandler.cancel_dump_traceback_later()
 
     def sign(self, phase: str) -> None:
-        """Note that training goes on."""
+        """Record a sign of training."""
         self._signs, self._phase, self._since = self._signs + 1, phase, time.monotonic()
 
     @property
@@ -191,7 +191,7 @@ def blame(before: dict[int, Heartbeat], after: dict[int, Heartbeat], world: int)
 
 
 def main_thread() -> str:
-    """Say where the main thread of this process is: its innermost calls."""
+    """Return the innermost calls of this process's main thread."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     return "".join(traceback.format_stack(frame, NUM_CALLS)).rstrip()
 

@@ -1,4 +1,4 @@
-"""Whether a CLIP in training matches images with captions, and with the names of classes."""
+"""Retrieval and zero-shot accuracy of a CLIP in training."""
 
 from __future__ import annotations
 

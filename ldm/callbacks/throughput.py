@@ -1,4 +1,4 @@
-"""How fast training is, and how much of its time it waits for data."""
+"""Training speed, and the fraction of time spent waiting for data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When and how checkpoints are written."""
+"""Writing of checkpoints, and their schedule."""
 
 from ldm import exports
 

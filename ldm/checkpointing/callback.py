@@ -1,4 +1,4 @@
-"""When a run writes checkpoints, and which it keeps."""
+"""Schedule of a run's checkpoints, and the ones that are kept."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Checkpoints(Checkpoint):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check who writes, and that validations come between two steps.
+        """Check the writer, and that validations come between two steps.
 
         Raises:
             ValueError: If the writer is not ours: another would write in place. If a validation would come

@@ -19,7 +19,7 @@ from ldm.lightning_internals import ignore_sigterm
 from ldm.types import Batch, progress_of
 
 EXIT_CODE = 75
-"""Of a run that was stopped and may be resumed: EX_TEMPFAIL of sysexits.h, "try again later"."""
+"""Exit code of a run that was stopped and may be resumed: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """In order of urgency: stop; stop and, under SLURM, requeue."""
@@ -46,7 +46,7 @@ class Notice:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for the length of a ``with`` block, and give them back after it.
+        """Handle the signals for the length of a ``with`` block, and restore their handlers after it.
 
         One that was blocked before, as slurm/fit.sbatch does with SIGUSR1 lest it kill a process still
         importing, is heard now if it came meanwhile, and blocked again after the ``with`` block.
@@ -62,7 +62,7 @@ class Notice:
                 signal.signal(number, handler)
 
     def listen(self) -> None:
-        """Take the signals."""
+        """Install the handlers of the signals."""
         for number in SIGNALS:
             signal.signal(number, self._remember)
 
@@ -129,7 +129,7 @@ def requeue(by: signal.Signals) -> None:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or by != signal.SIGUSR1:
         return
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # SLURM_JOB_ID is that of the whole array
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # SLURM_JOB_ID is that of the array
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)

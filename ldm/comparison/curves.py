@@ -10,7 +10,7 @@ from typing import Any
 from ldm.comparison.runs import ComparedRun, Points
 
 MAX_POINTS = 400
-"""Of a curve: longer ones are averaged over equal stretches."""
+"""Points of a curve: longer ones are averaged over equal stretches."""
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8B6F00", "#7F7F7F")
 """Told apart by the colour blind (Okabe & Ito 2008); the yellow of theirs is too light on white."""
 DASHES = (("solid", "solid"), ("dash", "dashed"), ("dot", "dotted"))

@@ -17,7 +17,7 @@ MEASURED = (
     *("stage", "samples", "weights", "precision", "seed", "sampler", "guidance", "steps", "evaluation"),
     *("checkpoint", "checkpoint_sha256"),
 )
-"""Fields of a record that identify what was measured. The others say how: where they differ, numbers may."""
+"""Fields of a record that identify the measurement. If the others, its settings, differ, numbers may too."""
 DEPENDS = {
     "": ("model", "data.val", "data.image_size", "trainer.limit_val_batches"),
     "loss": ("model.objective", "model.latents", "model.losses", "model.kl_weight"),

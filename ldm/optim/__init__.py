@@ -1,4 +1,4 @@
-"""How parameters are updated."""
+"""Optimizers, their recipes and learning rates."""
 
 from ldm.optim.recipes import AdamW, LinearScaling, Muon, NoScaling, Optimization, Scaling, SquareRootScaling
 

@@ -74,13 +74,13 @@ class RunFolder:
 
     @property
     def records(self) -> list[Path]:
-        """What ``record`` wrote last."""
+        """Contents of the last ``record``."""
         names = ("config.yaml", "environment.json", "uncommitted.diff")
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
     @property
     def chain(self) -> str:
-        """What W&B groups by: the folder that this one lies in."""
+        """Group of the run in W&B: the parent folder."""
         return self.folder.absolute().parent.name
 
     def wandb(
@@ -147,7 +147,7 @@ class RunFolder:
 
 
 def _is_copy(run: str, made_in: list[str], here: list[str]) -> bool:
-    """Tell a copied folder, whose original is still there, from one that was moved."""
+    """Whether a folder is a copy, whose original is still there, rather than moved."""
     if len(made_in) < 2 or made_in[0] == here[0] or made_in[1] == here[1]:
         return False
     original = Path(made_in[1], WANDB_ID)

@@ -46,12 +46,12 @@ FIELDS = {
     "data": "shards, batch size, image size, or a data module of one's own",
     "trainer": "steps, precision, devices, callbacks",
 }
-"""What else the full parser takes, in one line each."""
+"""Further options of the full parser, in one line each."""
 
 
 @dataclass
 class WandB:
-    """What Weights & Biases gets.
+    """Settings of Weights & Biases.
 
     Args:
         mode: "offline" writes into the run folder only, "wandb sync" sends it later; "online" sends it

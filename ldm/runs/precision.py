@@ -12,7 +12,7 @@ from ldm.hardware import choose_precision, device_of, warn_of_emulation
 
 @dataclass(frozen=True)
 class Precision:
-    """What ``trainer.precision`` came to on a device; as a string, how a run reports it.
+    """Resolved ``trainer.precision`` on a device; as a string, how a run reports it.
 
     Args:
         name: Lightning's, not auto.
@@ -49,7 +49,7 @@ class Precision:
         return f"{self.name} (auto: bfloat16 is {native} on this {self.device.type})"
 
     def warning(self) -> str | None:
-        """Say what it costs if the device only emulates it, measured now; None if it does not."""
+        """Return a warning with the measured cost if the device only emulates it, else None."""
         return warn_of_emulation("trainer.precision", self.name, self.device)
 
 

@@ -95,7 +95,7 @@ class Recipe(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         found: dict[str, Any] = {}
         for path, content in layers(find(values)):
-            # the parser replaces an argument that is itself a mapping as a whole: it gets that of all files
+            # the parser replaces an argument that is a mapping: it gets the merged one of all files
             found = _merge(_without_appended(found), content)
             text = yaml.safe_dump({key: found[key] for key in content}, sort_keys=False)
             check_keys(content, [action.dest for action in parser._actions], str(path))
@@ -128,7 +128,7 @@ def check_keys(content: dict[str, Any], known: Sequence[str], path: str, above: 
 
 
 def names_class(key: str, arguments: Sequence[str]) -> bool:
-    """Tell whether a command line, or a configuration that it names, has a class path under ``key``.
+    """Whether a command line, or a configuration that it names, has a class path under ``key``.
 
     Args:
         key: Of a configuration, e.g. "data".

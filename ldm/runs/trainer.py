@@ -135,7 +135,7 @@ def settle(trainer: Namespace, is_endless: bool) -> None:
 
 
 def ending(trainer: L.Trainer, done: Progress) -> str:
-    """Say how far training came, and why it ended if it is not done.
+    """Report the progress of training, and why it ended if it is not done.
 
     Args:
         trainer: One whose ``fit`` has returned.

@@ -1,4 +1,4 @@
-"""What to sample, and how: requests, and guidance by a weaker model."""
+"""Sampling requests and their output, and guidance by a weaker model."""
 
 from ldm import exports
 

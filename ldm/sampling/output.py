@@ -30,7 +30,7 @@ def output_folder(out: str | None, metadata: Sequence[Mapping[str, str]]) -> Pat
 
     Args:
         out: --out, or None for the first of samples, samples-2 ... that has no other images.
-        metadata: What the file of each image will say of itself, in order.
+        metadata: Metadata for the file of each image, in order.
 
     Raises:
         ValueError: If ``out`` has images of another call.

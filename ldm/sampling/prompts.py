@@ -11,7 +11,7 @@ from ldm.io.weights import recognise
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 """Encodings by the mark that a file begins with."""
 BLANK = " \t\v\f\u00a0\ufeff"
-"""What is no part of a caption at its ends; the last is a mark that joined files have in the middle."""
+"""Characters stripped from the ends of a caption; the last is a mark that joined files have in the middle."""
 
 
 def read_prompts(path: str) -> list[str]:

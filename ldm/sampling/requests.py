@@ -1,4 +1,4 @@
-"""What to draw, as a command line, files or the samples of shards say."""
+"""Sampling requests from a command line, files, or the samples of shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def file_options() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Options of a command line that say what to draw.
+    """Options of a command line that select the images to draw.
 
     Args:
         prompts: Captions.
@@ -72,15 +72,15 @@ def as_batch(requests: Sequence[SampleRequest]) -> Batch:
 
 
 def expand_requests(options: SampleOptions, reads: Sequence[str], size: int) -> list[SampleRequest]:
-    """List the images that are asked of a model that is conditioned on the fields ``reads``.
+    """List the images to draw with a model that is conditioned on the fields ``reads``.
 
     Args:
-        options: What is to be drawn.
+        options: The options.
         reads: Fields that the model reads.
         size: Side of its images in pixels, to which files are cropped and resized.
 
     Raises:
-        ValueError: If that asks for nothing, or lacks what the model reads, or gives what it does not read.
+        ValueError: If nothing is requested, or a field of the model is missing, or another is given.
     """
     samples = list(_of_shards(options, reads, size) if options.shards else _of_options(options, reads, size))
     copies: Counter[str] = Counter()
@@ -95,7 +95,7 @@ def expand_requests(options: SampleOptions, reads: Sequence[str], size: int) -> 
 def _of_shards(options: SampleOptions, reads: Sequence[str], size: int) -> Iterator[tuple[str, Sample]]:
     assert options.shards is not None
     if surplus := sorted(set(options.given().values())):
-        raise ValueError(f"--shards: the samples say what to draw, got {' and '.join(surplus)} too")
+        raise ValueError(f"--shards: the samples are the requests, got {' and '.join(surplus)} too")
     evaluation = Indexed().evaluation(options.shards, size, "--shards", lambda _: reads, ())
     if lacking := sorted(set(reads) - set(evaluation.fields)):
         raise ValueError(

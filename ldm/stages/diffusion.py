@@ -30,7 +30,7 @@ class Diffusion(Stage):
 
     Args:
         latents: Space that diffusion happens in.
-        conditioner: What conditions it.
+        conditioner: Its conditioner.
         denoiser: Builds the network, a ``Denoiser``, from the channels and widths that the other two say of
             themselves.
         objective: Noise schedule, prediction and weighting.

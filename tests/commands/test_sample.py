@@ -177,7 +177,7 @@ def test_guidance_may_be_a_class(chain, tmp_path):
             ["--prompt=a", "--layout=boxes.json"],
             "conditioned on text: got --layout and --prompt or --prompts",
         ),
-        (["--prompt=a", "--shards=nowhere-*.tar"], "the samples say what to draw, got --prompt"),
+        (["--prompt=a", "--shards=nowhere-*.tar"], "the samples are the requests, got --prompt"),
         (["--shards=nowhere-*.tar"], "nowhere-*.tar"),
         (["--labels", "3"], "is conditioned on text: got --labels, expected --prompt or --prompts"),
         ([], "conditioned on text: got nothing, expected --prompt or --prompts, or --shards"),
