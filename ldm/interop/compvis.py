@@ -80,8 +80,8 @@ def import_file(file: str | Path, out: str | Path, options: ImportOptions) -> tu
 
     Raises:
         FileNotFoundError: If there is no file.
-        ValueError: If it is damaged, lacks a part, is of a kind that cannot be expressed here, or states other
-            things than the options.
+        ValueError: If it is damaged, lacks a part, is of a kind that cannot be expressed here, or states
+            other things than the options.
     """
     file, name = Path(file), str(file)
     weights, header = read_weights(file), read_metadata(file)
