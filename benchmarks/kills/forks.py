@@ -96,7 +96,10 @@ class Processes:
         self._reap()
         for pid in self.pids[which]:
             if pid not in self._codes:
-                (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
+                try:
+                    (os.killpg if number == signal.SIGKILL else os.kill)(pid, number)
+                except ProcessLookupError:  # killed before it led a session
+                    os.kill(pid, number)
 
     def wait(self, seconds: float) -> list[int]:
         """Wait for their end, and return their exit codes; those that do not end are killed."""
