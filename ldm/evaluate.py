@@ -17,7 +17,7 @@ from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.distributed.launch import processes
 from ldm.evaluation.captions import TruncatedCaptions, readers
-from ldm.evaluation.plan import Sweep, build_metrics, build_sources, check_stages, load_trained
+from ldm.evaluation.plan import Sweep, TrainedStage, build_metrics, build_sources, check_stages, load_trained
 from ldm.evaluation.reference import ReferenceImages, open_shards, real_images
 from ldm.evaluation.report import OutputFolder, Result, plot, slug, table, write_json, write_npz
 from ldm.evaluation.session import Measurement
@@ -27,7 +27,7 @@ from ldm.io.images import to_bytes
 from ldm.io.upstream import OPTION, upstream_options
 from ldm.metrics.metric import Metric, ReferenceInfo
 from ldm.metrics.zero_shot import TEMPLATES
-from ldm.types import ReadsFields
+from ldm.types import HasClasses, ReadsFields
 
 HELP = """Measure what checkpoints draw, or images of a folder, against real images.
 
@@ -117,7 +117,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         reads = [
             name for each in stages if isinstance(each.stage, ReadsFields) for name in each.stage.reads(())
         ]
-        samples = open_shards(options.data, size, reads) if options.data else None
+        samples = open_shards(options.data, size, reads, classes_of(stages)) if options.data else None
         real = real_images(options.reference, samples, size)
         metrics = build_metrics(options, objects.metrics, stages, real)
         out, results = OutputFolder(Path(options.out)), list[Result]()
@@ -151,6 +151,15 @@ def check(options: Namespace) -> None:
         raise ValueError("--data: got none, expected shards with what --checkpoint draws for")
     if not options.data and not options.reference:
         raise ValueError("got neither --data nor --reference, expected real images to compare with")
+
+
+def classes_of(stages: Sequence[TrainedStage]) -> dict[str, int]:
+    """Count the classes of each field that all stages know."""
+    found: dict[str, int] = {}
+    for each in stages:
+        if isinstance(each.stage, HasClasses):
+            found |= {name: min(n, found.get(name, n)) for name, n in each.stage.classes.items()}
+    return found
 
 
 def listed(found: Sampler | list[Sampler] | None) -> list[Sampler]:

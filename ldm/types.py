@@ -226,6 +226,16 @@ class ReadsFields(Protocol):
 
 
 @runtime_checkable
+class HasClasses(Protocol):
+    """A stage that reads classes: a sample with others is a bad one."""
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Number of classes of each field that holds some: they are 0 to one less."""
+        ...
+
+
+@runtime_checkable
 class HasBlocks(Protocol):
     """A stage or a network that names its blocks, which are sharded, compiled or recomputed one by one."""
 

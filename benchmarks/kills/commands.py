@@ -24,7 +24,7 @@ from ldm.io.atomic import MARK
 ROOT = Path(__file__).resolve().parents[2]
 OUT = "out"
 """Folder that each command writes, in the folder that it runs in."""
-IGNORED = (".lock", ".lock-holder.txt", ".index.npz")
+IGNORED = (".lock", ".lock-holder.txt", ".index.npz", ".importing")
 """Ends of files that are no results."""
 GROWING = ("latents.json", "shards.json", ".done.json")
 """Ends of files that list what is done."""

@@ -5,6 +5,7 @@ from ldm import exports
 __getattr__, __all__ = exports(
     __name__,
     activation_checkpointing="ActivationCheckpointing",
+    bad_samples="BadSamples",
     compile="Compile",
     denoising_grid="DenoisingGrid",
     ema="EMA",

@@ -93,6 +93,11 @@ class Conditioner(Configurable, nn.Module, ABC):
             )
 
     @property
+    def classes(self) -> dict[str, int]:
+        """Number of classes of each field that it reads classes of."""
+        return {}
+
+    @property
     def drops(self) -> bool:
         """Whether training uses the null condition."""
         return self.dropout > 0.0

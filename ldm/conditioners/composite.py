@@ -83,6 +83,14 @@ class Composite(Conditioner):
             part.check_values(batch)
 
     @property
+    def classes(self) -> dict[str, int]:
+        """Classes that each conditioner of a field knows."""
+        found: dict[str, int] = {}
+        for part in self.parts:
+            found |= {field: min(count, found.get(field, count)) for field, count in part.classes.items()}
+        return found
+
+    @property
     def drops(self) -> bool:
         """Whether training uses the null condition of any."""
         return self.dropout > 0.0 or any(part.drops for part in self.parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from ldm.conditioners.base import Conditioner
 from ldm.types import Batch, Cond
@@ -30,6 +31,11 @@ class ClassLabel(Conditioner):
         """Look up ``batch["label"]`` (B,)."""
         self._require(batch)
         return Cond(vector=self.embedding(batch["label"]))
+
+    @property
+    @override
+    def classes(self) -> dict[str, int]:
+        return {"label": self.num_classes}
 
     def check_values(self, batch: Batch) -> None:
         """Check that each label is one of the classes."""

@@ -95,6 +95,11 @@ class Layout(Conditioner):
         self._has_warned |= num > 0
         return {"truncated_layouts": torch.full((), num / len(counts), device=self.embedding.weight.device)}
 
+    @property
+    @override
+    def classes(self) -> dict[str, int]:
+        return {"layout": self.num_classes}
+
     def check_values(self, batch: Batch) -> None:
         """Check that each box has one of the classes."""
         for key, boxes in zip(batch["key"], batch.get("layout", []), strict=False):

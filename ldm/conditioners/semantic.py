@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ldm.conditioners.spatial import Spatial
 from ldm.types import Batch, Cond
@@ -43,6 +44,11 @@ class SemanticMap(Spatial):
         size = self._latent_size(label_map.shape[-1])
         shape = (len(label_map), self.spatial_channels, *size)
         return Cond(spatial=torch.zeros(shape, device=label_map.device))
+
+    @property
+    @override
+    def classes(self) -> dict[str, int]:
+        return {"label_map": self.num_classes}
 
     def check_values(self, batch: Batch) -> None:
         """Check that each pixel has one of the classes."""

@@ -19,7 +19,23 @@ from ldm.data import raster
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used. The message names shard, key, member and reason."""
+    """A sample that cannot be used. The message names shard, key, member and reason.
+
+    Args:
+        message: What is wrong with it.
+        reason: The same in two words, by which bad samples are counted.
+    """
+
+    def __init__(self, message: str, reason: str = "other") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Skipped(NamedTuple):
+    """What is kept of a ``BadSample``, see there."""
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -29,9 +45,9 @@ class SampleId:
     shard: str
     key: str
 
-    def bad(self, member: str, reason: str) -> BadSample:
-        """Make the error for one member of this sample."""
-        return BadSample(f"{self.shard}: sample '{self.key}', member '{member}': {reason}")
+    def bad(self, member: str, text: str, reason: str) -> BadSample:
+        """Make the error for one member of this sample: what is wrong, and the same in two words."""
+        return BadSample(f"{self.shard}: sample '{self.key}', member '{member}': {text}", reason)
 
 
 @dataclass(frozen=True)
@@ -50,18 +66,18 @@ class Members:
     image_size: int = 0
     draw: int | None = None
 
-    def bad(self, member: str, reason: str) -> BadSample:
-        """Make the error for one member."""
-        return self.sample.bad(member, reason)
+    def bad(self, member: str, text: str, reason: str) -> BadSample:
+        """Make the error for one member, see ``SampleId.bad``."""
+        return self.sample.bad(member, text, reason)
 
     def json(self) -> dict[str, Any]:
         """Parse the json member; empty without one."""
         try:
             meta = json.loads(self.content.get("json", b"{}"))
         except (ValueError, RecursionError) as error:
-            raise self.bad("json", f"is not JSON ({error})") from error
+            raise self.bad("json", f"is not JSON ({error})", "malformed json") from error
         if not isinstance(meta, dict):
-            raise self.bad("json", f"is a {type(meta).__name__}, expected an object")
+            raise self.bad("json", f"is a {type(meta).__name__}, expected an object", "malformed json")
         return meta
 
 
@@ -90,7 +106,7 @@ def pixels(read: Callable[[bytes], Tensor], mode: str = "bicubic", resize: bool 
         try:
             image = read(content)
         except ValueError as error:
-            raise members.bad(name, str(error)) from error
+            raise members.bad(name, str(error), "unreadable image") from error
         square = raster.square(image, members.image_size if resize else None, mode)
         return Decoded(square, (image.shape[1], image.shape[2]))
 
@@ -111,23 +127,27 @@ def text(members: Members) -> Decoded | None:
     meta = members.json() if members.draw is not None or "txt" not in members.content else {}
     if (captions := meta.get("captions")) is not None:
         if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
-            raise members.bad("json", f"'captions' is {captions!r:.60}, expected a list of strings")
+            what = f"'captions' is {captions!r:.60}, expected a list of strings"
+            raise members.bad("json", what, "malformed caption")
         return _caption(captions[(members.draw or 0) % len(captions)], "json", members)
     if "txt" in members.content:
         try:
             return _caption(members.content["txt"].decode("utf-8"), "txt", members)
         except UnicodeDecodeError as error:
-            raise members.bad("txt", f"is not UTF-8 ({error.reason} at byte {error.start})") from error
+            what = f"is not UTF-8 ({error.reason} at byte {error.start})"
+            raise members.bad("txt", what, "malformed caption") from error
     return _caption(meta["caption"], "json", members) if "caption" in meta else None
 
 
 def _caption(caption: Any, member: str, members: Members) -> Decoded:
     if not isinstance(caption, str):
-        raise members.bad(member, f"the caption is {caption!r:.60}, expected a string")
+        what = f"the caption is {caption!r:.60}, expected a string"
+        raise members.bad(member, what, "malformed caption")
     if not caption.strip():
-        raise members.bad(member, "the caption is empty")
+        raise members.bad(member, "the caption is empty", "empty caption")
     if any("\ud800" <= letter <= "\udfff" for letter in caption):
-        raise members.bad(member, "the caption holds half a character (a lone surrogate)")
+        what = "the caption holds half a character (a lone surrogate)"
+        raise members.bad(member, what, "malformed caption")
     return Decoded(caption.strip())
 
 
@@ -142,7 +162,8 @@ def label(members: Members) -> Decoded | None:
     else:
         return None
     if not _is_class(found):
-        raise members.bad(name, f"the label is {found!r:.60}, expected an integer >= 0, below 2^63")
+        what = f"the label is {found!r:.60}, expected an integer >= 0, below 2^63"
+        raise members.bad(name, what, "malformed label")
     return Decoded(found)
 
 
@@ -158,9 +179,8 @@ def layout(members: Members) -> Decoded | None:
         return Decoded(_cropped(boxes, int(height), int(width)), (int(height), int(width)))
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         expected = 'expected a list of {"label": 3, "box": [left, top, right, bottom]}, fractions in [0, 1]'
-        raise members.bad(
-            "json", f"'layout' is {meta['layout']!r:.80} ({error!r:.60}), {expected}"
-        ) from error
+        what = f"'layout' is {meta['layout']!r:.80} ({error!r:.60}), {expected}"
+        raise members.bad("json", what, "malformed layout") from error
 
 
 UNKNOWN_SIZE = (1, 1)
@@ -202,11 +222,13 @@ def latent(members: Members) -> Decoded:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # whatever a header may claim
-        raise members.bad(name, f"cannot be read as a numpy array ({error!s:.150})") from error
+        what = f"cannot be read as a numpy array ({error!s:.150})"
+        raise members.bad(name, what, "unreadable latent") from error
     if array.ndim != 3 or array.shape[0] % 2 or array.dtype not in (np.float16, np.float32):
         found = f"{array.dtype} of shape {array.shape}"
-        raise members.bad(name, f"is {found}, expected float16 or float32 of shape (2C, h, w)")
+        what = f"is {found}, expected float16 or float32 of shape (2C, h, w)"
+        raise members.bad(name, what, "unreadable latent")
     decoded = torch.from_numpy(array.astype(np.float32))
     if not torch.isfinite(decoded).all():
-        raise members.bad(name, "holds values that are not finite")
+        raise members.bad(name, "holds values that are not finite", "unreadable latent")
     return Decoded(decoded)

@@ -23,6 +23,9 @@ samples: why each of them could not be used."""
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LATENT = "latent.npy"
+UNKNOWN_CLASS = "unknown class"
+"""Reason of bad samples with a class that the model lacks."""
+_NONE: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Field:
         on_device: Converts the batch's value once it is on the device, if it is uint8; None leaves it.
         json_keys: Keys of the member "json" that give it.
         option: Option of ``ldm.sample`` that gives it; None if there is none.
+        highest: Finds the highest class in a sample's value, where it holds classes; -1 if it has none.
         help: What the file is that ``option`` names: it is decoded as the first of ``members``. None if
             ``option`` takes no file but values, each of which makes an image.
     """
@@ -47,6 +51,7 @@ class Field:
     json_keys: tuple[str, ...] = ()
     option: str | None = None
     help: str | None = None
+    highest: Callable[[Any], int] | None = None
 
 
 class Packed(list[Tensor]):
@@ -60,6 +65,10 @@ def _unpacked(rows: Tensor, counts: list[int]) -> list[Tensor]:
     return list(rows.split(counts))
 
 
+def _highest(classes: Tensor) -> int:
+    return int(classes.max()) if classes.numel() else -1
+
+
 _rgb, _low_res = decode.pixels(raster.rgb), decode.pixels(raster.rgb, resize=False)
 _mask = decode.pixels(raster.mask, "nearest-exact")
 _CLASSES = "Image whose grey levels or palette are classes."
@@ -67,7 +76,7 @@ _BOXES = "JSON file of classes and boxes, see data/README.md."
 FIELDS: dict[str, Field] = {
     "image": Field(IMAGES, _rgb, stack, from_bytes, (), "--image", "Image to condition on, or to redraw."),
     "text": Field(("txt", "json"), decode.text, list, None, ("caption", "captions"), "--prompt or --prompts"),
-    "label": Field(("cls", "json"), decode.label, torch.tensor, None, ("label",), "--labels"),
+    "label": Field(("cls", "json"), decode.label, torch.tensor, None, ("label",), "--labels", highest=int),
     "latent": Field((LATENT,), decode.latent),
     "mask": Field(
         ("mask.png",), _mask, stack, Tensor.float, (), "--mask", "Image that is white where to paint."
@@ -75,8 +84,19 @@ FIELDS: dict[str, Field] = {
     "low_res": Field(
         ("low.png", "low.jpg"), _low_res, stack, from_bytes, (), "--low-res", "Image to enlarge."
     ),
-    "label_map": Field(("map.png",), decode.label_map, stack, Tensor.long, (), "--label-map", _CLASSES),
-    "layout": Field(("json",), decode.layout, Packed, None, ("layout",), "--layout", _BOXES),
+    "label_map": Field(
+        ("map.png",), decode.label_map, stack, Tensor.long, (), "--label-map", _CLASSES, _highest
+    ),
+    "layout": Field(
+        ("json",),
+        decode.layout,
+        Packed,
+        None,
+        ("layout",),
+        "--layout",
+        _BOXES,
+        lambda boxes: _highest(boxes[:, :1]),
+    ),
 }
 """Name of each field, as in ``Batch``, to how it is read."""
 
@@ -94,6 +114,7 @@ def decode_sample(
     image_size: int,
     draw: int | None,
     optional: Iterable[str] = (),
+    classes: Mapping[str, int] = _NONE,
 ) -> Sample:
     """Decode fields of a sample.
 
@@ -106,10 +127,11 @@ def decode_sample(
         draw: 63 random bits that choose among several captions (training); None takes the canonical
             caption (evaluation).
         optional: Names of further fields, each left out where it is missing or bad.
+        classes: Number of classes of fields that hold some.
 
     Raises:
-        BadSample: If one of ``fields`` is missing or cannot be decoded, a caption is empty, or what lies on
-            the image has other proportions.
+        BadSample: If one of ``fields`` is missing or cannot be decoded, a caption is empty, a class is not
+            one of ``classes``, or what lies on the image has other proportions.
     """
     result: Sample = {"key": sample.key}
     sizes: dict[str, tuple[int, int]] = {}
@@ -120,8 +142,10 @@ def decode_sample(
             decoded = FIELDS[name].decode(Members(content, sample, image_size, draw)) if content else None
             if decoded is None:
                 found = ", ".join(members) or "none of them"
-                reason = f"missing: it gives the field '{name}' (found {found})"
-                raise sample.bad(" or ".join(FIELDS[name].members), reason)
+                what = f"missing: it gives the field '{name}' (found {found})"
+                raise sample.bad(" or ".join(FIELDS[name].members), what, f"missing {name}")
+            if name in classes:
+                _check_classes(name, next(iter(content)), decoded.value, classes[name], sample)
             sized = {} if decoded.size is None else {next(iter(content)): decoded.size}
             _check_proportions({**sizes, **sized}, sample)
         except BadSample:
@@ -131,6 +155,14 @@ def decode_sample(
             result[name] = decoded.value
             sizes |= sized
     return result
+
+
+def _check_classes(field: str, member: str, value: Any, num_classes: int, sample: SampleId) -> None:
+    """Check that the model has the classes of a field."""
+    highest = FIELDS[field].highest
+    if highest is not None and (found := highest(value)) >= num_classes:
+        what = f"class {found} is no class of the model, expected 0 to {num_classes - 1}"
+        raise sample.bad(member, f"{what} (conditioner.num_classes={num_classes})", UNKNOWN_CLASS)
 
 
 def _check_proportions(sizes: Mapping[str, tuple[int, int]], sample: SampleId) -> None:
@@ -148,8 +180,8 @@ def _check_proportions(sizes: Mapping[str, tuple[int, int]], sample: SampleId) -
         rounding = 0 if (h, w) == UNKNOWN_SIZE else max(height, width, h, w)  # to full pixels, where resized
         if abs(width * h - w * height) > rounding:
             what = "'width' and 'height' are" if member == "json" else "is"
-            reason = f"{what} {w}x{h}, expected the proportions of the image, {width}x{height}"
-            raise sample.bad(member, reason)
+            text = f"{what} {w}x{h}, expected the proportions of the image, {width}x{height}"
+            raise sample.bad(member, text, "other proportions")
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import FileIO
 from typing import Any
 
@@ -71,6 +71,7 @@ class ShardFiles:
         image_size: int,
         draw: int | None,
         optional: Sequence[str] = (),
+        classes: Mapping[str, int] | None = None,
     ) -> Sample:
         """Read and decode a sample, see ``decode_sample``.
 
@@ -78,7 +79,7 @@ class ShardFiles:
             BadSample: If it cannot be used.
         """
         members, sample = self.members(shard, row, whitelist((*fields, *optional)))
-        decoded = decode_sample(members, sample, fields, image_size, draw, optional)
+        decoded = decode_sample(members, sample, fields, image_size, draw, optional, classes or {})
         return {**decoded, "key": self.key(shard, row)}
 
     def _opened(self, shard: int) -> tuple[FileIO, Index]:

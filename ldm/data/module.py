@@ -6,19 +6,20 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from ldm.data.decode import Skipped
 from ldm.data.fields import Sample, check_names, collate, converted
 from ldm.data.manifest import latents_size
 from ldm.data.readers import Indexed, Reader
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
 from ldm.data.streaming import Streaming
-from ldm.types import Batch, ReadsFields, ValidatesBatch, ValidatesShards, progress_of
+from ldm.types import Batch, HasClasses, ReadsFields, ValidatesBatch, ValidatesShards, progress_of
 
 __all__ = ["Indexed", "Shards", "Streaming"]
 DEFAULT_FIELDS = ("image", "text")
@@ -77,7 +78,9 @@ class Shards(L.LightningDataModule):
         self._evaluation: EvaluationSet | None = None
         self._seed = 0
         self._reads: dict[Collection[str], tuple[str, ...]] | None = None
-        self._bad = {"training": Counter[str](), "validation": Counter[str]()}
+        self._classes: dict[str, int] = {}
+        self._bad = {"training": Counter[Skipped](), "validation": Counter[Skipped]()}
+        self._new = {"training": Counter[str](), "validation": Counter[str]()}
 
     @property
     def image_size(self) -> int:
@@ -108,6 +111,11 @@ class Shards(L.LightningDataModule):
         """Bad training samples met by this process and replaced."""
         return self._bad["training"].total()
 
+    def take_bad(self, kind: Literal["training", "validation"]) -> dict[str, int]:
+        """Return by reason how many bad samples this process has replaced since the last call."""
+        taken, self._new[kind] = dict(self._new[kind]), Counter[str]()
+        return taken
+
     @property
     def samples(self) -> int:
         """Training samples of complete steps, over all processes: the stage counts them."""
@@ -118,7 +126,7 @@ class Shards(L.LightningDataModule):
         """The training samples; opened on first use."""
         if self._source is None:
             self._seed = _global_seed()
-            spec = SampleSpec(self.fields, self.image_size, self._seed)
+            spec = SampleSpec(self.fields, self.image_size, self._seed, self._classes)
             self._source = self.reader.open(self.train_shards, spec)
         return self._source
 
@@ -126,9 +134,9 @@ class Shards(L.LightningDataModule):
     def evaluation(self) -> EvaluationSet:
         """The validation samples; opened on first use."""
         if self._evaluation is None:
-            more: dict[str, Any] = {}
+            more: dict[str, Any] = {"classes": self._classes}
             if self._reads is not None:
-                more = {"reads": self._reads.__getitem__, "optional": {"text", "label", *self.fields}}
+                more |= {"reads": self._reads.__getitem__, "optional": {"text", "label", *self.fields}}
             self._evaluation = self.reader.evaluation(self.val_shards, self.image_size, **more)
         return self._evaluation
 
@@ -137,7 +145,9 @@ class Shards(L.LightningDataModule):
 
         Called by ``setup`` with the trainer's LightningModule; before that, fields are image and text.
         """
-        before = (self.fields, self._image_size, self._reads)
+        before = (self.fields, self._image_size, self._reads, self._classes)
+        if isinstance(module, HasClasses):
+            self._classes = dict(module.classes)
         if isinstance(module, ReadsFields):
             self._reads = {stored: module.reads(stored) for stored in ((), ("latent",))}
         if any(self._is_derived.values()):
@@ -148,7 +158,7 @@ class Shards(L.LightningDataModule):
             if self._is_derived["image_size"]:
                 trained = getattr(module, "image_size", None)
                 self._image_size = size if size is not None and "latent" in self.fields else trained
-        if (self.fields, self._image_size, self._reads) != before:
+        if (self.fields, self._image_size, self._reads, self._classes) != before:
             self._source = self._evaluation = None
 
     def prepare_data(self) -> None:
@@ -179,6 +189,7 @@ class Shards(L.LightningDataModule):
                 f"data.val: {self.num_val} samples for {world_size} processes, expected one for each"
             )
         if stage == "fit" and self.trainer is not None:
+            self.source.check()
             self._validate(collate(self.evaluation.check("data.val")))
 
     @override
@@ -195,10 +206,11 @@ class Shards(L.LightningDataModule):
         """Remove the reader's own entries from a batch, report bad samples, and let the stage validate it."""
         is_training = self.trainer is None or self.trainer.training
         kind = "training" if is_training else "validation"
-        for message in batch.pop("skipped", ()):
-            if message not in self._bad[kind]:
-                warnings.warn(f"bad {kind} sample replaced: {message}", stacklevel=1)
-            self._bad[kind][message] += 1
+        for skipped in batch.pop("skipped", ()):
+            if skipped not in self._bad[kind]:
+                warnings.warn(f"bad {kind} sample replaced: {skipped.message}", stacklevel=1)
+            self._bad[kind][skipped] += 1
+            self._new[kind][skipped.reason] += 1
         if self.trainer is not None and is_training:
             self.source.observe(batch)
         self._validate(batch)
@@ -246,8 +258,12 @@ class Shards(L.LightningDataModule):
     def teardown(self, stage: str) -> None:
         for kind, bad in self._bad.items():
             if stage == "fit" and bad:
+                of = Counter[str]()
+                for skipped, count in bad.items():
+                    of[skipped.reason] += count
+                reasons = ", ".join(f"{count} {reason}" for reason, count in of.most_common())
                 found = f"{bad.total()} bad {kind} samples were replaced ({len(bad)} different ones)"
-                warnings.warn(found, stacklevel=1)
+                warnings.warn(f"{found}: {reasons}", stacklevel=1)
 
     def _rank(self) -> DataRank:
         if self.trainer is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
-from ldm.data.fields import FIELDS, Sample
+from ldm.data.decode import BadSample
+from ldm.data.fields import FIELDS, UNKNOWN_CLASS, Sample
 from ldm.data.files import ShardFiles, usable
 from ldm.data.index import fingerprint
 from ldm.data.order import Order
@@ -27,6 +28,10 @@ from ldm.data.source import (
 )
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
+
+NUM_CHECKED, MAX_UNKNOWN = 100, 0.05
+"""Training samples whose classes are looked at before the first step, and the share of them that may be
+unknown: single ones are mistakes of the data, many of the configuration."""
 
 
 class Reader(ABC):
@@ -64,6 +69,7 @@ class Reader(ABC):
         option: str = "data.val",
         reads: Callable[[Collection[str]], Collection[str]] = lambda stored: (),
         optional: Collection[str] | None = None,
+        classes: Mapping[str, int] | None = None,
     ) -> EvaluationSet:
         """Open shards for evaluation, and check each for usable samples.
 
@@ -73,6 +79,7 @@ class Reader(ABC):
             option: What names the shards, for messages.
             reads: Gives the fields that are read with the image, see ``ldm.types.ReadsFields``.
             optional: Further fields, loaded where all shards have them and a sample's can be read; None: all.
+            classes: Number of classes of fields that hold some: samples with others are bad ones.
 
         Raises:
             FileNotFoundError: If a pattern matches nothing.
@@ -88,7 +95,7 @@ class Reader(ABC):
         required = [name for name in FIELDS if name in read]
         check_fields(files, required, option)
         rest = [name for name in found if name not in read and (optional is None or name in optional)]
-        samples = EvaluationSet(files, required, image_size, rest)
+        samples = EvaluationSet(files, required, image_size, rest, classes)
         samples.check(option)
         return samples
 
@@ -148,7 +155,23 @@ class IndexedSource(Source, Dataset[Sample]):
 
     def _read(self, position: int, draw: int) -> Sample:
         shard, row = self.order.locate(position)
-        return self.files.sample(shard, row, self.spec.fields, self.spec.image_size, draw)
+        spec = self.spec
+        return self.files.sample(shard, row, spec.fields, spec.image_size, draw, classes=spec.classes)
+
+    @override
+    def check(self) -> None:
+        classes = self.spec.classes
+        found: list[BadSample] = []
+        checked = range(min(NUM_CHECKED, len(self.order)) if classes else 0)
+        for position in checked:
+            shard, row = self.order.locate(position)
+            try:
+                self.files.sample(shard, row, [*classes], self.spec.image_size, None, classes=classes)
+            except BadSample as error:
+                found += [error] if error.reason == UNKNOWN_CLASS else []
+        if len(found) > max(1, MAX_UNKNOWN * len(checked)):
+            what = f"{len(found)} of the first {len(checked)} samples have classes that the model lacks"
+            raise ValueError(f"data.train: {what}, e.g. {found[0]}")
 
     @override
     def identity(self) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.data.decode import BadSample, Members
+from ldm.data.decode import BadSample, Members, Skipped
 from ldm.data.fields import FIELDS, Sample, collate
 from ldm.data.files import ShardFiles, warn_once
 from ldm.data.index import fingerprint
@@ -34,11 +35,13 @@ class SampleSpec:
         fields: Names of fields.
         image_size: Side of the images in pixels.
         seed: Seed of the order and of the choice of captions.
+        classes: Number of classes of the fields that hold some: a sample with others is a bad one.
     """
 
     fields: tuple[str, ...]
     image_size: int
     seed: int
+    classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def draw(self, *position: int) -> int:
         """Return 63 random bits for the sample at ``position``: a function of (seed, position) alone."""
@@ -69,6 +72,14 @@ class Source(ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Return what the order depends on in addition to the seed: primitives, compared on resume."""
+
+    def check(self) -> None:
+        """Look before the first step whether the data fit the model.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        return None
 
     @abstractmethod
     def loader(
@@ -106,14 +117,20 @@ class EvaluationSet(Dataset[Sample]):
         fields: Names of the fields that each sample must give; captions are the canonical ones.
         image_size: Side of the images in pixels.
         optional: Further fields, which a sample may lack.
+        classes: Number of classes of the fields that hold some: a sample with others is a bad one.
     """
 
     def __init__(
-        self, files: ShardFiles, fields: Sequence[str], image_size: int, optional: Sequence[str] = ()
+        self,
+        files: ShardFiles,
+        fields: Sequence[str],
+        image_size: int,
+        optional: Sequence[str] = (),
+        classes: Mapping[str, int] | None = None,
     ) -> None:
         self.files = files
         self.required, self.optional = tuple(fields), tuple(optional)
-        self.image_size = image_size
+        self.image_size, self.classes = image_size, dict(classes or {})
         self.ends = np.cumsum([summary.count for summary in files.summaries])
 
     @property
@@ -166,7 +183,9 @@ class EvaluationSet(Dataset[Sample]):
 
     def _read(self, position: int) -> Sample:
         shard, row = self._locate(position)
-        return self.files.sample(shard, row, self.required, self.image_size, None, self.optional)
+        return self.files.sample(
+            shard, row, self.required, self.image_size, None, self.optional, self.classes
+        )
 
     def loader(self, batch_size: int, num_workers: int, process: DataRank) -> DataLoader[Sample]:
         """Make the loader of one process.
@@ -214,15 +233,15 @@ def first_usable(read: Callable[[int], Sample], positions: Sequence[int]) -> Sam
     Raises:
         ValueError: If none can.
     """
-    skipped: list[str] = []
+    skipped: list[Skipped] = []
     for position in positions:
         try:
             sample = read(position)
         except BadSample as error:
-            skipped.append(str(error))
+            skipped.append(Skipped(error.reason, str(error)))
         else:
             return {**sample, "skipped": skipped} if skipped else sample
-    raise ValueError(f"{len(positions)} samples in a row cannot be used, the last one: {skipped[-1]}")
+    raise ValueError(f"{len(positions)} samples in a row cannot be used, the last one: {skipped[-1].message}")
 
 
 def num_giving(files: ShardFiles, shard: int, field: str) -> int:

@@ -16,7 +16,7 @@ import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from typing_extensions import override
 
-from ldm.data.decode import BadSample, SampleId
+from ldm.data.decode import BadSample, SampleId, Skipped
 from ldm.data.fields import Sample, collate, decode_sample, whitelist
 from ldm.data.order import mix, permutation
 from ldm.data.readers import Reader
@@ -237,12 +237,12 @@ def _failure(url: str, error: Exception) -> Exception:
 
 def _decoded(raw: Iterable[dict[str, Any]], spec: SampleSpec) -> Iterator[Sample]:
     """Decode; a bad sample is dropped, and the next one reports it."""
-    skipped: list[str] = []
+    skipped: list[Skipped] = []
     for members in raw:
         try:
             sample = _decode(members, spec)
         except BadSample as error:
-            skipped.append(str(error))
+            skipped.append(Skipped(error.reason, str(error)))
             if len(skipped) >= MAX_BAD:
                 raise ValueError(
                     f"{MAX_BAD} samples in a row cannot be used, the last one: {error}"
@@ -257,7 +257,7 @@ def _decode(raw: dict[str, Any], spec: SampleSpec) -> Sample:
     members = {name: raw[name] for name in whitelist(spec.fields) if name in raw}
     # the key, not a counter, draws the caption: a counter would depend on the worker
     draw = spec.draw(raw["turn"], int.from_bytes(sample.key.encode()[-8:], "big"))
-    decoded = decode_sample(members, sample, spec.fields, spec.image_size, draw)
+    decoded = decode_sample(members, sample, spec.fields, spec.image_size, draw, classes=spec.classes)
     return {**decoded, "turn": raw["turn"], "shard": sample.shard}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +39,19 @@ class ReferenceImages:
     size: int | None
 
 
-def open_shards(pattern: str, size: int | None, reads: Collection[str] = ()) -> EvaluationSet:
-    """Open shards; images are cropped and resized to the size. A sample must give the fields ``reads``."""
+def open_shards(
+    pattern: str,
+    size: int | None,
+    reads: Collection[str] = (),
+    classes: Mapping[str, int] | None = None,
+) -> EvaluationSet:
+    """Open shards; images are cropped and resized to the size.
+
+    A sample must give the fields ``reads``, with classes below their number in ``classes``.
+    """
     if size is None:
         raise ValueError("--size: got none, expected the side of the images of --data")
-    return Indexed().evaluation(pattern, size, "--data", lambda _: reads)
+    return Indexed().evaluation(pattern, size, "--data", lambda _: reads, None, classes)
 
 
 def real_images(reference: str | None, samples: EvaluationSet | None, size: int | None) -> ReferenceImages:

@@ -73,8 +73,8 @@ class RankSubset:
             samples, batch_sampler=indices, collate_fn=collate, num_workers=self.num_workers
         )
         for batch, index in zip(loader, indices, strict=True):
-            for message in batch.pop("skipped", ()):
-                warnings.warn(f"bad sample replaced: {message}", stacklevel=1)
+            for skipped in batch.pop("skipped", ()):
+                warnings.warn(f"bad sample replaced: {skipped.message}", stacklevel=1)
             moved = converted(move_data_to_device(batch, self.device))
             moved["index"] = torch.tensor(index)
             yield moved

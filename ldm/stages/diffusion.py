@@ -75,6 +75,11 @@ class Diffusion(Stage):
         """Name the fields of a batch that the latent space and the conditioner read."""
         return (*self.latents.reads(stored), *self.conditioner.reads)
 
+    @property
+    def classes(self) -> dict[str, int]:
+        """Number of classes of each field that the conditioner reads classes of."""
+        return self.conditioner.classes
+
     def validate_batch(self, batch: Batch) -> None:
         """Check that the conditioner knows every class of a batch that is still on the CPU.
 

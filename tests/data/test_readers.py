@@ -62,7 +62,8 @@ def test_a_bad_sample_of_an_evaluation_keeps_its_key_and_shows_the_next_good_one
     (batch,) = evaluation.loader(4, 0, DataRank(0, 1))
     assert batch["key"] == ["000000", "000001", "000002"]
     assert batch["image"][:, 0, 0, 0].tolist() == [0, 1, 0]
-    (message,) = batch["skipped"]
+    ((reason, message),) = batch["skipped"]
+    assert reason == "unreadable image"
     assert message.startswith(f"{tmp_path}/v.tar: sample '000002', member 'png': its 40 bytes are no")
 
 
@@ -94,7 +95,7 @@ def test_samples_without_captions_are_counted_before_training_and_replaced(tmp_p
     with pytest.warns(UserWarning, match=f"data.fields: {message}"):
         source = Indexed().open(path, SPEC)
     batch = next(iter(source.loader(lambda: 0, 10, 0, DataRank(0, 1))))
-    assert len(set(batch["key"])) == 9 and "'txt or json': missing" in batch["skipped"][0]
+    assert len(set(batch["key"])) == 9 and "'txt or json': missing" in batch["skipped"][0].message
     if reads:
         with pytest.warns(UserWarning, match=f"data.val: {message}"):
             evaluation = Indexed().evaluation(path, 8, reads=lambda stored: reads)
@@ -279,7 +280,8 @@ def test_streaming_drops_and_reports_bad_samples(tmp_path):
     source = Streaming(1).open(str(write_tar(tmp_path / "t.tar", files)), SPEC)
     batch = next(iter(source.loader(lambda: 0, 2, 0, DataRank(0, 1))))
     assert batch["key"] == ["000000", "000002"]
-    assert batch["skipped"] == [f"{tmp_path}/t.tar: sample '000001', member 'txt': the caption is empty"]
+    what = f"{tmp_path}/t.tar: sample '000001', member 'txt': the caption is empty"
+    assert batch["skipped"] == [("empty caption", what)]
 
 
 def test_streaming_refuses_scattered_members_of_a_sample(tmp_path):

@@ -1,0 +1,113 @@
+"""Samples that cannot be used are replaced, counted by reason and logged; a wrong configuration is not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import lightning as L
+import pytest
+import torch
+from tiny_shards import png, sample, write_shards, write_tar
+
+from ldm.callbacks.bad_samples import BadSamples
+from ldm.data.module import Shards, Streaming
+from ldm.stages.counted import Counted
+
+
+class Labelled(Counted):
+    """Reads labels of ten classes."""
+
+    classes = {"label": 10}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.labels, self.keys = [], []
+
+    def reads(self, stored):
+        return ("image", "label")
+
+    def validate_batch(self, batch):
+        assert batch["label"].max() < 10
+
+    def training_step(self, batch, batch_idx):
+        self.labels += batch["label"].tolist()
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.keys += batch["key"]
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Logged(L.Callback):
+    """Keeps what was logged, validation by validation."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_validation_end(self, trainer, pl_module):
+        values = trainer.callback_metrics.items()
+        self.values.append({name: value.item() for name, value in values if "bad_samples" in name})
+
+
+def fit(folder, data, steps=8):
+    logged, model = Logged(), Labelled()
+    trainer = L.Trainer(
+        default_root_dir=folder, accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1,
+        val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        use_distributed_sampler=False, callbacks=[BadSamples(), logged],
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    return model, logged
+
+
+def shards_with(folder, count, label_of, name="train-000000", **broken):
+    files = []
+    for number in range(count):
+        members = dict(sample(number))
+        members[f"{number:06d}.json"] = json.dumps({"label": label_of(number)}).encode()
+        members[f"{number:06d}.png"] = broken.get(f"s{number}", png(number))
+        files += members.items()
+    return str(write_tar(folder / f"{name}.tar", files))
+
+
+def test_classes_that_the_model_lacks_are_bad_samples_of_training_and_validation(tmp_path):
+    train = shards_with(tmp_path, 16, lambda n: 10 if n == 3 else n % 10, s5=png(5)[:40])
+    val = shards_with(tmp_path, 12, lambda n: 99 if n == 7 else n % 10, "val")
+    data = Shards(train, val, image_size=8, batch_size=4)
+    with pytest.warns(UserWarning) as caught:
+        model, logged = fit(tmp_path, data)
+    messages = [str(warning.message) for warning in caught]
+    what = "sample '000007', member 'json': class 99 is no class of the model, expected 0 to 9"
+    assert sum(what in message for message in messages) == 1
+    assert "2 bad validation samples were replaced (1 different ones): 2 unknown class" in messages
+    assert len(model.labels) == 32 and max(model.labels) < 10
+    assert model.keys == [f"{n:06d}" for n in range(12)] * 2
+    assert [values["val/bad_samples/unknown_class"] for values in logged.values] == [1.0, 1.0]
+    total = Counter()
+    for values in logged.values:
+        total.update({name: n for name, n in values.items() if name.startswith("train/")})
+    assert set(total) == {"train/bad_samples/unknown_class", "train/bad_samples/unreadable_image"}
+    assert sum(total.values()) == data.num_skipped >= 4
+    (summary,) = (text for text in messages if f"{data.num_skipped} bad training samples were" in text)
+    for name, count in total.items():
+        assert f"{count:.0f} {name.rpartition('/')[2].replace('_', ' ')}" in summary
+
+
+def test_streaming_leaves_out_classes_that_the_model_lacks(tmp_path):
+    train = shards_with(tmp_path, 16, lambda n: 10 if n == 3 else n % 10)
+    data = Shards(train, write_shards(tmp_path, [4], "val"), image_size=8, batch_size=4, reader=Streaming(1))
+    with pytest.warns(UserWarning, match=r"sample '000003', member 'json': class 10 is no class"):
+        model, _ = fit(tmp_path, data)
+    assert max(model.labels) < 10
+
+
+def test_many_classes_that_the_model_lacks_are_a_mistake_of_the_configuration(tmp_path):
+    train = shards_with(tmp_path, 40, lambda n: n % 10 + 1)
+    data = Shards(train, write_shards(tmp_path, [4], "val"), image_size=8, batch_size=4)
+    with pytest.raises(ValueError, match=r"data.train: 4 of the first 40 samples .*class 10 is no class"):
+        fit(tmp_path, data)
