@@ -2,4 +2,13 @@
 
 from ldm import exports
 
-__getattr__, __all__ = exports(__name__, kl="KL", reconstruction="Reconstruction", term="LossTerm")
+__getattr__, __all__ = exports(
+    __name__,
+    adversarial="Adversarial Game Hinge NonSaturating",
+    kl="KL",
+    l1="L1",
+    l2="L2",
+    learned_variance="LearnedVariance",
+    regularizers="LeCam R1 Regularizer",
+    term="LossTerm",
+)

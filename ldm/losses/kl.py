@@ -16,12 +16,14 @@ class KL(LossTerm):
 
     Args:
         weight: Factor of the term in the loss.
+        start: Training samples seen before the term begins.
+        ramp: Samples over which the weight then grows from 0, linearly.
     """
 
     name = "kl"
 
-    def __init__(self, weight: float) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float, start: int = 0, ramp: int = 0) -> None:
+        super().__init__(weight, start=start, ramp=ramp)
 
     @override
     def forward(self, batch: Batch, outputs: Mapping[str, Tensor]) -> Tensor:

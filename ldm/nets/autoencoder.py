@@ -51,6 +51,19 @@ def downsampling(block_out_channels: Sequence[int]) -> int:
     return 2 ** (len(block_out_channels) - 1)
 
 
+def check_size(factor: int, height: int, width: int) -> None:
+    """Check that the sides of images can be halved often enough.
+
+    Raises:
+        ValueError: If one is not divisible by ``factor``.
+    """
+    if height % factor or width % factor:
+        raise ValueError(
+            f"net.block_out_channels: the autoencoder needs sizes divisible by {factor}, got "
+            f"{height}x{width}: use fewer levels or another size of images"
+        )
+
+
 class KLAutoencoder(Configurable, nn.Module):
     """Convolutional autoencoder with a diagonal Gaussian latent. The defaults are Stable Diffusion 1.x.
 
@@ -101,16 +114,21 @@ class KLAutoencoder(Configurable, nn.Module):
         Raises:
             ValueError: If the size cannot be halved often enough.
         """
-        if image.shape[2] % self.factor or image.shape[3] % self.factor:
-            raise ValueError(
-                f"net.block_out_channels: the autoencoder needs sizes divisible by {self.factor}, got "
-                f"{image.shape[2]}x{image.shape[3]}: use fewer levels or another size of images"
-            )
+        check_size(self.factor, image.shape[2], image.shape[3])
         return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)))
 
     def decode(self, z: Tensor) -> Tensor:
         """Decode unscaled latents (B, C, h, w) to images (B, 3, H, W), about [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(z))
+        return self.last_layer(self.hidden(z))
+
+    @property
+    def last_layer(self) -> nn.Conv2d:
+        """The decoder's last layer, which makes images of what ``hidden`` returns."""
+        return self.decoder.conv_out
+
+    def hidden(self, z: Tensor) -> Tensor:
+        """Decode unscaled latents (B, C, h, w) up to the last layer."""
+        return self.decoder.hidden(self.post_quant_conv(z))
 
     def forward(self, image: Tensor, noise: Tensor) -> tuple[Tensor, DiagonalGaussian]:
         """Encode, draw z with standard normal ``noise`` (B, C, h, w), decode."""
@@ -256,9 +274,13 @@ class Decoder(nn.Module):
         self.conv_norm_out = GroupNorm(norm_groups, channels[0], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Map (B, in_channels, h, w) to (B, out_channels, H, W)."""
+    def hidden(self, z: Tensor) -> Tensor:
+        """Map (B, in_channels, h, w) to the input of the last layer, (B, channels[0], H, W)."""
         x = self.mid_block(self.conv_in(z))
         for level in self.up_blocks:
             x = level(x)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return F.silu(self.conv_norm_out(x))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Map (B, in_channels, h, w) to (B, out_channels, H, W)."""
+        return self.conv_out(self.hidden(z))

@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from ldm.latents.moments import LatentMoments, statistics
+from ldm.losses.balance import LastLayer
 from ldm.losses.kl import KL
-from ldm.losses.reconstruction import Reconstruction
+from ldm.losses.l2 import L2
 from ldm.losses.term import LossTerm
 from ldm.metrics.psnr import psnr
-from ldm.nets.autoencoder import DiagonalGaussian, KLAutoencoder
+from ldm.nets.autoencoder import KLAutoencoder, check_size
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage
 from ldm.types import Batch
 
+PARTS = {"encoder": ("encoder", "quant_conv"), "decoder": ("post_quant_conv", "decoder")}
+"""Modules of the network that encode, and that decode."""
+
 
 class Autoencoder(Stage):
-    """Trains L = sum of squared errors + kl_weight * KL (Kingma & Welling 2013; Rombach et al. 2021, Eq. 25).
+    """Trains an autoencoder against a discriminator: Rombach et al. 2021 (arXiv:2112.10752), Eq. 25.
+
+    min over encoder and decoder, max over D of L_rec - L_adv + ln D(x) + L_reg. L_rec is ``reconstruction``,
+    with LPIPS where ``losses`` has it, L_reg the KL divergence times ``kl_weight``; L_adv and ln D(x) are the
+    losses of the two players of ``Adversarial``, where ``losses`` has it. By default ``losses`` is empty, and
+    the objective is the sum of squared errors + kl_weight * KL (Kingma & Welling 2013).
 
     Every validation measures mean and standard deviation of the latents; the checkpoint holds them, and the
-    optimizer steps by then, so that no later stage is configured with a scale.
+    optimizer steps by then, so that no later stage is configured with a scale. It logs the extremes over
+    channels, ``val/latent_mean_max`` (of |mean|), ``latent_std_min``, ``latent_std_max``,
+    ``latent_kurtosis_max`` (3 is normal), and ``val/dead_channels``, the share that ignores the image.
 
     Loss terms get as outputs ``image``, the reconstruction (B, 3, H, W), and ``mean`` and ``log_var`` of
     q(z | image), (B, C, h, w).
 
     Args:
         net: The autoencoder.
-        kl_weight: Weight of the KL divergence in nats against the squared error summed over an image.
+        kl_weight: Weight of the KL divergence in nats, against errors summed over an image unless
+            ``reconstruction`` says otherwise.
         optimizer: Recipe of the parameters.
         losses: Further loss terms.
+        reconstruction: Error of the reconstruction; squared and summed unless given.
+        frozen: What is not trained: "encoder", to fine-tune a decoder for the same latents, or "decoder".
+
+    Raises:
+        ValueError: If nothing is left to train.
     """
 
     name = "autoencoder"
@@ -48,21 +66,29 @@ class Autoencoder(Stage):
         kl_weight: float = 1e-3,
         optimizer: Optimization | None = None,
         losses: Sequence[LossTerm] = (),
+        reconstruction: LossTerm | None = None,
+        frozen: Sequence[Literal["encoder", "decoder"]] = (),
     ) -> None:
-        super().__init__(optimizer or AdamW(), [Reconstruction(), KL(kl_weight), *losses])
+        super().__init__(optimizer or AdamW(), [reconstruction or L2(), KL(kl_weight), *losses])
+        if set(frozen) == PARTS.keys():
+            raise ValueError(
+                "model.frozen: got encoder and decoder, expected one of them: nothing is left to train"
+            )
         self.net = net
+        for part in frozen:
+            for module in PARTS[part]:
+                getattr(net, module).requires_grad_(False)
+        self.encoder_trains = "encoder" not in frozen
         self.higher_is_better["sampled_psnr"] = True
         unknown = torch.full((net.latent_channels,), float("nan"))
         self.register_buffer("latent_mean", unknown)
         self.register_buffer("latent_std", unknown.clone())
-        self._moments = torch.zeros(2, net.latent_channels, dtype=torch.float64)
-        self._count = 0
+        self._moments = LatentMoments(net.latent_channels)
         self._measured_at = 0
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
         """Name the fields of a batch that training needs."""
-        terms = cast(Sequence[LossTerm], self.terms)
-        return tuple(dict.fromkeys(("image", *(field for term in terms for field in term.reads))))
+        return tuple(dict.fromkeys(("image", *(field for term in self.loss_terms for field in term.reads))))
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
         """Reconstruct ``batch["image"]``; compute the loss, each of its terms, and the PSNR in dB.
@@ -71,36 +97,39 @@ class Autoencoder(Stage):
         is of its mean.
         """
         image = batch["image"]
-        posterior = self.net.encode(image)
-        output = self.net.decode(posterior.sample(noise.like(posterior.mean)))
+        with torch.set_grad_enabled(self.encoder_trains and torch.is_grad_enabled()):
+            posterior = self.net.encode(image)
+        last = LastLayer(self.net.last_layer, self.net.hidden(posterior.sample(noise.like(posterior.mean))))
+        output = last.layer(last.hidden)
         if not self.training:
-            self._measure(posterior)
+            self._moments.add(posterior.mean, posterior.std)
         outputs = {"image": output, "mean": posterior.mean, "log_var": posterior.log_var}
-        return {**self.sum_terms(batch, outputs), "sampled_psnr": psnr(output.detach(), image).mean()}
+        return {**self.sum_terms(batch, outputs, last), "sampled_psnr": psnr(output.detach(), image).mean()}
 
     @torch.no_grad()
     def generate(self, batch: Batch, seed: int) -> Tensor:
         """Reconstruct from the posterior mean; ``seed`` has no effect."""
         return self.net.decode(self.net.encode(batch["image"]).mean).float().clamp(-1.0, 1.0)
 
-    def _measure(self, posterior: DiagonalGaussian) -> None:
-        mean, variance = posterior.mean.cpu().double(), posterior.std.cpu().double().square()
-        # E[z] and E[z^2] of z ~ q(z | x), exactly rather than from one draw
-        self._moments[0] += mean.sum((0, 2, 3))
-        self._moments[1] += (mean.square() + variance).sum((0, 2, 3))
-        self._count += mean[:, 0].numel()
+    @override
+    def validate_shards(
+        self, fields: Collection[str], train: str | list[str], val: str | list[str], image_size: int
+    ) -> None:
+        super().validate_shards(fields, train, val, image_size)
+        check_size(self.net.factor, image_size, image_size)
+        for term in self.loss_terms:
+            term.validate_size(image_size)
 
     @override
     def on_validation_epoch_end(self) -> None:
-        sums = torch.cat([self._moments.flatten(), torch.tensor([float(self._count)])]).to(torch.float64)
-        total = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        if self._count and isinstance(total, Tensor):
-            first, second = (total[:-1] / total[-1]).view(2, -1).cpu()
-            self.latent_mean.copy_(first)
-            self.latent_std.copy_((second - first.square()).clamp_min(1e-12).sqrt())
+        total = self.trainer.strategy.reduce(self._moments.packed().to(self.device), reduce_op="sum")
+        if self._moments.count and isinstance(total, Tensor):
+            found = statistics(total.cpu())
+            self.latent_mean.copy_(found.mean)
+            self.latent_std.copy_(found.std)
             self._measured_at = self.progress.steps
-        self._moments.zero_()
-        self._count = 0
+            self.log_dict({f"val/{name}": value for name, value in found.summary().items()})
+        self._moments.reset()
 
     @override
     def on_train_end(self) -> None:

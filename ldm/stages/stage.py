@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -24,16 +24,15 @@ from ldm.nets.text import truncated
 from ldm.optim.combined import build_optimizer, describe
 from ldm.optim.recipes import NoScaling, Optimization
 from ldm.rng import SampleNoise
-from ldm.stages.counted import Counted, global_batch_size
+from ldm.stages.counted import global_batch_size
+from ldm.stages.terms import TERMS, SumsTerms, without_terms
 from ldm.types import Batch
 
-TERMS = "terms"
-"""Attribute that holds the loss terms, and prefix of the names of their parameters."""
 TRUNCATED = "train/truncated_captions"
 """Share of captions with more tokens than the text tower reads."""
 
 
-class Stage(Configurable, Counted, ABC):
+class Stage(Configurable, SumsTerms, ABC):
     """A LightningModule whose subclass gives ``losses(batch, noise)``.
 
     All random numbers of a step are functions of (seed, samples seen, sample key): a resumed run,
@@ -60,13 +59,9 @@ class Stage(Configurable, Counted, ABC):
     """CLIP tokens of a caption that are read, begin and end marks included; None without captions."""
 
     def __init__(self, optimizer: Optimization, terms: Sequence[LossTerm] = ()) -> None:
-        super().__init__()
-        names = ["loss", *(term.name for term in terms)]
-        if len(set(names)) < len(names):
-            raise ValueError(f"model.losses: got {', '.join(names[1:])}, expected distinct names, not 'loss'")
+        super().__init__(terms)
         self.optimizer = optimizer
-        self.terms = nn.ModuleList(terms)
-        self.higher_is_better = dict.fromkeys(names, False)
+        self.higher_is_better = {"loss": False, **{t.name: False for t in terms if t.lower_is_better}}
         self._step_losses: list[dict[str, Tensor]] = []
         self._is_first_batch = True
         self._optimizer_name: str | None = None
@@ -80,14 +75,6 @@ class Stage(Configurable, Counted, ABC):
             noise: Source of every random number, one stream per sample.
         """
 
-    def sum_terms(self, batch: Batch, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Compute "loss", the weighted sum of the loss terms, and the mean of each term by its name."""
-        terms = cast(Sequence[LossTerm], self.terms)
-        values = [term(batch, outputs) for term in terms]
-        total = cast(Tensor, sum(term.weight * value for term, value in zip(terms, values, strict=True)))
-        means = {term.name: value.mean() for term, value in zip(terms, values, strict=True)}
-        return {"loss": total.mean(), **means}
-
     def upstream(self) -> dict[str, str]:
         """Checkpoints that this stage is built on, with their SHA-256."""
         return {}
@@ -97,15 +84,6 @@ class Stage(Configurable, Counted, ABC):
     ) -> None:
         """Check that latents in the data come from the autoencoder that this stage decodes with."""
         check_source(fields, train, val, image_size, self.upstream())
-
-    def averaged_parameters(self) -> dict[str, nn.Parameter]:
-        """Trained parameters that are averaged and exported: all but those of loss terms."""
-        training_only = {id(weight) for weight in self.terms.parameters()}
-        return {
-            name: weight
-            for name, weight in self.named_parameters()
-            if weight.requires_grad and id(weight) not in training_only
-        }
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -175,7 +153,7 @@ class Stage(Configurable, Counted, ABC):
         """Build one optimizer; loss terms with parameters bring recipes of their own."""
         half = not str(self.trainer.precision).startswith(("32", "64"))
         native = computes(torch.bfloat16, self.device)
-        recipes: list[tuple[Optimization, nn.Module]] = [(self.optimizer, _without_terms(self))]
+        recipes: list[tuple[Optimization, nn.Module]] = [(self.optimizer, without_terms(self))]
         for term in cast(Sequence[LossTerm], self.terms):
             if any(weight.requires_grad for weight in term.parameters()):
                 recipes.append((term.optimizer or self.optimizer, term))
@@ -266,6 +244,7 @@ class Stage(Configurable, Counted, ABC):
 
     @override
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self.config is None:
             try:
                 self.config = config_of(self)
@@ -274,17 +253,6 @@ class Stage(Configurable, Counted, ABC):
                     f"checkpoints of this run can be resumed, but no command can read them: {error}"
                 )
         self.image_size = getattr(self.trainer.datamodule, "image_size", self.image_size)  # type: ignore[attr-defined]
-
-
-def _without_terms(stage: Stage) -> nn.Module:
-    """Return a module with the stage's parameters by their names, but for those of loss terms."""
-    rest = nn.Module()
-    for name, weight in stage.named_parameters(recurse=False):
-        rest.register_parameter(name, weight)
-    for name, child in stage.named_children():
-        if name != TERMS:
-            rest.add_module(name, child)
-    return rest
 
 
 def _mean(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:

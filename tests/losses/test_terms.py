@@ -4,7 +4,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from ldm.losses.kl import kl_to_standard_normal
-from ldm.losses.reconstruction import squared_error
+from ldm.losses.l2 import squared_error
 from ldm.metrics.psnr import psnr
 
 

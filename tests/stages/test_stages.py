@@ -25,7 +25,7 @@ from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.clip import CLIP
 from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import CLIPTower, build_stage, load_stage
-from ldm.stages.stage import _without_terms
+from ldm.stages.terms import without_terms
 from ldm.types import Cond
 
 ROUNDING = 1e-5
@@ -345,5 +345,5 @@ class _Bias(Autoencoder):
 
 def test_the_recipe_is_for_every_parameter_but_those_of_loss_terms():
     stage = _Bias(build_stage(AUTOENCODER).net)
-    found = {name for name, _ in _without_terms(stage).named_parameters()}
+    found = {name for name, _ in without_terms(stage).named_parameters()}
     assert found == set(stage.averaged_parameters()) and "bias" in found

@@ -1,0 +1,52 @@
+"""Squared error of a reconstruction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from typing_extensions import override
+
+from ldm.losses.term import LossTerm, Reduction
+from ldm.types import Batch
+
+
+class L2(LossTerm):
+    """Squared error of the reconstructed image.
+
+    Args:
+        weight: Factor of the term in the loss.
+        reduction: Sum over the 3 H W values of an image, or their mean.
+        start: Training samples seen before the term begins.
+        ramp: Samples over which the weight then grows from 0, linearly.
+        name: Name in the log.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        reduction: Reduction = "sum",
+        start: int = 0,
+        ramp: int = 0,
+        name: str = "reconstruction",
+    ) -> None:
+        super().__init__(weight, start=start, ramp=ramp)
+        self.reduction, self.name = reduction, name
+
+    @override
+    def forward(self, batch: Batch, outputs: Mapping[str, Tensor]) -> Tensor:
+        total = squared_error(outputs["image"], batch["image"])
+        return total / batch["image"][0].numel() if self.reduction == "mean" else total
+
+
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Sum the squared errors of each sample: L_recon = sum_i ||x_i - x_hat_i||^2.
+
+    Args:
+        output: (B, ...).
+        target: Same shape.
+
+    Returns:
+        (B,) float32.
+    """
+    return (output.float() - target.float()).square().flatten(1).sum(1)

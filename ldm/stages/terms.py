@@ -1,0 +1,127 @@
+"""Loss terms of a stage: their sum, their schedule, and what becomes of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from ldm.losses.balance import LastLayer
+from ldm.losses.term import LossTerm
+from ldm.losses.total import sum_terms
+from ldm.stages.counted import Counted, global_batch_size
+from ldm.types import Batch
+
+TERMS = "terms"
+"""Attribute that holds the loss terms, and prefix of the names of their parameters."""
+
+
+class SumsTerms(Counted):
+    """A module with loss terms, which begin and grow with the samples seen.
+
+    Args:
+        terms: Loss terms that ``sum_terms`` adds up. Their own parameters are trained and saved, but neither
+            averaged nor exported.
+
+    Raises:
+        ValueError: If two terms have one name.
+    """
+
+    def __init__(self, terms: Sequence[LossTerm] = ()) -> None:
+        super().__init__()
+        names = ["loss", *(name for term in terms for name in term.names)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"model.losses: got {', '.join(names[1:])}, expected distinct names, not 'loss'")
+        self.terms = nn.ModuleList(terms)
+
+    @property
+    def loss_terms(self) -> Sequence[LossTerm]:
+        """The loss terms."""
+        return cast(Sequence[LossTerm], self.terms)
+
+    def sum_terms(
+        self, batch: Batch, outputs: Mapping[str, Tensor], last: LastLayer | None = None
+    ) -> dict[str, Tensor]:
+        """Compute "loss", the weighted sum of the loss terms, and the mean of each by its name.
+
+        Args:
+            batch: B samples.
+            outputs: What the stage computed from them.
+            last: What ``outputs["image"]`` was made by, for terms with an adaptive weight.
+        """
+        for term in self.loss_terms:
+            term.at(self.progress.samples)
+        return sum_terms(self.loss_terms, batch, outputs, last)
+
+    def averaged_parameters(self) -> dict[str, nn.Parameter]:
+        """Trained parameters that are averaged and exported: all but those of loss terms."""
+        training_only = {id(weight) for weight in self.terms.parameters()}
+        return {
+            name: weight
+            for name, weight in self.named_parameters()
+            if weight.requires_grad and id(weight) not in training_only
+        }
+
+    @override
+    def on_fit_start(self) -> None:
+        end = self.trainer.max_steps
+        if end <= 0 or not any(term.start for term in self.loss_terms):
+            return
+        samples = end * global_batch_size(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
+        for term in self.loss_terms:
+            if term.start >= samples:
+                raise ValueError(
+                    f"model.losses: {term.name} starts after {term.start} samples, but the run ends after "
+                    f"{samples}: expected a smaller start, or a larger trainer.max_steps than {end}"
+                )
+
+    @override
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave out what has not begun: an optimizer passes over parameters without a gradient."""
+        for term in self.loss_terms:
+            if not term.is_active:
+                for weight in term.parameters():
+                    weight.grad = None
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of the networks, and of each term's own parameters, by a norm of its own.
+
+        So a discriminator's gradient does not shorten that of the network that it judges.
+        """
+        if gradient_clip_algorithm == "value" or not gradient_clip_val:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        owner = {id(w): number for number, term in enumerate(self.terms) for w in term.parameters()}
+        players: dict[int, list[Tensor]] = {}
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                players.setdefault(owner.get(id(weight), -1), []).append(weight)
+        for weights in players.values():
+            torch.nn.utils.clip_grad_norm_(weights, gradient_clip_val)
+
+    @override
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        for term in self.loss_terms:
+            term.on_step()
+
+
+def without_terms(module: SumsTerms) -> nn.Module:
+    """Return a module with another's parameters by their names, but for those of loss terms."""
+    rest = nn.Module()
+    for name, weight in module.named_parameters(recurse=False):
+        rest.register_parameter(name, weight)
+    for name, child in module.named_children():
+        if name != TERMS:
+            rest.add_module(name, child)
+    return rest
