@@ -8,6 +8,7 @@ __getattr__, __all__ = exports(
     kl="KL",
     l1="L1",
     l2="L2",
+    lpips="LPIPS",
     learned_variance="LearnedVariance",
     regularizers="LeCam R1 Regularizer",
     term="LossTerm",

@@ -63,6 +63,11 @@ class LearnedVariance(LossTerm):
             term.at(samples)
 
     @override
+    def prepare(self) -> None:
+        for term in cast(Sequence[LossTerm], self.terms):
+            term.prepare()
+
+    @override
     def validate_size(self, size: int) -> None:
         for term in cast(Sequence[LossTerm], self.terms):
             term.validate_size(size)

@@ -101,6 +101,13 @@ class LossTerm(Configurable, nn.Module, ABC):
     def on_step(self) -> None:
         """Update what is not trained by gradients, once an optimizer step is complete."""
 
+    def prepare(self) -> None:
+        """Read files that only training needs; whatever runs a trained stage does without them.
+
+        Raises:
+            FileNotFoundError: If there are none.
+        """
+
     def validate_size(self, size: int) -> None:
         """Check the side of the images before training.
 

@@ -41,7 +41,7 @@ class Discriminator(Configurable, nn.Module, ABC):
 class SpectralConv2d(nn.Conv2d):
     """Convolution whose weight is divided by its largest singular value.
 
-    Miyato et al. 2018 (arXiv:1802.05957): the weight is taken for a matrix (out, in * height * width), and one
+    Miyato et al. 2018 (arXiv:1802.05957): the weight is taken for a matrix (out, in * height * width). One
     power iteration per training step follows the value. The vector moves on when the step is complete, so
     that a step that is begun again is the same.
     """

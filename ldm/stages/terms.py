@@ -67,6 +67,13 @@ class SumsTerms(Counted):
         }
 
     @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            for term in self.loss_terms:
+                term.prepare()
+
+    @override
     def on_fit_start(self) -> None:
         end = self.trainer.max_steps
         if end <= 0 or not any(term.start for term in self.loss_terms):
