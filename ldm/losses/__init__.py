@@ -5,6 +5,7 @@ from ldm import exports
 __getattr__, __all__ = exports(
     __name__,
     adversarial="Adversarial Game Hinge NonSaturating",
+    features="FeatureDistance",
     kl="KL",
     l1="L1",
     l2="L2",

@@ -138,6 +138,10 @@ class Adversarial(LossTerm):
             cast(Regularizer, regularizer).on_step()
 
     @override
+    def prepare(self) -> None:
+        self.discriminator.prepare()
+
+    @override
     def validate_size(self, size: int) -> None:
         self.discriminator.validate_size(size)
 

@@ -6,7 +6,7 @@ __getattr__, __all__ = exports(
     __name__,
     autoencoder="KLAutoencoder",
     clip="CLIPModel",
-    discriminator="Discriminator PatchGAN",
+    discriminator="Discriminator FeatureDiscriminator PatchGAN",
     frozen="Frozen",
     text="TextTower",
     unet="UNet",

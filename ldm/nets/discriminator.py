@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ldm.io.config import Configurable
+from ldm.nets.feature_maps import FeatureMaps
 from ldm.nets.layers import GroupNorm
 
 MAX_WIDTH = 8
@@ -30,6 +32,9 @@ class Discriminator(Configurable, nn.Module, ABC):
         Raises:
             ValueError: If it is too small.
         """
+
+    def prepare(self) -> None:
+        """Read files that only training needs."""
 
     def on_step(self) -> None:
         """Take over what forward passes have found out, once an optimizer step is complete."""
@@ -142,3 +147,54 @@ class PatchGAN(Discriminator):
 
     def _norm(self, width: int) -> nn.Module:
         return GroupNorm(self.norm_groups, width) if self.norm == "group" else nn.Identity()
+
+
+class FeatureDiscriminator(Discriminator):
+    """Judges features of a frozen network, by two layers for each position of each map.
+
+    Sauer et al. 2021 (arXiv:2111.01007) and later work: features that are given already make a discriminator
+    of few weights, which sees semantics first. The weights have spectral norm. The network is built when
+    training starts: a trained autoencoder does not need it.
+
+    Args:
+        extractor: A network with ``image_features(image)``: CLIPTower (one's own CLIP), OpenCLIP, DINOv2.
+        layers: Modules of it, with the channels of what they put out, such as ``{model.visual.layer2: 128}``.
+        channels: Channels between the two layers.
+    """
+
+    def __init__(
+        self, extractor: Callable[[], nn.Module], layers: dict[str, int], channels: int = 64
+    ) -> None:
+        super().__init__()
+        if not layers:
+            raise ValueError("discriminator.layers: got none, expected names of modules with their channels")
+        self.extractor, self.layers = extractor, dict(layers)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                SpectralConv2d(width, channels, 1, 1, 0),
+                nn.LeakyReLU(0.2),
+                SpectralConv2d(channels, 1, 1, 1, 0),
+            )
+            for width in layers.values()
+        )
+        self._maps: FeatureMaps | None = None
+
+    @override
+    def prepare(self) -> None:
+        if self._maps is None:
+            self._maps = FeatureMaps(self.extractor, list(self.layers))
+
+    @override
+    def forward(self, image: Tensor) -> Tensor:
+        self.prepare()
+        assert self._maps is not None
+        logits = []
+        for head, features, (name, width) in zip(
+            self.heads, self._maps(image), self.layers.items(), strict=True
+        ):
+            if features.shape[1] != width:
+                raise ValueError(
+                    f"discriminator.layers: {name} has {features.shape[1]} channels, got {width}"
+                )
+            logits.append(head(features[..., None]).flatten(1))
+        return torch.cat(logits, dim=1)

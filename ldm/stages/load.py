@@ -85,7 +85,6 @@ class CLIPTower(Frozen[CLIPModel]):
         """Map B captions to unit vectors (B, E)."""
         return self.module.encode_text(text)
 
-    @torch.no_grad()
     def image_features(self, image: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [-1, 1] to embeddings (B, E) before normalisation."""
         return self.module.image_features(image)

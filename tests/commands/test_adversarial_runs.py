@@ -8,6 +8,8 @@ from tiny_runs import Chain
 
 from ldm import fit
 from ldm.latents.space import AutoencoderLatents
+from ldm.stages.autoencoder import Autoencoder
+from ldm.stages.load import load_stage
 
 D = {"class_path": "PatchGAN", "init_args": {"channels": 8, "num_layers": 2, "norm_groups": 4}}
 RECIPE = {"class_path": "AdamW", "init_args": {"lr": 1e-3, "warmup": 1, "decay": "none", "betas": [0.5, 0.9]}}
@@ -76,7 +78,10 @@ def test_latents_are_described_at_each_validation(trained):
             adversarial({"class_path": "PatchGAN", "init_args": {"num_layers": 4}}),
             "discriminator.num_layers: got 4, too deep for images of 32 pixels, expected at most 3",
         ),
-        ("--model.frozen=[encoder, decoder]", "model.frozen: got encoder and decoder, expected one of them: nothing is left to train"),
+        (
+            "--model.frozen=[encoder, decoder]",
+            "model.frozen: got encoder and decoder, expected one of them: nothing is left to train",
+        ),
         ("--data.image_size=30", "the autoencoder needs sizes divisible by 4, got 30x30"),
         (
             '--model.losses=[{"class_path": "LPIPS", "init_args": {"weights": "nowhere.pth"}}]',
@@ -86,3 +91,32 @@ def test_latents_are_described_at_each_validation(trained):
 )
 def test_what_cannot_be_trained_is_said_in_one_line(fresh, capsys, losses, message):
     assert message in error_of(capsys, fresh.arguments("autoencoder", losses))
+
+
+@pytest.mark.slow
+def test_features_of_a_clip_run_judge_images_by_lines_of_yaml(chain, fresh):
+    tower = {"class_path": "CLIPTower", "init_args": {"checkpoint": str(chain.runs / "clip")}}
+    block = "model.visual.transformer.resblocks.0"
+    width = state(chain.runs / "clip")["config"]["init_args"]["net"]["init_args"]["vision_cfg"]["width"]
+    judge = {
+        "class_path": "FeatureDiscriminator",
+        "init_args": {"extractor": tower, "layers": {block: width}},
+    }
+    losses = [
+        {
+            "class_path": "FeatureDistance",
+            "init_args": {"extractor": tower, "layers": [block], "weight": 0.1},
+        },
+        {"class_path": "Adversarial", "init_args": {"discriminator": judge}},
+    ]
+    nll = {"class_path": "LearnedVariance", "init_args": {"terms": [{"class_path": "L1"}]}}
+    more = [f"--model.losses={json.dumps(losses)}", f"--model.reconstruction={json.dumps(nll)}"]
+    assert (
+        fit.main(fresh.arguments("autoencoder", *more, "--trainer.max_steps=2", "--model.frozen=[encoder]"))
+        == 0
+    )
+    saved = state(fresh.runs / "autoencoder")
+    judges = [name for name in saved["state_dict"] if name.startswith("terms.3.")]
+    assert judges and all(name.startswith("terms.3.discriminator.heads.") for name in judges)
+    assert float(metrics(fresh.runs / "autoencoder")[0]["train/features"]) > 0
+    assert load_stage(str(fresh.runs / "autoencoder"), Autoencoder).terms[0].log_scale.shape == (1,)

@@ -137,7 +137,6 @@ class OpenCLIP(nn.Module):
         self.register_buffer("std", torch.tensor(cfg["std"]).view(3, 1, 1), persistent=False)
         self.model = model
 
-    @torch.no_grad()
     def image_features(self, image: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [-1, 1] to embeddings (B, E) before normalisation."""
         if image.shape[-1] != self.size:

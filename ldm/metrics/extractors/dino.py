@@ -57,12 +57,16 @@ class DINOv2(Extractor):
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
 
-    @torch.no_grad()
     def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
         """Compute features of images (B, 3, H, W) in [-1, 1]."""
+        return {"features": self.image_features(images)}
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) in [-1, 1] to class tokens (B, F)."""
         size = (self.size, self.size)
-        pixels = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1.0, 1.0)
-        return {"features": self.net(((pixels + 1.0) / 2.0 - self.mean) / self.std)}
+        pixels = F.interpolate(image, size, mode="bicubic", antialias=True).clamp(-1.0, 1.0)
+        features: Tensor = self.net(((pixels + 1.0) / 2.0 - self.mean) / self.std)
+        return features
 
     def metadata(self) -> Metadata:
         """Name implementation, weights and resizing."""
