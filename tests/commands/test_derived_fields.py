@@ -11,6 +11,8 @@ from ldm.runs.recipe import layers
 
 READ = {  # fields and image size, as the configurations stated them before they were derived
     "autoencoder/kl-f8": ({"image"}, 256),
+    **{f"autoencoder/kl-{f}": ({"image"}, 256) for f in ("f4", "f16", "f32")},
+    "autoencoder/decoder": ({"image"}, 256),
     "clip/vit-b-32": ({"image", "text"}, 224),
     "conditions/inpainting": ({"latent", "image", "mask"}, 32),
     "conditions/layout": ({"latent", "layout"}, 32),
@@ -22,6 +24,10 @@ READ = {  # fields and image size, as the configurations stated them before they
     "demo/diffusion": ({"latent", "text"}, 32),
     "demo/digits": ({"image", "label"}, 8),
     "demo/pixels": ({"image", "text"}, 32),
+    "emoji/autoencoder": ({"image"}, 64),
+    "emoji/clip": ({"image", "text"}, 64),
+    "emoji/perceptual": ({"image"}, 64),
+    "emoji/squared-error": ({"image"}, 64),
     "diffusion/sd1": ({"latent", "text"}, 256),
 }
 for side in (64, 128, 256):
