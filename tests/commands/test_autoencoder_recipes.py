@@ -18,7 +18,7 @@ PUBLISHED = {
     "kl-f16": (16, 16, [1, 1, 2, 2, 4], [16], "rFID 0.87, PSNR 24.08, PSIM 1.07"),
     "kl-f32": (64, 8, [1, 1, 2, 2, 4, 4], [16, 8], "rFID 2.04, PSNR 22.27, PSIM 1.41"),
 }
-"""z_channels, side of the latent, ch_mult and attn_resolutions of configs/autoencoder of CompVis, and the results."""
+"""z_channels, side of the latent, ch_mult, attn_resolutions as CompVis configures them, and the results."""
 
 
 def net_of(name):
@@ -33,7 +33,9 @@ def test_graph_parameters_and_latents_are_the_published_ones(name):
     assert ours["block_out_channels"] == [128 * m for m in multiples] or name == "kl-f8"
     attends = [256 // 2**i in resolutions for i in range(len(multiples))]
     assert (ours["attention"] or [False] * len(multiples)) == attends and ours["layers_per_block"] == 2
-    theirs = vae_config({**ours, "block_out_channels": [128 * m for m in multiples]}, of_factor(1.0, channels))
+    theirs = vae_config(
+        {**ours, "block_out_channels": [128 * m for m in multiples]}, of_factor(1.0, channels)
+    )
     with torch.device("meta"):
         net, vae = KLAutoencoder(**ours), diffusers.AutoencoderKL.from_config(theirs)
         image = torch.empty(1, 3, 256, 256)

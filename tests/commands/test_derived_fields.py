@@ -60,7 +60,7 @@ def test_a_configuration_instantiates_and_derives_what_it_reads(tmp_path, chain,
         stated |= content.get("data", {})
     cli = built(path, tmp_path, chain, f"--data.train={tmp_path / 'train.tar'}")
     config = yaml.safe_load(path.read_text())
-    assert "class_path" in config["model"] or "base" in config
+    assert "class_path" in config.get("model", {}) or "base" in config
     assert cli.model.config["class_path"] == f"ldm.stages.{type(cli.model).__name__}"
     assert cli.config.trainer.max_steps % cli.config.trainer.val_check_interval == 0
     assert "fields" not in stated
