@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import time
 from dataclasses import dataclass
@@ -38,13 +39,13 @@ class Task:
         name: Its name.
         main: The command.
         arguments: Its command line, which writes to ``OUT``.
-        earlier: Begins names of files that a killed call may leave, and the next one keeps beside its own.
+        keeps: Whether it keeps the files of earlier calls, under names that end with "-1", "-2" ...
     """
 
     name: str
     main: Main
     arguments: list[str]
-    earlier: str | None = None
+    keeps: bool = False
 
 
 def prepare(root: Path, shards: Path) -> list[Task]:
@@ -114,7 +115,7 @@ def _tasks(root: Path, runs: Path, shards: Path) -> list[Task]:
         Task("data.folder", images.main, [*folder, f"--out={OUT}"]),
         Task("ldm.encode", encode.main, _encode(runs, shards, OUT)),
         Task("ldm.sample", sample.main, [*draws, f"--prompts={texts}", f"--out={OUT}"]),
-        Task("ldm.evaluate", evaluate.main, [*draws, *measured, f"--out={OUT}"], "-1."),
+        Task("ldm.evaluate", evaluate.main, [*draws, *measured, f"--out={OUT}"], keeps=True),
         Task("ldm.convert to-diffusers", convert.main, _export(runs, OUT)),
         Task("ldm.convert from-diffusers", convert.main, ["from-diffusers", *exported, f"--out={OUT}"]),
     ]
@@ -189,12 +190,15 @@ class Victim:
         paths = [path for path in out.rglob("*") if path.is_file() and MARK not in str(path.relative_to(out))]
         return {str(path.relative_to(out)): path for path in paths if not path.name.endswith(IGNORED)}
 
+    def _is_earlier(self, file: str) -> bool:
+        return self.task.keeps and re.search(r"-\d+\.\w+$", file) is not None
+
     def _partial(self, name: str) -> list[str]:
         """Name what a killed call left that could be taken for the whole: each file is as it will be."""
         whole = self._files("whole")
         wrong = []
         for file, path in self._files(name).items():
-            if self.task.earlier is not None and self.task.earlier in file:
+            if self._is_earlier(file):
                 continue
             if not (is_growing(path) or (file in whole and same(path, whole[file]))):
                 wrong.append(f"{self.task.name}: {file} of a killed call is not that of the whole one")
@@ -202,8 +206,7 @@ class Victim:
 
     def _complete(self, name: str) -> list[str]:
         ours, whole = self._files(name), self._files("whole")
-        earlier = self.task.earlier
-        ours = {file: path for file, path in ours.items() if earlier is None or earlier not in file}
+        ours = {file: path for file, path in ours.items() if not self._is_earlier(file)}
         wrong = [f"{file} is missing" for file in whole.keys() - ours.keys()]
         wrong += [f"{file} is more" for file in ours.keys() - whole.keys()]
         wrong += [
