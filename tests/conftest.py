@@ -16,8 +16,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PYTHONFAULTHANDLER"] = "1"  # a traceback from processes that a signal ends
 
 import torch
+from hypothesis import settings
 
 from ldm import cli
+
+# Few examples, always the same ones; LDM_TEST_EXAMPLES=5000 looks for new ones.
+settings.register_profile("few", derandomize=True, database=None, deadline=None, max_examples=20)
+settings.register_profile(
+    "many", database=None, deadline=None, max_examples=int(os.environ.get("LDM_TEST_EXAMPLES", "1"))
+)
+settings.load_profile("many" if "LDM_TEST_EXAMPLES" in os.environ else "few")
 
 if "LDM_TEST_GPUS" not in os.environ:  # for the processes of pytest-xdist, which see none
     os.environ["LDM_TEST_GPUS"] = str(torch.cuda.device_count())

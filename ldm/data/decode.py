@@ -132,7 +132,7 @@ def text(members: Members) -> Decoded | None:
         return _caption(captions[(members.draw or 0) % len(captions)], "json", members)
     if "txt" in members.content:
         try:
-            return _caption(members.content["txt"].decode("utf-8"), "txt", members)
+            return _caption(members.content["txt"].decode("utf-8-sig"), "txt", members)
         except UnicodeDecodeError as error:
             what = f"is not UTF-8 ({error.reason} at byte {error.start})"
             raise members.bad("txt", what, "malformed caption") from error
@@ -155,7 +155,7 @@ def label(members: Members) -> Decoded | None:
     """Decode a class, an integer >= 0."""
     found: Any
     if "cls" in members.content:
-        name, value = "cls", members.content["cls"].decode("utf-8", "replace").strip()
+        name, value = "cls", members.content["cls"].decode("utf-8-sig", "replace").strip()
         found = int(value) if value.isascii() and value.isdigit() and len(value) < 20 else value
     elif "label" in (meta := members.json()):
         name, found = "json", meta["label"]

@@ -69,10 +69,10 @@ def urls(patterns: str | Sequence[str], name: str) -> list[str]:
     """Expand the braces of ``patterns``; refuse what is empty or would run a program.
 
     Raises:
-        ValueError: If there is no pattern, or one is a ``pipe:`` URL.
+        ValueError: If there is no pattern, the braces of one do not match, or it is a ``pipe:`` URL.
     """
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
-    found = [url for pattern in listed for url in braceexpand.braceexpand(pattern) if url.strip()]
+    found = [url for pattern in listed for url in _alternatives(pattern, name) if url.strip()]
     if not found:
         raise ValueError(
             f"{name}: the list of shards is empty, expected paths such as shards/{{000..019}}.tar"
@@ -83,6 +83,21 @@ def urls(patterns: str | Sequence[str], name: str) -> list[str]:
                 f"{name}: '{url}' would run a program: 'pipe:' is refused, expected paths of tars"
             )
     return found
+
+
+def _alternatives(pattern: str, name: str) -> list[str]:
+    """Expand braces, but for those in the names of a file or folder that is there."""
+    folder, base = os.path.split(pattern)
+    if os.path.exists(os.path.expanduser(pattern)):
+        return [pattern]
+    try:
+        if folder and os.path.isdir(os.path.expanduser(folder)):
+            return [os.path.join(folder, found) for found in braceexpand.braceexpand(base)]
+        return list(braceexpand.braceexpand(pattern))
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: the braces of '{pattern}' do not match, and no such file is there"
+        ) from error
 
 
 def split_name(name: str) -> tuple[str | None, str]:

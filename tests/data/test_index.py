@@ -312,32 +312,3 @@ def test_names_in_two_unicode_forms_are_one_sample_unless_each_has_the_member(tm
         Path(path), [(f"{form}.{kind}", b"x") for form in (composed, decomposed) for kind in ("png", "txt")]
     )
     assert len(scan(path)) == 2
-
-
-def test_any_names_in_any_order_are_grouped_by_what_precedes_the_first_dot(tmp_path):
-    rng = np.random.default_rng(0)
-    letters = list("ab01_-' é日[]{}@#%~ü")
-    kinds = [kind for kind in whitelist() if kind != "latent.npy"]
-    for trial in range(60):
-        files: dict[str, bytes] = {}
-        expected: dict[str, dict[str, bytes]] = {}
-        for _ in range(rng.integers(1, 12)):
-            folder = "".join(rng.choice(letters, rng.integers(0, 4))).strip()
-            key = f"{folder}/" * bool(folder) + "k" + "".join(rng.choice(letters, rng.integers(0, 130)))
-            for kind in rng.choice(kinds, rng.integers(1, 5), replace=False):
-                written = str(kind).upper() if rng.integers(2) else str(kind)
-                body = rng.bytes(int(rng.integers(0, 1500)))
-                if kind not in expected.setdefault(key, {}):
-                    files[f"{key}.{written}"] = expected[key][str(kind)] = body
-        order = list(files.items())
-        rng.shuffle(order)
-        format = (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)[trial % 2]
-        content = write_tar(tmp_path / "a.tar", order, format).read_bytes()
-        found = scan(str(tmp_path / "a.tar"))
-        assert {
-            found.key(row): {
-                name: content[at : at + size] for name, at, size in found.spans(row, whitelist())
-            }
-            for row in range(len(found))
-        } == expected
-        assert found.lost == ()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_shards import sample, write_shards, write_tar
 
-from ldm.data.keys import overlapping, repeating
+from ldm.data.keys import repeating
 from ldm.data.module import Indexed
 from ldm.data.source import DataRank, SampleSpec
 from ldm.rng import SampleNoise
@@ -38,26 +38,6 @@ def test_unique_keys_stay_as_they_are_in_whatever_order(tmp_path):
         warnings.simplefilter("error")
         samples = Indexed().evaluation(str(tmp_path / "*.tar"), 8)
     assert [samples[n]["key"] for n in range(7)] == [f"{n:06d}" for of_shard in numbers for n in of_shard]
-
-
-def test_repeated_keys_agree_with_sets_of_python():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        shards = [
-            [str(key) for key in rng.choice(60, rng.integers(1, 6), replace=False) * rng.integers(1, 10**9)]
-            for _ in range(rng.integers(1, 9))
-        ]
-        seen: set[str] = set()
-        expected = set()
-        for number, keys in enumerate(shards):
-            expected |= {number} if seen & set(keys) else set()
-            seen |= set(keys)
-        groups = overlapping([(min(keys), max(keys)) for keys in shards])
-        assert all(group == sorted(group) and len(group) > 1 for group in groups)
-        found = set()
-        for group in groups:
-            found |= {group[n] for n in repeating([np.array([k.encode() for k in shards[i]]) for i in group])}
-        assert found == expected
 
 
 def test_keys_of_other_widths_have_one_hash():
