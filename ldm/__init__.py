@@ -4,11 +4,15 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
+from ldm.deferred import defer
+
 __version__ = "0.2.0"
 
 _ROOMS = "callbacks checkpointing conditioners data diffusion diffusion.samplers latents losses metrics"
 ROOMS = tuple(f"ldm.{room}" for room in f"{_ROOMS} metrics.extractors nets optim sampling stages".split())
 """Packages whose classes a configuration names without their package."""
+
+defer()  # before anything of ldm imports Lightning
 
 
 def exports(package: str, **modules: str) -> tuple[Callable[[str], Any], list[str]]:

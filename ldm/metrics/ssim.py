@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ldm.metrics.metric import MeanMetric
 from ldm.types import Batch
@@ -23,6 +22,9 @@ class SSIM(MeanMetric):
 
     def measure(self, images: Tensor, batch: Batch) -> Tensor:
         """Compare images with their originals; 1 is equal."""
+        # here: it brings all of torchmetrics, which takes seconds
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
         # not in [-1, 1]: the luminance term takes means for positive
         one, other = (x.double() / 2.0 + 0.5 for x in (images, batch["image"]))
         value = structural_similarity_index_measure(one, other, reduction="none", data_range=1.0)

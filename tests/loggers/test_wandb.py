@@ -36,6 +36,8 @@ except TypeError as refusal:
 says = {"samples": 30, "upstream": {}}
 log.publish(Artifact("g-stage", "stage", ["sha-1"], [folder / "last.ckpt"], [folder / "a.tar"], says))
 (folder / "last.ckpt").write_text("replaced")
+launcher = (name for name in sys.modules if name.startswith("wandb.sdk.launch."))
+(folder / "launcher.txt").write_text(" ".join(launcher))
 """
 
 
@@ -59,6 +61,15 @@ def test_the_summary_has_the_best_value_and_the_last(stored):
     assert summary["val/fid/clip"] == {"min": 3, "last": 4}
     assert summary["val/psnr"] == {"max": -3, "last": -4}
     assert summary["train/loss"] == 4
+
+
+@pytest.mark.slow
+def test_its_launcher_is_not_imported(stored):
+    """It takes two seconds; of it the client's start asks one module, which finds nothing to do."""
+    folder, _, _ = stored
+    imported = (folder / "launcher.txt").read_text().split()
+    assert "wandb.sdk.launch.inputs.internal" in imported
+    assert not {"wandb.sdk.launch._launch", "wandb.sdk.launch.agent"} & set(imported)
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,6 +110,8 @@ class OpenCLIP(nn.Module):
     """
 
     def __init__(self, model: str, weights: str, quick_gelu: bool = False) -> None:
+        import open_clip  # here, as in ldm.nets.clip: a second of each start
+
         super().__init__()
         if not Path(weights).is_file():
             raise FileNotFoundError(f"weights: the file '{weights}' of open_clip's {model} does not exist")
@@ -152,6 +153,8 @@ class OpenCLIP(nn.Module):
 
     def metadata(self) -> Metadata:
         """Name model, weights and resizing."""
+        import open_clip
+
         return {
             "implementation": f"open_clip {open_clip.__version__} {self.model}",
             "weights_sha256": self.weights_sha256,
@@ -178,6 +181,8 @@ def _numbers(captions: list[str]) -> Tensor:
 
 def _check_local(model: str) -> None:
     """Check that open_clip would look for nothing on the network."""
+    import open_clip
+
     folder = Path(model)
     if folder.is_dir():
         found = read_json(folder / "open_clip_config.json")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +37,8 @@ class DINOv2(Extractor):
         size: int = 224,
         name: str = "dinov2",
     ) -> None:
+        import timm  # here: a second of each start
+
         super().__init__(name, ("features",))
         if not Path(weights).is_file():
             raise FileNotFoundError(f"weights: file '{weights}' of timm's {model} does not exist")
@@ -70,6 +71,8 @@ class DINOv2(Extractor):
 
     def metadata(self) -> Metadata:
         """Name implementation, weights and resizing."""
+        import timm
+
         return {
             "implementation": f"timm {timm.__version__} {self.model}",
             "weights_sha256": self.weights_sha256,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
-import torch_fidelity
 from torch import Tensor
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from ldm.io.images import to_bytes
 from ldm.io.weights import bare, read_weights, sha256
 from ldm.metrics.features import Extractor
 from ldm.metrics.metric import Metadata
 from ldm.types import Batch
+
+if TYPE_CHECKING:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 URL = "torch-fidelity's release v0.2.0, weights-inception-2015-12-05-6726825d.pth"
 SPATIAL_CHANNELS = 7
@@ -51,6 +53,8 @@ class Inception(Extractor):
 
     def metadata(self) -> Metadata:
         """Name implementation, weights and resizing."""
+        import torch_fidelity
+
         return {
             "implementation": f"torch-fidelity {torch_fidelity.__version__} FeatureExtractorInceptionV3",
             "weights_sha256": self.weights_sha256,
@@ -63,6 +67,9 @@ class Inception(Extractor):
 
 def _network(weights: str) -> FeatureExtractorInceptionV3:
     """Build the network; the library would unpickle any file, so it gets one that we wrote."""
+    # here: with torchvision, which it brings, a quarter of a second of each start
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     try:
         state = bare(read_weights(weights))
     except FileNotFoundError as error:
