@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def environment() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "bfloat16": [name for name in ("cpu", "cuda") if _computes_bfloat16(name)],
         "devices": devices or ["cpu"],
-        "packages": dict(sorted((d.name, d.version) for d in importlib.metadata.distributions())),
+        "packages": dict(_packages()),
     }
 
 
@@ -54,6 +55,11 @@ def uncommitted() -> str:
         return text
     beginning = content[:MOST_CHANGES].decode(errors="ignore")
     return f"{beginning}\n# cut: {len(content):,} bytes in all\n"
+
+
+@cache  # a start asks twice, and hundreds of files are read
+def _packages() -> list[tuple[str, str]]:
+    return sorted((found.name, found.version) for found in importlib.metadata.distributions())
 
 
 def _computes_bfloat16(device: str) -> bool:
