@@ -67,7 +67,8 @@ def test_missing_files_are_reported_with_the_option_that_helps(source, out):
     message = error_of(source, out)
     assert "2 without a .txt file" in message and "--captions folders" in message
     (source / "metadata.jsonl").write_text("{}")
-    assert f"--captions {source / 'metadata.jsonl'}" in error_of(source, out)
+    message = error_of(source, out)  # may cut a long path at its middle
+    assert "--captions /" in message and message.rstrip().endswith("/images/metadata.jsonl")
     assert "no jpg, jpeg, png or webp" in error_of(out.parent, out / "new", "--images", str(make(out)))
 
 
