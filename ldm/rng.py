@@ -55,7 +55,7 @@ class SampleNoise:
         Returns:
             (B,) float32 in [0, 1), on the CPU.
         """
-        return torch.tensor([torch.rand((), generator=generator).item() for generator in self._generators])
+        return torch.stack([torch.rand((), generator=generator) for generator in self._generators])
 
 
 def _stream_seed(seed: int | str, key: str) -> int:

@@ -41,6 +41,7 @@ class EMA(L.Callback):
         self.warmup = warmup
         self.num_updates = 0
         self.shadow: Weights = {}
+        self._trained: list[nn.Parameter] = []
         self._raw: Weights | None = None
         self._last_step = 0
 
@@ -76,11 +77,13 @@ class EMA(L.Callback):
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the average at the first weights, or go on from a checkpoint's."""
+        weights = averaged_parameters(pl_module)
+        self._trained = list(weights.values())  # in the order of the shadow: no step looks for them again
         self.shadow = {
             name: shard_like(self.shadow.get(name, weight).detach(), weight).to(
                 weight.device, torch.float32, copy=True
             )
-            for name, weight in averaged_parameters(pl_module).items()
+            for name, weight in weights.items()
         }
 
     @override
@@ -96,7 +99,7 @@ class EMA(L.Callback):
         """Update the average if the batch ended in an optimizer step."""
         if (step := progress_of(pl_module).steps) > self._last_step:
             self._last_step = step
-            self._update(pl_module)
+            self._update()
 
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -126,6 +129,7 @@ class EMA(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Leave the raw weights after an error in validation, before anything else is done about it."""
+        reshard(pl_module)  # it may have come while they were unsharded
         self._unswap(pl_module)
 
     @override
@@ -183,10 +187,10 @@ class EMA(L.Callback):
         return {name: weight for name, weight in pl_module.named_parameters() if name in self.shadow}
 
     @torch.no_grad()
-    def _update(self, pl_module: nn.Module) -> None:
+    def _update(self) -> None:
         n = self.num_updates
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
-        weights = [weight.float() for weight in self._weights(pl_module).values()]
+        weights = [weight.float() for weight in self._trained]
         torch._foreach_lerp_(list(self.shadow.values()), weights, 1.0 - decay)
         self.num_updates += 1
 
@@ -199,8 +203,10 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def _unswap(self, pl_module: nn.Module) -> None:
-        raw, self._raw = self._raw or {}, None
-        reshard(pl_module)  # an error may have come while it was unsharded
+        if self._raw is None:  # before every step
+            return
+        raw, self._raw = self._raw, None
+        reshard(pl_module)  # validation unshards it
         for name, weight in self._weights(pl_module).items():
             if name in raw:
                 weight.copy_(raw[name])

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from typing_extensions import override
 
+from ldm.loggers.steps import read_losses
 from ldm.types import Batch, progress_of
 
 BAR_SECONDS = 0.5
@@ -48,7 +49,8 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
         num_samples = progress_of(pl_module).samples - self._first.samples
-        return {"samples/s": float(f"{num_samples / self._seconds:.4g}"), **metrics}
+        losses = read_losses(getattr(pl_module, "step_losses", []))
+        return {"samples/s": float(f"{num_samples / self._seconds:.4g}"), **metrics, **losses}
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -49,6 +49,11 @@ class CombinedOptimizer(Optimizer):
         self._distribute()
 
 
+def parts(optimizer: Optimizer) -> Sequence[Optimizer]:
+    """Return the optimizers that one consists of."""
+    return optimizer.optimizers if isinstance(optimizer, CombinedOptimizer) else [optimizer]
+
+
 def build_optimizer(
     recipes: Sequence[tuple[Optimization, nn.Module]], num_samples: int, dtype: torch.dtype
 ) -> tuple[Optimizer, list[Optimization]]:

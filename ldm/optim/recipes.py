@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ldm.io.config import Configurable
+from ldm.optim.adamw import FusedAdamW, is_fusible
 from ldm.optim.muon import MuonOptimizer
 
 
@@ -148,6 +149,8 @@ class AdamW(Optimization):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
+        if is_fusible(trained):
+            return FusedAdamW(groups, self.lr, self.betas)
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, foreach=True)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from ldm.io.checkpoint import saved_progress
 from ldm.lightning_internals import align_loops, trainer_of
+from ldm.optim.gradients import clip, total_norm
 from ldm.types import Batch, Progress
 
 
@@ -23,6 +26,9 @@ class Counted(L.LightningModule):
     batch_start: int
     """Training samples before the current batch, over all processes; accumulated batches count."""
 
+    step_losses: list[dict[str, Tensor]]
+    """Losses of the current step by their names in the log, for each of its accumulated batches."""
+
     @property
     def is_step_complete(self) -> bool:
         """Whether the current batch has ended an optimizer step."""
@@ -32,6 +38,8 @@ class Counted(L.LightningModule):
         super().__init__()
         self.progress = Progress()
         self.batch_start = self._batch_end = 0
+        self.step_losses = []
+        self._norm: Tensor | None = None
 
     @override
     def setup(self, stage: str) -> None:
@@ -48,6 +56,25 @@ class Counted(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.progress = Progress(self.progress.steps + 1, self._batch_end)
+
+    def gradient_norm(self, optimizer: Optimizer) -> Tensor:
+        """Return the norm of a step's gradient before it is clipped, (), on its device: computed once."""
+        if self._norm is None:
+            self._norm = total_norm(optimizer)
+        return self._norm
+
+    @override
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_algorithm not in (None, "norm"):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip(optimizer, self.gradient_norm(optimizer), gradient_clip_val)
+        self._norm = None
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -19,17 +19,16 @@ from ldm.io.checkpoint import header, saved_progress
 from ldm.io.config import Configurable, config_of
 from ldm.latents.manifest import check_source
 from ldm.lightning_internals import trainer_of
+from ldm.loggers.steps import TRUNCATED, is_logged, mean_losses
 from ldm.losses.term import LossTerm
 from ldm.nets.text import truncated
+from ldm.optim.adamw import place_state
 from ldm.optim.combined import build_optimizer, describe
 from ldm.optim.recipes import NoScaling, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.counted import global_batch_size
 from ldm.stages.terms import TERMS, SumsTerms, without_terms
 from ldm.types import Batch
-
-TRUNCATED = "train/truncated_captions"
-"""Share of captions with more tokens than the text tower reads."""
 
 
 class Stage(Configurable, SumsTerms, ABC):
@@ -62,7 +61,7 @@ class Stage(Configurable, SumsTerms, ABC):
         super().__init__(terms)
         self.optimizer = optimizer
         self.higher_is_better = {"loss": False, **{t.name: False for t in terms if t.lower_is_better}}
-        self._step_losses: list[dict[str, Tensor]] = []
+        self._lr = 0.0
         self._is_first_batch = True
         self._optimizer_name: str | None = None
 
@@ -87,23 +86,20 @@ class Stage(Configurable, SumsTerms, ABC):
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        size = len(batch["key"])
         if self.image_size is None and "image" in batch:
             self.image_size = batch["image"].shape[-1]
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            self._step_losses = []
+            self.step_losses = []
         # a step in several batches draws what it draws in one
         noise = SampleNoise(f"{_global_seed()}/train/{self.progress.samples}", batch["key"])
         losses = self.losses(batch, noise)
         values = {f"train/{name}": value.detach() for name, value in losses.items()}
-        if self.context_length is not None and "text" in batch:
-            share = self._truncated(batch["text"], self.context_length)
-            values[TRUNCATED] = torch.full_like(values["train/loss"], share)
-        self._step_losses.append(values)
-        local = _mean(self._step_losses)  # the mean over processes is logged once the step is done
-        shown = {name: value for name, value in local.items() if "truncated" not in name}
-        self.log_dict(shown, batch_size=size, prog_bar=True, logger=False)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=size)
+        limit, every = self.context_length, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_read = self._is_first_batch or (every and (self.progress.steps + 1) % every == 0)
+        if is_read and limit is not None and "text" in batch:
+            values[TRUNCATED] = torch.full_like(values["train/loss"], self._truncated(batch["text"], limit))
+        self.step_losses.append(values)
+        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # once the step is done, that of the next
         return losses["loss"]
 
     def _truncated(self, text: list[str], limit: int) -> float:
@@ -120,12 +116,14 @@ class Stage(Configurable, SumsTerms, ABC):
     @override
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         size = len(batch["key"])
-        self.log("samples", float(self.progress.samples), batch_size=size)  # the x axis of every curve
         if 0 < self.trainer.max_steps <= self.progress.steps:
             self.trainer.should_stop = True  # Lightning then validates, whatever the interval
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.is_step_complete and every and self.progress.steps % every == 0:  # synchronises processes
-            local, group = _mean(self._step_losses), default_group(self.device)
+        if not (self.is_step_complete and is_logged(self.trainer, self.progress.steps)):
+            return
+        # samples are the x axis of every curve
+        self.log_dict({"samples": float(self.progress.samples), "train/lr": self._lr}, batch_size=size)
+        if self.progress.steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            local, group = mean_losses(self.step_losses), default_group(self.device)
             means = group.all_reduce(torch.stack(list(local.values()))) / group.world
             self.log_dict(dict(zip(local, means, strict=True)), batch_size=size)
 
@@ -172,6 +170,7 @@ class Stage(Configurable, SumsTerms, ABC):
             ):
                 lr = new["lr"] * factor(schedule.last_epoch)
                 group.update({k: v for k, v in new.items() if k != "params"}, lr=lr, initial_lr=new["lr"])
+            place_state(schedule.optimizer)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -258,6 +257,15 @@ class Stage(Configurable, SumsTerms, ABC):
 def _mean(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Average each loss over batches of one size, in float32."""
     return {name: torch.stack([batch[name].float() for batch in losses]).mean() for name in losses[0]}
+def _without_terms(stage: Stage) -> nn.Module:
+    """Return a module with the stage's parameters by their names, but for those of loss terms."""
+    rest = nn.Module()
+    for name, weight in stage.named_parameters(recurse=False):
+        rest.register_parameter(name, weight)
+    for name, child in stage.named_children():
+        if name != TERMS:
+            rest.add_module(name, child)
+    return rest
 
 
 def _factor(recipe: Optimization, num_steps: int) -> Callable[[int], float]:

@@ -12,13 +12,15 @@ from tiny_stage import TinyStage, loader, trainer
 
 from ldm.callbacks.skip_nonfinite import SkipNonFinite
 from ldm.checkpointing.callback import Checkpoints
+from ldm.optim.adamw import FusedAdamW
 
 
 class Ill(TinyStage):
     """Has a loss, or only a gradient, that is not finite at given steps."""
 
-    def __init__(self, steps, kind="loss", value=float("nan")):
+    def __init__(self, steps, kind="loss", value=float("nan"), fused=False):
         super().__init__()
+        self.fused = fused
         self.steps, self.kind, self.value = steps, kind, value
         self.seen = []
 
@@ -34,7 +36,12 @@ class Ill(TinyStage):
         self.log("train/bad", bad.detach(), batch_size=1)
         return bad
 
+    def configure_optimizers(self):
+        trained = [self.scale, self.shift]
+        return FusedAdamW(trained, self.lr, (0.9, 0.999)) if self.fused else super().configure_optimizers()
+
     def on_train_batch_start(self, batch, batch_idx):
+        super().on_train_batch_start(batch, batch_idx)
         optimizer = self.optimizers()
         self.seen.append(copy.deepcopy((self.state_dict(), optimizer.state_dict()["state"])))
 
@@ -56,11 +63,12 @@ def same(one, two):
     return moments.keys() == their_moments.keys()
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_bad_step_changes_neither_weights_nor_moments(tmp_path, kind, value, capsys):
-    stage = Ill({3}, kind, value)
-    run = fit(tmp_path, stage)
+def test_a_bad_step_changes_neither_weights_nor_moments(tmp_path, kind, value, fused, capsys):
+    stage = Ill({3}, kind, value, fused)
+    run = fit(tmp_path, stage, log_every_n_steps=8, gradient_clip_val=0.5)
     assert run.global_step == 8
     assert same(stage.seen[3], stage.seen[4])
     assert not torch.equal(stage.seen[4][0]["scale"], stage.seen[5][0]["scale"])
@@ -91,6 +99,24 @@ def test_a_persistent_one_ends_the_run_with_the_last_good_weights(tmp_path):
     assert saved["global_step"] == 7
     assert torch.equal(saved["state_dict"]["scale"], stage.seen[5][0]["scale"])
     assert saved["callbacks"]["SkipNonFinite"] == {"num_skipped": 4, "in_a_row": 0}
+
+
+def test_a_step_that_the_device_skips_is_known_to_the_next(tmp_path, capsys):
+    """The run ends one step later than where the host decides."""
+    stage = Ill({1, 3, 5, 6, 7}, fused=True)
+    with pytest.raises(ValueError, match=r"3 steps in a row .* step 7: process 0: train/bad is nan, samples"):
+        fit(tmp_path, stage, max_in_a_row=3, max_steps=12, log_every_n_steps=50, val_check_interval=12)
+    assert len(stage.seen) == 9 and same(stage.seen[5], stage.seen[8])
+    assert "step 1 is skipped: process 0: train/bad is nan, samples 0004" in capsys.readouterr().err
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert torch.equal(saved["state_dict"]["scale"], stage.seen[5][0]["scale"])
+    assert saved["callbacks"]["SkipNonFinite"]["num_skipped"] == 5
+
+
+def test_a_checkpoint_right_after_a_skipped_step_counts_it(tmp_path):
+    fit(tmp_path, Ill({2, 3}, fused=True), max_steps=4, log_every_n_steps=50)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["callbacks"]["SkipNonFinite"] == {"num_skipped": 2, "in_a_row": 2}
 
 
 def test_all_batches_of_an_accumulated_step_are_named_and_skipped(tmp_path, capsys):
