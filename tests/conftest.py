@@ -37,10 +37,20 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 """Search path of programs, those of the system's administrator included."""
 
 
-def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest: those on a SLURM, then by their slow tests."""
+def pytest_collection_modifyitems(config, items):
+    """Begin with the files that take longest: those on a SLURM, then by their slow tests.
+
+    Without the slow ones, every other file is one of interop: the second process has work of its own while
+    the first one trains the chain of runs that both of them need.
+    """
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (item.path.parent.name != "slurm", -slow[item.path]))
+    if config.option.markexpr:
+        files = dict.fromkeys(item.path for item in items)
+        apart = [path for path in files if path.parent.name == "interop"]
+        rank = {path: i for i, path in enumerate(path for path in files if path not in apart)}
+        rank |= {path: i + 0.5 for i, path in enumerate(apart)}
+        items.sort(key=lambda item: rank[item.path])
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist need not be there

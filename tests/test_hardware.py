@@ -29,6 +29,8 @@ def test_torch_and_linux_agree_on_bfloat16():
     assert choose_precision(CPU) == ("bf16-mixed" if native else "32-true")
 
 
+@pytest.mark.slow
+@pytest.mark.versions
 @x86
 def test_a_processor_without_bfloat16_is_recognised_and_its_slowdown_measured():
     code = (

@@ -119,6 +119,7 @@ def test_a_finished_run_reports_it_and_changes_nothing(chain, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in (chain.runs / "clip").rglob("*")}
 
 
+@pytest.mark.slow
 def test_earlier_configurations_are_kept_if_they_differ(fresh):
     run = fresh.runs / "clip"
     for steps in (1, 2, 3):

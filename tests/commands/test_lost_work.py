@@ -14,9 +14,8 @@ def values(run):
     return [{k: v for k, v in row.items() if v and k.startswith("val/")} for row in metrics(run)]
 
 
-@pytest.mark.parametrize(
-    "interval", ["4", pytest.param("100", marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("interval", ["4", "100", None])
 def test_the_end_is_validated_so_the_latent_scale_is_of_the_weights_that_are_saved(fresh, interval):
     arguments = [a for a in fresh.arguments("autoencoder", "--trainer.max_steps=6") if "interval" not in a]
     for name, every in (("whole", "6"), ("run", interval)):
@@ -30,6 +29,7 @@ def test_the_end_is_validated_so_the_latent_scale_is_of_the_weights_that_are_sav
     assert values(fresh.runs / "run")[-1] == values(fresh.runs / "whole")[-1] != {}
 
 
+@pytest.mark.slow
 def test_weights_without_a_scale_are_refused_before_anything_is_encoded(fresh, capsys):
     run = fresh.runs / "autoencoder"
     arguments = fresh.arguments("autoencoder", "--trainer.max_steps=5")
@@ -47,6 +47,7 @@ def test_weights_without_a_scale_are_refused_before_anything_is_encoded(fresh, c
     assert "finished, 5 of 5 steps are done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_has_the_scale_of_other_weights(chain, fresh, capsys):
     stop = ["--trainer.callbacks+=interruptions.Stop", "--trainer.callbacks.step=6"]
     with pytest.raises(RuntimeError, match="the machine went away"):
@@ -57,6 +58,7 @@ def test_a_run_that_was_stopped_has_the_scale_of_other_weights(chain, fresh, cap
     assert state(fresh.runs / "autoencoder")["latent"]["measured_at"] == 6
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing_that_the_real_one_finds(chain, fresh, capsys):
     dry = fresh.arguments("autoencoder", "--trainer.fast_dev_run=2")
     assert fit.main(dry) == 0

@@ -49,7 +49,14 @@ def test_without_bfloat16_auto_trains_in_float32_and_bf16_mixed_warns_once(fresh
     assert done.stderr.count("only emulates bfloat16: matrix products take") == 1
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "clip", "diffusion"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "autoencoder",
+        pytest.param("clip", marks=pytest.mark.slow),
+        pytest.param("diffusion", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_in_float32_computes_no_product_in_half_precision(fresh, stage):
     with NoHalf() as watch:
         assert fit.main(fresh.arguments(stage, *FEW, "--trainer.precision=32-true")) == 0

@@ -44,7 +44,7 @@ def test_a_signal_after_the_last_step_leaves_a_finished_run(chain, fresh, capsys
     assert "finished, 8 of 8 steps are done" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("step", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_ctrl_c_in_a_validation_costs_no_step(chain, fresh, capsys, ctrl_c, step):
     assert fit.main(fresh.arguments("autoencoder", *signalled(step, "validation", signal.SIGINT))) == 130
     last = fresh.runs / "autoencoder" / "checkpoints" / "last.ckpt"

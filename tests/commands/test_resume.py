@@ -1,6 +1,7 @@
 """Stop + resume = uninterrupted, bit for bit: weights, averages, optimizer, data order, metrics.csv."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,10 +17,10 @@ from ldm import fit, training
     ("name", "step", "where", "resumes_at"),
     [
         ("autoencoder", 5, "start", 5),
-        ("autoencoder", 6, "backward", 6),
-        ("autoencoder", 7, "end", 4),
         ("autoencoder", 8, "validation", 8),
-        ("autoencoder", 4, "validation", 4),
+        pytest.param("autoencoder", 6, "backward", 6, marks=pytest.mark.slow),
+        pytest.param("autoencoder", 7, "end", 4, marks=pytest.mark.slow),
+        pytest.param("autoencoder", 4, "validation", 4, marks=pytest.mark.slow),
         pytest.param("clip", 5, "start", 5, marks=pytest.mark.slow),
         pytest.param("diffusion", 5, "start", 5, marks=pytest.mark.slow),
         pytest.param("diffusion", 8, "validation", 8, marks=pytest.mark.slow),
@@ -110,7 +111,7 @@ def test_a_validation_between_the_batches_of_a_step_is_refused(fresh):
 
 
 def test_a_damaged_last_checkpoint_costs_the_steps_since_the_one_before(chain, fresh, capsys):
-    assert fit.main(fresh.arguments("autoencoder")) == 0
+    shutil.copytree(chain.runs / "autoencoder", fresh.runs / "autoencoder")
     last = fresh.runs / "autoencoder" / "checkpoints" / "last.ckpt"
     uninterrupted = bytearray(last.read_bytes())
     uninterrupted[len(uninterrupted) // 2] ^= 1
@@ -143,9 +144,9 @@ def test_resumed_run_equals_uninterrupted_on_two_threads(chain, fresh, tmp_path)
     assert_same_run(fresh.runs / "autoencoder", uninterrupted.runs / "autoencoder")
 
 
-def test_the_configuration_wins_over_the_checkpoint(fresh):
+def test_the_configuration_wins_over_the_checkpoint(chain, fresh):
     end = ["--trainer.max_steps=12", "--model.optimizer.lr=0.0625", "--model.optimizer.weight_decay=0.5"]
-    assert fit.main(fresh.arguments("autoencoder")) == 0
+    shutil.copytree(chain.runs / "autoencoder", fresh.runs / "autoencoder")
     assert fit.main(fresh.arguments("autoencoder", *end, "--model.optimizer.decay=none")) == 0
     saved = state(fresh.runs / "autoencoder")
     assert saved["global_step"] == 12

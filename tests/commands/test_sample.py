@@ -45,7 +45,7 @@ def draw(run, out, *more):
     return torch.stack([pil_to_tensor(Image.open(path)) for path in paths]).int()
 
 
-def test_a_image_depends_on_prompt_copy_and_seed_alone(chain, tmp_path):
+def test_an_image_depends_on_prompt_copy_and_seed_alone(chain, tmp_path):
     run, two = chain.runs / "diffusion", ["--prompt=a red ring", "--prompt=a blue square"]
     images = draw(run, tmp_path / "a", *two, "--num-per-prompt=2")
     one_by_one = draw(run, tmp_path / "b", *two[::-1], "--num-per-prompt=2", "--batch-size=1")
@@ -108,7 +108,8 @@ def image(tmp_path):
     return path
 
 
-def test_a_image_is_redrawn_the_less_the_lower_the_strength(chain, tmp_path, image):
+@pytest.mark.slow
+def test_an_image_is_redrawn_the_less_the_lower_the_strength(chain, tmp_path, image):
     run, old = chain.runs / "diffusion", pil_to_tensor(Image.open(image)).int()
     more = ["--prompt=a red ring", f"--image={image}", "--steps=10"]
     ends = [draw(run, tmp_path / s, *more, f"--strength={s}")[0] for s in ("0.1", "0.5", "1")]

@@ -109,7 +109,7 @@ def test_other_proportions_than_the_images_are_refused(field):
     read(["image", field], **wide)
 
 
-def test_boxes_of_a_image_that_is_not_square_need_its_size():
+def test_boxes_of_an_image_that_is_not_square_need_its_size():
     members = scene(32, 64, 20, 10, 8)
     meta = json.loads(members["json"])
     bare = json.dumps({"layout": meta["layout"]}).encode()

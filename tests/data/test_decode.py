@@ -32,7 +32,7 @@ def text_of(members: dict[str, bytes], draw: int | None) -> str:
     return decode_sample(members, SAMPLE, ["text"], 8, draw)["text"]
 
 
-def test_a_image_of_the_right_size_is_exact():
+def test_an_image_of_the_right_size_is_exact():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image = image_of(encoded(Image.fromarray(pixels)), 8)
     assert image.dtype == torch.uint8

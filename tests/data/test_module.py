@@ -107,7 +107,7 @@ def test_an_epoch_holds_every_sample_once_and_the_next_one_in_another_order(data
     assert model.val_keys[:11] == [f"{n:06d}" for n in range(900, 911)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cut", [3, 4, 9])  # in an epoch, at a validation, in the second epoch
 def test_resumed_equals_uninterrupted(data, tmp_path, workers, cut):
     uninterrupted, _ = run(data(workers=workers), tmp_path, 14)
@@ -131,7 +131,7 @@ def test_checkpoints_of_the_callback_resume_exactly_with_accumulation(data, tmp_
     assert rest.train_keys == uninterrupted.train_keys[6:]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_checkpoints_written_at_a_validation_and_at_an_exception_resume_exactly(data, tmp_path, workers):
     after = ModelCheckpoint(tmp_path, filename="val-{step}", save_top_k=-1, every_n_epochs=1)
     broken = ModelCheckpoint(tmp_path, filename="x-{step}", save_on_exception=True, every_n_train_steps=99)
