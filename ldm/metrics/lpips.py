@@ -25,8 +25,6 @@ class LPIPS(MeanMetric):
     """
 
     def __init__(self, weights: str, net: Literal["alex", "vgg"] = "alex", name: str = "lpips") -> None:
-        from torchmetrics.functional.image.lpips import _LPIPS  # here: it takes seconds
-
         super().__init__(name, higher_is_better=False)
         self.net = net
         self.network = LPIPSNet(weights, net)
