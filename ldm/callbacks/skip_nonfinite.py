@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from ldm.loggers.steps import is_logged, read_losses
-from ldm.optim.gradients import HostNumber, drop, skip_if, total_norm
+from ldm.optim.gradients import HostNumber, drop, part_norms, skip_if, total_norm
 from ldm.stages.counted import Counted
 from ldm.types import Batch, progress_of
 
@@ -101,7 +101,7 @@ class SkipNonFinite(L.Callback):
         if isinstance(pl_module, Counted):
             norm, losses = pl_module.gradient_norm(optimizer), pl_module.step_losses
         else:
-            norm, losses = total_norm(optimizer), []
+            norm, losses = total_norm(part_norms(optimizer)), []
         is_bad = norm.isfinite().logical_not().float()
         self._last = Verdict(HostNumber(is_bad), self._step, losses, self._keys)
         if not skip_if(optimizer, is_bad):

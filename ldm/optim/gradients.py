@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -37,26 +39,43 @@ def gradients(optimizer: Optimizer) -> list[Tensor]:
 
 
 @torch.no_grad()
-def total_norm(optimizer: Optimizer) -> Tensor:
-    """Return the 2-norm of all gradients as one vector, (), on their device; collective if they are split."""
-    return full_tensor(torch.nn.utils.get_total_norm(gradients(optimizer)))
+def part_norms(optimizer: Optimizer) -> list[Tensor]:
+    """Return the 2-norm of the gradients of each part of an optimizer; collective if they are sharded.
+
+    A part has the parameters of the networks, or of one loss term. Its norm is a number () on their device.
+    """
+    return [_norm(part) for part in parts(optimizer)]
+
+
+def total_norm(norms: Sequence[Tensor]) -> Tensor:
+    """Return the 2-norm of all gradients as one vector, (), of the norms of their parts."""
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(list(norms)))
 
 
 @torch.no_grad()
-def clip(optimizer: Optimizer, norm: Tensor, max_norm: float) -> None:
-    """Scale the gradients to a norm of at most ``max_norm``: now, or by the optimizer in its step.
+def clip(optimizer: Optimizer, norms: Sequence[Tensor], max_norm: float) -> None:
+    """Scale each part's gradients to a norm of at most ``max_norm``: now, or by the optimizer in its step.
+
+    So the gradient of a loss term's own parameters does not shorten that of the networks.
 
     Args:
         optimizer: Is about to take a step.
-        norm: What ``total_norm`` returned.
+        norms: What ``part_norms`` returned.
         max_norm: Largest norm.
     """
-    for part in parts(optimizer):
+    for part, norm in zip(parts(optimizer), norms, strict=True):
         if isinstance(part, FusedAdamW):
             part.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0).float()  # as torch clips
         else:
             weights = [p for group in part.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(weights, max_norm, norm)
+
+
+def _norm(part: Optimizer) -> Tensor:
+    if found := gradients(part):
+        return full_tensor(torch.nn.utils.get_total_norm(found))
+    weight = next(p for group in part.param_groups for p in group["params"])
+    return torch.zeros((), device=weight.device)
 
 
 def skip_if(optimizer: Optimizer, bad: Tensor) -> bool:

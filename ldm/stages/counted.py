@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ldm.io.checkpoint import saved_progress
 from ldm.lightning_internals import align_loops, trainer_of
-from ldm.optim.gradients import clip, total_norm
+from ldm.optim.gradients import clip, part_norms, total_norm
 from ldm.types import Batch, Progress
 
 
@@ -39,7 +39,7 @@ class Counted(L.LightningModule):
         self.progress = Progress()
         self.batch_start = self._batch_end = 0
         self.step_losses = []
-        self._norm: Tensor | None = None
+        self._norms: list[Tensor] | None = None
 
     @override
     def setup(self, stage: str) -> None:
@@ -59,9 +59,12 @@ class Counted(L.LightningModule):
 
     def gradient_norm(self, optimizer: Optimizer) -> Tensor:
         """Return the norm of a step's gradient before it is clipped, (), on its device: computed once."""
-        if self._norm is None:
-            self._norm = total_norm(optimizer)
-        return self._norm
+        return total_norm(self._part_norms(optimizer))
+
+    def _part_norms(self, optimizer: Optimizer) -> list[Tensor]:
+        if self._norms is None:
+            self._norms = part_norms(optimizer)
+        return self._norms
 
     @override
     def configure_gradient_clipping(
@@ -73,8 +76,8 @@ class Counted(L.LightningModule):
         if gradient_clip_algorithm not in (None, "norm"):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            clip(optimizer, self.gradient_norm(optimizer), gradient_clip_val)
-        self._norm = None
+            clip(optimizer, self._part_norms(optimizer), gradient_clip_val)
+        self._norms = None
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -254,20 +254,6 @@ class Stage(Configurable, SumsTerms, ABC):
         self.image_size = getattr(self.trainer.datamodule, "image_size", self.image_size)  # type: ignore[attr-defined]
 
 
-def _mean(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Average each loss over batches of one size, in float32."""
-    return {name: torch.stack([batch[name].float() for batch in losses]).mean() for name in losses[0]}
-def _without_terms(stage: Stage) -> nn.Module:
-    """Return a module with the stage's parameters by their names, but for those of loss terms."""
-    rest = nn.Module()
-    for name, weight in stage.named_parameters(recurse=False):
-        rest.register_parameter(name, weight)
-    for name, child in stage.named_children():
-        if name != TERMS:
-            rest.add_module(name, child)
-    return rest
-
-
 def _factor(recipe: Optimization, num_steps: int) -> Callable[[int], float]:
     return lambda step: recipe.factor(step, num_steps)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -93,28 +92,6 @@ class SumsTerms(Counted):
             if not term.is_active:
                 for weight in term.parameters():
                     weight.grad = None
-
-    @override
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the gradient of the networks, and of each term's own parameters, by a norm of its own.
-
-        So a discriminator's gradient does not shorten that of the network that it judges.
-        """
-        if gradient_clip_algorithm == "value" or not gradient_clip_val:
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        owner = {id(w): number for number, term in enumerate(self.terms) for w in term.parameters()}
-        players: dict[int, list[Tensor]] = {}
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                players.setdefault(owner.get(id(weight), -1), []).append(weight)
-        for weights in players.values():
-            torch.nn.utils.clip_grad_norm_(weights, gradient_clip_val)
 
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from ldm.optim.adamw import FusedAdamW, place_state
 from ldm.optim.combined import CombinedOptimizer
-from ldm.optim.gradients import HostNumber, clip, drop, skip_if, total_norm
+from ldm.optim.gradients import HostNumber, clip, drop, part_norms, skip_if, total_norm
 from ldm.optim.muon import MuonOptimizer
 from ldm.optim.recipes import AdamW
 
@@ -42,7 +42,7 @@ def test_it_is_adamw_clipped_as_torch_clips():
     for step, scale in enumerate((1.0, 0.01, 30.0)):  # clipped, not clipped, clipped
         give_gradients(ours, step, scale)
         give_gradients(theirs, step, scale)
-        clip(fused, total_norm(fused), 2.0)
+        clip(fused, part_norms(fused), 2.0)
         norm = nn.utils.clip_grad_norm_(theirs, 2.0)
         assert (norm > 2.0) == (scale != 0.01)
         fused.step()
@@ -57,9 +57,9 @@ def test_a_skipped_step_leaves_no_trace():
     optimizer.step()
     before = copy.deepcopy([p.detach() for p in parameters]), copy.deepcopy(optimizer.state_dict())
     give_gradients(parameters, 1, float("nan"))
-    norm = total_norm(optimizer)
-    clip(optimizer, norm, 1.0)
-    assert skip_if(optimizer, norm.isfinite().logical_not().float())
+    norms = part_norms(optimizer)
+    clip(optimizer, norms, 1.0)
+    assert skip_if(optimizer, total_norm(norms).isfinite().logical_not().float())
     optimizer.step()
     for p, then in zip(parameters, before[0], strict=True):
         assert torch.equal(p, then)
@@ -83,18 +83,31 @@ def test_only_an_optimizer_that_is_fused_in_all_its_parts_skips_by_itself():
     assert [p.grad is None for p in parameters] == [True, True, False]
 
 
-def test_parts_are_clipped_by_one_norm():
+def test_each_part_is_clipped_by_its_own_norm():
     parameters = weights()
     muon, fused = MuonOptimizer(parameters[:2]), FusedAdamW(parameters[2:], 0.1, BETAS)
     both = CombinedOptimizer([muon, fused])
     give_gradients(parameters, 0)
     before = [p.grad.clone() for p in parameters]
-    norm = total_norm(both)
-    assert norm == pytest.approx(sum(g.square().sum().item() for g in before) ** 0.5, rel=1e-6)
-    clip(both, norm, 0.5)
-    assert_close([p.grad for p in parameters[:2]], [0.5 / norm * g for g in before[:2]])
-    assert fused.grad_scale.item() == pytest.approx(norm.item() / 0.5, rel=1e-5)
+    norms = part_norms(both)
+    expected = [sum(g.square().sum().item() for g in part) ** 0.5 for part in (before[:2], before[2:])]
+    assert [norm.item() for norm in norms] == pytest.approx(expected, rel=1e-6)
+    assert total_norm(norms).item() == pytest.approx(sum(n * n for n in expected) ** 0.5, rel=1e-6)
+    clip(both, norms, 0.5)
+    assert_close([p.grad for p in parameters[:2]], [0.5 / expected[0] * g for g in before[:2]])
+    assert fused.grad_scale.item() == pytest.approx(expected[1] / 0.5, rel=1e-5)
     assert torch.equal(parameters[2].grad, before[2])  # divided in its step
+
+
+def test_a_part_without_gradients_changes_nothing():
+    parameters = weights()
+    both = CombinedOptimizer([MuonOptimizer(parameters[:2]), FusedAdamW(parameters[2:], 0.1, BETAS)])
+    give_gradients(parameters, 0)
+    drop(both.optimizers[1])
+    norms = part_norms(both)
+    assert norms[1].item() == 0.0 and total_norm(norms) == norms[0] > 0.0
+    clip(both, norms, 0.5)
+    assert part_norms(both)[0].item() == pytest.approx(0.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("then", [plain, lambda parameters: FusedAdamW(parameters, 0.1, BETAS)])
