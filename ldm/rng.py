@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
+
+from ldm.types import send
 
 Noise = Callable[[Tensor], Tensor]
 """``x (B, ...) -> standard normal`` of the same shape, dtype and device, fresh at every call.
@@ -26,7 +29,12 @@ class SampleNoise:
     """
 
     def __init__(self, seed: int | str, keys: Sequence[str]) -> None:
-        self._generators = [torch.Generator().manual_seed(_stream_seed(seed, key)) for key in keys]
+        self._seed, self._keys = seed, keys
+
+    @cached_property
+    def _generators(self) -> list[torch.Generator]:
+        """Made when the first numbers are drawn: a stage may need none."""
+        return [torch.Generator().manual_seed(_stream_seed(self._seed, key)) for key in self._keys]
 
     def like(self, x: Tensor) -> Tensor:
         """Draw standard normal noise like ``x``.
@@ -40,14 +48,12 @@ class SampleNoise:
         Raises:
             ValueError: If ``x`` does not have one row per key.
         """
-        if len(x) != len(self._generators):
-            raise ValueError(
-                f"SampleNoise: expected {len(self._generators)} rows (one per key), got {len(x)}"
-            )
+        if len(x) != len(self._keys):
+            raise ValueError(f"SampleNoise: expected {len(self._keys)} rows (one per key), got {len(x)}")
         drawn = torch.empty(x.shape, dtype=torch.float32)
         for row, generator in zip(drawn, self._generators, strict=True):
             row.normal_(generator=generator)
-        return drawn.to(device=x.device, dtype=x.dtype)
+        return send(drawn, x.device).to(x.dtype)
 
     def uniform(self) -> Tensor:
         """Draw one number per sample.

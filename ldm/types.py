@@ -40,6 +40,13 @@ class Batch(TypedDict, total=False):
     in [0, 1], from the top left corner."""
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor to a device; from main memory to a GPU without waiting for the work that is queued there."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass(frozen=True)
 class Cond:
     """Condition of a denoiser. Every field is optional; a field that is None conditions nothing."""
@@ -65,7 +72,7 @@ class Cond:
         """
         picked = {}
         for name, ours, theirs in self._with(null):
-            kept, shape = keep.to(ours.device), (-1,) + (1,) * (ours.ndim - 1)
+            kept, shape = send(keep, ours.device), (-1,) + (1,) * (ours.ndim - 1)
             picked[name] = torch.where(kept.view(shape), ours, theirs.to(ours.dtype))
         return Cond(**picked)
 

@@ -13,7 +13,7 @@ from ldm.diffusion.timesteps import TimestepDistribution, UniformTimesteps
 from ldm.diffusion.weighting import Uniform, Weighting
 from ldm.io.config import Configurable
 from ldm.rng import SampleNoise
-from ldm.types import Denoise
+from ldm.types import Denoise, send
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """``(x_t (B, C, h, w), t (B,)) -> raw output (B, C, h, w)``: a ``Denoiser`` whose condition is given."""
@@ -76,7 +76,7 @@ class Objective(Configurable):
         uniform = (torch.rand(len(x0)) if noise is None else noise.uniform()).double()
         timesteps = UniformTimesteps() if position is None else self.timesteps
         t = timesteps.quantile(timesteps.even(uniform, position), self.schedule)
-        t = (t.float() if t.is_floating_point() else t).to(x0.device)
+        t = send(t.float() if t.is_floating_point() else t, x0.device)
         like = torch.randn_like if noise is None else noise.like
         eps = like(x0)
         if self.offset_noise:

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.io.config import Configurable
 from ldm.nets.text import VOCAB_SIZE, TextTower, tokenize
+from ldm.types import send
 
 TEXT_CFG = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
 """Keys of a ``text_cfg`` that a ``TextTower`` takes."""
@@ -69,7 +70,7 @@ class CLIPModel(Configurable, nn.Module):
         Returns:
             (B, L) int64 on the model's device, padded with 0.
         """
-        return tokenize(text, self.context_length).to(self.model.logit_scale.device)
+        return send(tokenize(text, self.context_length), self.model.logit_scale.device)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [-1, 1] to unit vectors (B, E)."""

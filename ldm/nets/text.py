@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm import class_path
 from ldm.nets.attention import attend
+from ldm.types import send
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
@@ -175,7 +176,7 @@ class TextTower(nn.Module):
         Returns:
             (B, L) int64 on the tower's device, filled up with ``pad_id``.
         """
-        return tokenize(text, self.context_length, self.pad_id).to(self.final_layer_norm.weight.device)
+        return send(tokenize(text, self.context_length, self.pad_id), self.final_layer_norm.weight.device)
 
     def clip_skip(self, count: int) -> TextTower:
         """Drop the last layers, in place; the norm after them stays.

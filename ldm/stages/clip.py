@@ -21,7 +21,7 @@ from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.counted import global_batch_size
 from ldm.stages.stage import Stage
-from ldm.types import Batch
+from ldm.types import Batch, send
 
 MAX_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, sec. 2.5
 
@@ -78,7 +78,7 @@ class CLIP(Stage):
             scale = self.net.model.logit_scale.exp()
             per_image, per_text = loss.get_logits(image, text, scale)
             own = loss.get_ground_truth(image.device, len(image))
-            is_own = positives.to(own.device).gather(1, per_image.argmax(1, keepdim=True))
+            is_own = send(positives, own.device).gather(1, per_image.argmax(1, keepdim=True))
             return {
                 "loss": contrastive(per_image, per_text, own, positives),
                 "accuracy": is_own.float().mean(),
