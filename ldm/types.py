@@ -41,7 +41,7 @@ class Batch(TypedDict, total=False):
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor to a device; from main memory to a GPU without waiting for the work that is queued there."""
+    """Move a tensor to a device; to a GPU without waiting for the work that is queued there."""
     if device.type == "cuda" and not tensor.is_cuda:
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
