@@ -5,6 +5,8 @@ PY := .venv/bin/python
 PYTEST := -m pytest -n auto --no-loadscope-reorder
 # Every benchmark is a command that prints one table; the demo has a target of its own.
 BENCHMARKS := kills $(filter-out __init__ demo,$(basename $(notdir $(wildcard benchmarks/*.py))))
+# Folders of tests that compute with no network: on any processor the same.
+SAME := benchmarks comparison data_sets io loggers network runs slurm
 
 .PHONY: help venv demo test test-fast test-float32 test-versions check bench constraints
 .NOTPARALLEL:
@@ -14,7 +16,7 @@ help:
 	@echo "make demo           train autoencoder, CLIP and diffusion on embedded data, draw unseen captions"
 	@echo "make test           all tests"
 	@echo "make test-fast      all but the slow ones: two minutes on two cores"
-	@echo "make test-float32   the fast tests, as on a processor without AVX-512 and bfloat16"
+	@echo "make test-float32   the fast tests that compute, as on a processor without AVX-512 and bfloat16"
 	@echo "make test-versions  the fast tests in .venv-lowest and .venv-newest: lowest and newest versions that pyproject.toml allows"
 	@echo "make check          linters, types, import contracts"
 	@echo "make bench          all benchmarks, one table each"
@@ -33,7 +35,7 @@ test-fast: .venv/.ready-test
 	$(PY) $(PYTEST) -m "not slow"
 
 test-float32: .venv/.ready-test
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PY) $(PYTEST) -m "not slow"
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PY) $(PYTEST) -m "not slow" $(addprefix --ignore=tests/,$(SAME))
 
 test-versions: .venv-lowest/.ready .venv-newest/.ready
 	.venv-lowest/bin/python $(PYTEST) -m "not slow or versions"
