@@ -35,70 +35,70 @@ class Composite(Conditioner):
         if not conditioners:
             raise ValueError("conditioner.conditioners is empty, expected at least one conditioner")
         self.conditioners = nn.ModuleList(conditioners)
-        self.reads = tuple(dict.fromkeys(field for part in conditioners for field in part.reads))
+        self.reads = tuple(dict.fromkeys(field for member in conditioners for field in member.reads))
         self.vector_width = _vector_width(conditioners)
         self.token_width = _token_width(conditioners, token_width)
-        lengths = [part.context_length for part in conditioners if part.context_length is not None]
+        lengths = [member.context_length for member in conditioners if member.context_length is not None]
         self.context_length = min(lengths, default=None)
-        self.projections = nn.ModuleList(_projection(part, token_width) for part in conditioners)
+        self.projections = nn.ModuleList(_projection(member, token_width) for member in conditioners)
 
     @property
-    def parts(self) -> list[Conditioner]:
+    def members(self) -> list[Conditioner]:
         """The conditioners, in order."""
         return cast(list[Conditioner], list(self.conditioners))
 
     def bind(self, latents: LatentSpace) -> None:
         """Bind each to the latent space, and add up their channels."""
-        for part in self.parts:
-            part.bind(latents)
-        self.spatial_channels = sum(part.spatial_channels for part in self.parts)
+        for member in self.members:
+            member.bind(latents)
+        self.spatial_channels = sum(member.spatial_channels for member in self.members)
 
     def forward(self, batch: Batch) -> Cond:
         """Encode what each conditioner reads."""
-        return self._join([part(batch) for part in self.parts])
+        return self._join([member(batch) for member in self.members])
 
     def null(self, batch: Batch) -> Cond:
         """Return the null conditions of those that training drops; of all if it drops none."""
         spares = self.drops and self.dropout == 0.0
         return self._join(
-            [part(batch) if spares and not part.drops else part.null(batch) for part in self.parts]
+            [member(batch) if spares and not member.drops else member.null(batch) for member in self.members]
         )
 
     def dropped(self, batch: Batch, noise: SampleNoise) -> Cond:
         """Encode with each conditioner's own dropout, and then with the one of all."""
-        return self._drop(self._join([part.dropped(batch, noise) for part in self.parts]), batch, noise)
+        return self._drop(self._join([member.dropped(batch, noise) for member in self.members]), batch, noise)
 
     def check(self, batch: Batch) -> None:
         """Let each conditioner check the batch."""
-        for part in self.parts:
-            part.check(batch)
+        for member in self.members:
+            member.check(batch)
 
     def truncated(self, batch: Batch) -> dict[str, Tensor]:
-        """Join what each conditioner says."""
-        return {name: share for part in self.parts for name, share in part.truncated(batch).items()}
+        """Join the fractions of all conditioners."""
+        return {name: share for member in self.members for name, share in member.truncated(batch).items()}
 
     def check_values(self, batch: Batch) -> None:
         """Let each conditioner check the classes in the batch."""
-        for part in self.parts:
-            part.check_values(batch)
+        for member in self.members:
+            member.check_values(batch)
 
     @property
     def classes(self) -> dict[str, int]:
         """Classes that each conditioner of a field knows."""
         found: dict[str, int] = {}
-        for part in self.parts:
-            found |= {field: min(count, found.get(field, count)) for field, count in part.classes.items()}
+        for member in self.members:
+            found |= {field: min(count, found.get(field, count)) for field, count in member.classes.items()}
         return found
 
     @property
     def drops(self) -> bool:
         """Whether training uses the null condition of any."""
-        return self.dropout > 0.0 or any(part.drops for part in self.parts)
+        return self.dropout > 0.0 or any(member.drops for member in self.members)
 
     @property
     def upstream(self) -> dict[str, str]:
         """Checkpoints that the conditioners are built on, with their SHA-256."""
-        return {path: sha for part in self.parts for path, sha in part.upstream.items()}
+        return {path: sha for member in self.members for path, sha in member.upstream.items()}
 
     def _join(self, conds: Sequence[Cond]) -> Cond:
         tokens, masks = [], []
@@ -127,7 +127,7 @@ def _join_masks(tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor | No
 
 
 def _join_maps(maps: list[Tensor]) -> Tensor | None:
-    sizes = [tuple(part.shape[2:]) for part in maps]
+    sizes = [tuple(spatial.shape[2:]) for spatial in maps]
     if len(set(sizes)) > 1:
         raise ValueError(
             f"conditioner.conditioners: their maps have sizes {sizes}, expected one size for all"
@@ -135,8 +135,8 @@ def _join_maps(maps: list[Tensor]) -> Tensor | None:
     return torch.cat(maps, dim=1) if maps else None
 
 
-def _vector_width(parts: Sequence[Conditioner]) -> int | None:
-    widths = [part.vector_width for part in parts if part.vector_width is not None]
+def _vector_width(members: Sequence[Conditioner]) -> int | None:
+    widths = [member.vector_width for member in members if member.vector_width is not None]
     if len(set(widths)) > 1:
         raise ValueError(
             f"conditioner.conditioners: vectors of widths {widths} cannot be added, expected one width"
@@ -144,8 +144,8 @@ def _vector_width(parts: Sequence[Conditioner]) -> int | None:
     return widths[0] if widths else None
 
 
-def _token_width(parts: Sequence[Conditioner], projected: int | None) -> int | None:
-    widths = [part.token_width for part in parts if part.token_width is not None]
+def _token_width(members: Sequence[Conditioner], projected: int | None) -> int | None:
+    widths = [member.token_width for member in members if member.token_width is not None]
     if not widths:
         return None
     if projected is None and len(set(widths)) > 1:
@@ -156,7 +156,7 @@ def _token_width(parts: Sequence[Conditioner], projected: int | None) -> int | N
     return projected or widths[0]
 
 
-def _projection(part: Conditioner, token_width: int | None) -> nn.Module:
-    if part.token_width is None or token_width is None:
+def _projection(conditioner: Conditioner, token_width: int | None) -> nn.Module:
+    if conditioner.token_width is None or token_width is None:
         return nn.Identity()
-    return nn.Linear(part.token_width, token_width, bias=False)
+    return nn.Linear(conditioner.token_width, token_width, bias=False)

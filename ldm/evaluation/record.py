@@ -40,8 +40,8 @@ def describe_sampling(stage: object) -> Metadata:
     """Describe sampler, steps and guidance of a stage, as far as it has them."""
     metadata: Metadata = {}
     for name in ("sampler", "guidance"):
-        if (part := getattr(stage, name, None)) is not None:
-            metadata[name] = describe(part)
+        if (setting := getattr(stage, name, None)) is not None:
+            metadata[name] = describe(setting)
     steps = getattr(getattr(stage, "sampler", None), "num_steps", None)
     return metadata | ({"steps": steps} if isinstance(steps, int) else {})
 

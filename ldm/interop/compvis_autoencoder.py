@@ -29,9 +29,9 @@ from ldm.interop.model import Latents, Network
 from ldm.nets.autoencoder import KLAutoencoder
 
 PREFIX = "first_stage_model."
-"""Prefixes of an autoencoder's weights in a model; in some files of ComfyUI ``vae.``."""
-PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-"""The same in a file of its own."""
+"""Prefix of an autoencoder's weights in a model; in some files of ComfyUI ``vae.``."""
+MODULES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+"""Beginnings of their names in a file of its own."""
 UNFOLDED = "ldm_latents."
 """The same of ours, see ``latents.originals``."""
 METADATA = "ldm"
@@ -60,7 +60,7 @@ def find_autoencoder(weights: Weights, name: str) -> dict[str, Tensor]:
     theirs = below(weights, PREFIX) or below(weights, "vae.")
     if not theirs:
         compvis_facts.refuse_others(weights, name)
-        theirs = {key: value for key, value in weights.items() if key.startswith(PARTS)}
+        theirs = {key: value for key, value in weights.items() if key.startswith(MODULES)}
     if "encoder.conv_in.weight" not in theirs:
         raise ValueError(
             f"{name}: the file has no U-Net, expected model.diffusion_model.*, nor an autoencoder, encoder.*"

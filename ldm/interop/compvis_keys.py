@@ -26,12 +26,12 @@ UNET_RESNET = {
 }
 VAE_RESNET = {name: name for name in ("norm1", "conv1", "norm2", "conv2")} | {"conv_shortcut": "nin_shortcut"}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-PART = (
+SEGMENT = (
     r"(?<=put_blocks)\d+(?=\d)|\d|(?:in|out)put_blocks|middle_block|time_embed|(?:in|emb|out)_layers|"
     r"skip_connection|transformer_blocks|attn\d|norm\d?|to_(?:[qkv]|out)|proj_in|proj_out|proj|ff|net|op|conv|"
     r"out|weight|bias"
 )
-"""A part of the name of a U-Net's weight; of blocks that are numbered through the last digit is a part."""
+"""A segment of the name of a U-Net's weight; in consecutively numbered blocks also the last digit."""
 TEXT_LAYER = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -125,12 +125,12 @@ def below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def dotted(name: str) -> str:
     """Put the dots back into the name of a U-Net's weight: averages (model_ema.*) are named without them."""
-    parts = re.findall(PART, name)
-    return ".".join(parts) if "".join(parts) == name else name
+    segments = re.findall(SEGMENT, name)
+    return ".".join(segments) if "".join(segments) == name else name
 
 
-def _inside(ours: str, theirs: str, parts: Mapping[str, str]) -> Pairs:
-    return ((f"{ours}.{mine}", f"{theirs}.{other}") for mine, other in parts.items())
+def _inside(ours: str, theirs: str, modules: Mapping[str, str]) -> Pairs:
+    return ((f"{ours}.{mine}", f"{theirs}.{other}") for mine, other in modules.items())
 
 
 def _down(attention: list[bool], layers: int) -> Pairs:

@@ -65,8 +65,8 @@ def of_open_clip(theirs: Weights) -> dict[str, Tensor]:
         head, _, joint = key.partition(".attn.in_proj_")
         if joint:
             attention = f"encoder.layers.{head.rpartition('.')[2]}.self_attn"
-            for part, rows in zip("qkv", value.float().chunk(3), strict=True):
-                found[f"{attention}.{part}_proj.{joint}"] = rows
+            for letter, rows in zip("qkv", value.float().chunk(3), strict=True):
+                found[f"{attention}.{letter}_proj.{joint}"] = rows
         elif key == "positional_embedding":
             found["embeddings.position_embedding.weight"] = value.float()
         else:
@@ -86,7 +86,7 @@ def to_open_clip(text: Network) -> dict[str, Tensor]:
     for i in range(layers):
         attention = f"encoder.layers.{i}.self_attn"
         for kind in ("weight", "bias"):
-            joint = torch.cat([ours[f"{attention}.{part}_proj.{kind}"] for part in "qkv"])
+            joint = torch.cat([ours[f"{attention}.{letter}_proj.{kind}"] for letter in "qkv"])
             found[f"{BLOCKS}.{i}.attn.in_proj_{kind}"] = joint
     for key in [key for key in found if key.startswith(f"{BLOCKS}.0.")]:
         found[key.replace(f"{BLOCKS}.0.", f"{BLOCKS}.{layers}.")] = torch.zeros_like(found[key])

@@ -1,4 +1,4 @@
-"""Stable Diffusion as a folder of diffusers: model_index.json, and one folder for each part."""
+"""Stable Diffusion as a folder of diffusers: model_index.json, and one folder for each network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ldm.interop.diffusers_configs import (
     vae_config,
 )
 from ldm.interop.files import new_folder, record
-from ldm.interop.folders import Part, read_part
+from ldm.interop.folders import ModelFolder, read_model_folder
 from ldm.interop.latents import complete, fold, of_factor, originals, scaling_factor, stripped, unfold
 from ldm.interop.model import Latents, Network, TextToImage
 from ldm.interop.runs import read_autoencoder_run, read_run, write_autoencoder, write_run
@@ -68,21 +68,21 @@ def import_folder(folder: str | Path, out: str | Path, variant: str | None = Non
     if not (index := folder / "model_index.json").is_file():
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"'{index}' does not exist, nor a config.json of an AutoencoderKL")
-        return _import_autoencoder(read_part(folder, (WEIGHTS,), variant), out, source)
+        return _import_autoencoder(read_model_folder(folder, (WEIGHTS,), variant), out, source)
     kind = read_json(index).get("_class_name")
     if kind not in PIPELINES.values():
         expected = " or ".join(PIPELINES.values())
         hint = f"; its autoencoder alone is in {folder / 'vae'}" if (folder / "vae").is_dir() else ""
         raise ValueError(f"{index}: _class_name is {kind}, expected {expected}{hint}")
-    parts = {
-        "unet": read_part(folder / "unet", (WEIGHTS,), variant),
-        "vae": read_part(folder / "vae", (WEIGHTS,), variant),
-        "text_encoder": read_part(folder / "text_encoder", STEMS, variant),
+    folders = {
+        "unet": read_model_folder(folder / "unet", (WEIGHTS,), variant),
+        "vae": read_model_folder(folder / "vae", (WEIGHTS,), variant),
+        "text_encoder": read_model_folder(folder / "text_encoder", STEMS, variant),
     }
-    check_unshifted(parts["vae"].config, parts["vae"].config_name)
-    files = {f"{name}/{file.name}": file for name, part in parts.items() for file in part.files}
+    check_unshifted(folders["vae"].config, folders["vae"].config_name)
+    files = {f"{name}/{file.name}": file for name, found in folders.items() for file in found.files}
     source["sha256"] = {name: sha256(file) for name, file in files.items()}
-    return write_run(_model(folder, parts), out, source)
+    return write_run(_model(folder, folders), out, source)
 
 
 def export_pipeline(run: str | Path, out: str | Path) -> Path:
@@ -115,7 +115,7 @@ def export_pipeline(run: str | Path, out: str | Path) -> Path:
     return Path(out)
 
 
-def _import_autoencoder(vae: Part, out: str | Path, source: dict[str, Any]) -> Path:
+def _import_autoencoder(vae: ModelFolder, out: str | Path, source: dict[str, Any]) -> Path:
     network, latents = _read_vae(vae)
     network.check(KLAutoencoder, vae.name)
     hashes = {file.name: sha256(file) for file in vae.files}
@@ -123,8 +123,8 @@ def _import_autoencoder(vae: Part, out: str | Path, source: dict[str, Any]) -> P
     return write_autoencoder(network, latents, out, {**source, "sha256": hashes}, ours.get("image_size"))
 
 
-def _model(folder: Path, parts: dict[str, Part]) -> TextToImage:
-    unet, vae, text = (parts[name] for name in ("unet", "vae", "text_encoder"))
+def _model(folder: Path, folders: dict[str, ModelFolder]) -> TextToImage:
+    unet, vae, text = (folders[name] for name in ("unet", "vae", "text_encoder"))
     autoencoder, latents = _read_vae(vae)
     tower = empty_tower(text.config, tokenizer.pad_id(folder / "tokenizer"), text.config_name)
     scheduler = folder / "scheduler" / "scheduler_config.json"
@@ -143,7 +143,7 @@ def _model(folder: Path, parts: dict[str, Part]) -> TextToImage:
     )
 
 
-def _read_vae(vae: Part) -> tuple[Network, Latents]:
+def _read_vae(vae: ModelFolder) -> tuple[Network, Latents]:
     """Read the autoencoder; the statistics of an export of ours come back as they were."""
     arguments, latents = vae_arguments(vae.config, vae.config_name)
     weights = {_renamed(name): _squeezed(name, tensor) for name, tensor in vae.weights.items()}

@@ -1,4 +1,4 @@
-"""One part of a pipeline: a folder with config.json and weights in one file or several."""
+"""A folder of a pipeline, with config.json and weights in one file or several."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FALLBACK = "fp16"
 
 
 @dataclass(frozen=True)
-class Part:
-    """Contents of a folder.
+class ModelFolder:
+    """A folder with a network.
 
     Args:
         folder: The folder.
@@ -43,7 +43,7 @@ class Part:
         return str(self.files[0] if len(self.files) == 1 else self.folder)
 
 
-def read_part(folder: Path, stems: tuple[str, ...], variant: str | None) -> Part:
+def read_model_folder(folder: Path, stems: tuple[str, ...], variant: str | None) -> ModelFolder:
     """Read config.json and weights.
 
     Args:
@@ -58,7 +58,7 @@ def read_part(folder: Path, stems: tuple[str, ...], variant: str | None) -> Part
     config = read_json(folder / "config.json")
     files = _files(folder, stems, variant)
     weights = {name: tensor for file in files for name, tensor in read_weights(file).items()}
-    return Part(folder, config, weights, files)
+    return ModelFolder(folder, config, weights, files)
 
 
 def _files(folder: Path, stems: tuple[str, ...], variant: str | None) -> list[Path]:

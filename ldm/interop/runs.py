@@ -31,7 +31,7 @@ from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 
 M = TypeVar("M", bound=nn.Module)
-PARTS = ("autoencoder", "text", "diffusion")
+RUNS = ("autoencoder", "text", "diffusion")
 """Run folders that an import writes."""
 BEGUN = ".importing"
 """File in a folder that an import has not finished."""
@@ -129,9 +129,9 @@ def _begin(out: Path) -> None:
         ValueError: If it has runs.
     """
     if (out / BEGUN).exists():
-        for name in PARTS:
+        for name in RUNS:
             shutil.rmtree(out / name, ignore_errors=True)
-    for name in PARTS:
+    for name in RUNS:
         if (found := out / name / "checkpoints" / "last.ckpt").exists():
             raise ValueError(f"--out: '{found}' is there already, expected a folder without runs")
     write_text(out / BEGUN, "An import is being written here; the same command repeats it.\n")
@@ -172,8 +172,8 @@ def _conditioner(model: TextToImage, text: str) -> dict[str, Any]:
 
 def _text(conditioner: Conditioner) -> CLIPText:
     """Find the captions' conditioner where it is the only one, or is combined with a mask."""
-    parts = conditioner.parts if type(conditioner) is Composite else [conditioner]
-    kinds = [type(part) for part in parts]
+    conditioners = conditioner.members if type(conditioner) is Composite else [conditioner]
+    kinds = [type(member) for member in conditioners]
     projected = isinstance(conditioner, Composite) and bool(list(conditioner.projections.parameters()))
     if kinds not in ([CLIPText], [CLIPText, Inpainting]) or projected:
         found = " and ".join(kind.__name__ for kind in kinds)
@@ -182,8 +182,8 @@ def _text(conditioner: Conditioner) -> CLIPText:
             f"model.conditioner is {found}, expected CLIPText, or CLIPText and Inpainting: Stable "
             "Diffusion's formats know no other conditions"
         )
-    assert isinstance(parts[0], CLIPText)
-    return parts[0]
+    assert isinstance(conditioners[0], CLIPText)
+    return conditioners[0]
 
 
 def _prediction(found: Prediction) -> type[Prediction]:

@@ -13,7 +13,7 @@ from ldm.conditioners.text import CLIPText, load_tower
 from ldm.interop import tokenizer
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.files import new_folder, record
-from ldm.interop.folders import read_part
+from ldm.interop.folders import read_model_folder
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.json_file import write_json
 from ldm.io.weights import check, sha256, write_weights
@@ -120,10 +120,10 @@ def import_text(folder: str | Path, out: str | Path) -> Path:
     """
     folder = Path(folder)
     padding = tokenizer.pad_id(folder, folder.resolve().parent / "tokenizer")
-    part = read_part(folder, STEMS, None)
-    tower, weights = empty_tower(part.config, padding, part.config_name), tower_weights(part.weights)
-    check(weights, {name: value.shape for name, value in tower.state_dict().items()}, part.name)
-    hashes = {file.name: sha256(file) for file in part.files}
+    found = read_model_folder(folder, STEMS, None)
+    tower, weights = empty_tower(found.config, padding, found.config_name), tower_weights(found.weights)
+    check(weights, {name: value.shape for name, value in tower.state_dict().items()}, found.name)
+    hashes = {file.name: sha256(file) for file in found.files}
     source = {"program": "transformers", "name": folder.resolve().name, "sha256": hashes}
     return write_checkpoint(out, "text_tower", tower.config, weights, source)
 

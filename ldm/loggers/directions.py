@@ -25,9 +25,9 @@ class HasDirections(Protocol):
 def directions(trainer: L.Trainer) -> dict[str, Direction]:
     """Return the better direction of each validation value of a run, by the name it is logged under."""
     found: dict[str, Direction] = {}
-    for part in (trainer.lightning_module, *trainer.callbacks):  # type: ignore[attr-defined]
-        if isinstance(part, HasDirections):
-            found |= {f"val/{name}": "max" if up else "min" for name, up in part.higher_is_better.items()}
+    for source in (trainer.lightning_module, *trainer.callbacks):  # type: ignore[attr-defined]
+        if isinstance(source, HasDirections):
+            found |= {f"val/{name}": "max" if up else "min" for name, up in source.higher_is_better.items()}
     return found
 
 

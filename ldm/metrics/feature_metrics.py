@@ -58,7 +58,7 @@ class FeatureMetrics(Metric):
     def reset(self) -> None:
         """Forget all images, but not the real ones of earlier evaluations."""
         self.generated = FeatureSet(self._needs, max_rows=self.max_rows)
-        self.real = FeatureSet(self._needs_real, num_parts=2, max_rows=self.max_rows)
+        self.real = FeatureSet(self._needs_real, num_splits=2, max_rows=self.max_rows)
         self._knows_real = not self._needs_real.views
 
     def begin(self, reference: ReferenceInfo, group: Group) -> None:

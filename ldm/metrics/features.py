@@ -86,16 +86,18 @@ class FeatureSet:
 
     Args:
         needs: Views to keep.
-        num_parts: Image i belongs to part i modulo ``num_parts``; moments are kept for each part.
+        num_splits: Image i belongs to split i modulo ``num_splits``, each with its own moments.
         max_rows: Rows are kept of the first so many images only: the bound of memory.
     """
 
-    def __init__(self, needs: FeatureSpec, num_parts: int = 1, max_rows: int = 50_000) -> None:
+    def __init__(self, needs: FeatureSpec, num_splits: int = 1, max_rows: int = 50_000) -> None:
         self.needs = needs
         self.max_rows = max_rows
         self.count = 0
         self.device = torch.device("cpu")
-        self.moments = {view: [GaussianMoments() for _ in range(num_parts)] for view in sorted(needs.moments)}
+        self.moments = {
+            view: [GaussianMoments() for _ in range(num_splits)] for view in sorted(needs.moments)
+        }
         self.gaussians: dict[str, Gaussian] = {}
         self._rows: dict[str, list[Tensor]] = {view: [] for view in sorted(needs.rows)}
         self._indices: list[Tensor] = []
@@ -109,12 +111,12 @@ class FeatureSet:
         """
         indices = indices.cpu()
         self.count += len(indices)
-        for view, parts in self.moments.items():
+        for view, splits in self.moments.items():
             values = features[view].detach().cpu().double()
-            for number, part in enumerate(parts):
-                mine = indices % len(parts) == number
+            for number, split in enumerate(splits):
+                mine = indices % len(splits) == number
                 if mine.any():
-                    part.update(values[mine])
+                    split.update(values[mine])
         kept = indices < self.max_rows
         self._indices.append(indices[kept])
         for view, rows in self._rows.items():
@@ -123,9 +125,9 @@ class FeatureSet:
     def sync(self, group: Group) -> None:
         """Add up over processes; rows come to the first process alone."""
         self.count = int(group.all_reduce(torch.tensor(self.count)))
-        for parts in self.moments.values():
-            for part in parts:
-                part.sync(group)
+        for splits in self.moments.values():
+            for split in splits:
+                split.sync(group)
         if self._rows:
             indices = group.gather(_joined(self._indices, torch.int64))
             order = indices.argsort()
@@ -143,10 +145,10 @@ class FeatureSet:
         """Return the mean (F,) of a view whose moments are kept; NaN without images."""
         return reduce(GaussianMoments.merge, self.moments[view]).mean
 
-    def parts(self, view: str) -> list[Gaussian]:
-        """Return mean and covariance of each part; none if one part has too few images for it."""
-        parts = self.moments.get(view, [])
-        return [part.gaussian for part in parts] if all(part.count > 1 for part in parts) else []
+    def splits(self, view: str) -> list[Gaussian]:
+        """Return mean and covariance of each split; none if one has too few images for them."""
+        splits = self.moments.get(view, [])
+        return [split.gaussian for split in splits] if all(split.count > 1 for split in splits) else []
 
     def rows(self, view: str) -> Tensor:
         """Return a view's rows (N, F) in the order of their indices, in float64 or int64; after ``sync``."""
@@ -156,19 +158,19 @@ class FeatureSet:
     def state(self) -> dict[str, Tensor]:
         """Return all of it as tensors, for a file."""
         state = {"count": torch.tensor(self.count), "indices": _joined(self._indices, torch.int64)}
-        for view, parts in self.moments.items():
-            for i, part in enumerate(parts):
-                state |= {f"{view}.{i}.count": torch.tensor(part.count)}
-                state |= {f"{view}.{i}.sum": part.sum, f"{view}.{i}.outer": part.outer}
+        for view, splits in self.moments.items():
+            for i, split in enumerate(splits):
+                state |= {f"{view}.{i}.count": torch.tensor(split.count)}
+                state |= {f"{view}.{i}.sum": split.sum, f"{view}.{i}.outer": split.outer}
         return state | {f"{view}.rows": _joined(rows, torch.float32) for view, rows in self._rows.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take what ``state`` returned of a set with the same needs."""
         self.count, self._indices = int(state["count"]), [state["indices"]]
-        for view, parts in self.moments.items():
-            for i, part in enumerate(parts):
-                part.count = int(state[f"{view}.{i}.count"])
-                part.sum, part.outer = state[f"{view}.{i}.sum"], state[f"{view}.{i}.outer"]
+        for view, splits in self.moments.items():
+            for i, split in enumerate(splits):
+                split.count = int(state[f"{view}.{i}.count"])
+                split.sum, split.outer = state[f"{view}.{i}.sum"], state[f"{view}.{i}.outer"]
         self._rows = {view: [state[f"{view}.rows"]] for view in self._rows}
 
 
@@ -177,5 +179,5 @@ def _storable(rows: Tensor) -> Tensor:
     return rows.to(torch.promote_types(rows.dtype, torch.float32)) if rows.is_floating_point() else rows
 
 
-def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat(parts) if parts else torch.empty(0, dtype=dtype)
+def _joined(rows: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat(rows) if rows else torch.empty(0, dtype=dtype)

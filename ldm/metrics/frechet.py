@@ -70,7 +70,7 @@ class Frechet(Measure):
         self._warn_if_few(a, "generated")
         self._warn_if_few(b, "real")
         values = {self.name: frechet_distance(a, b)}
-        halves = real.parts(self.view)
+        halves = real.splits(self.view)
         if len(halves) == 2:
             values[f"{self.name}_floor"] = frechet_distance(*halves)
         return values

@@ -108,9 +108,9 @@ class CMMD(Measure):
         squares = y.square().sum(1)
         sums = [
             torch.expm1(
-                (part.square().sum(1, keepdim=True) + squares - 2.0 * part @ y.T).clamp_min(0.0)
+                (block.square().sum(1, keepdim=True) + squares - 2.0 * block @ y.T).clamp_min(0.0)
                 / (-2.0 * self.sigma**2)
             ).sum()
-            for part in x.split(BLOCK)
+            for block in x.split(BLOCK)
         ]
         return math.fsum(float(total) for total in sums) / (len(x) * len(y))

@@ -92,9 +92,9 @@ class Metric(ABC):
 
     def to(self, device: torch.device | str) -> None:
         """Move the networks that the metric measures with."""
-        for part in vars(self).values():
-            if isinstance(part, nn.Module):
-                part.to(device)
+        for value in vars(self).values():
+            if isinstance(value, nn.Module):
+                value.to(device)
 
 
 def error_text(error: Exception) -> str:

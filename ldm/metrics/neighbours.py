@@ -47,8 +47,8 @@ class Neighbours(Measure):
         radius_y, radius_density = _radii(y, (self.k, self.k_density))
         inside = torch.zeros(len(y), dtype=torch.bool, device=x.device)  # real balls with an image in them
         precise, density, nearest = 0, 0, torch.zeros(len(y), dtype=torch.bool, device=x.device)
-        for part, radius in zip(x.split(BLOCK), radius_x.split(BLOCK), strict=True):
-            gaps = squared_distances(part, y)
+        for block, radius in zip(x.split(BLOCK), radius_x.split(BLOCK), strict=True):
+            gaps = squared_distances(block, y)
             precise += int((gaps <= radius_y).any(1).sum())
             density += int((gaps <= radius_density).sum())
             inside |= (gaps <= radius_density).any(0)
@@ -75,7 +75,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 def _radii(x: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
     """Return for each k the squared distance of every row to its k-th neighbour, (N,)."""
     rows = []
-    for part in x.split(BLOCK):
-        nearest = squared_distances(part, x).topk(max(ks) + 1, largest=False).values  # the first is itself
+    for block in x.split(BLOCK):
+        nearest = squared_distances(block, x).topk(max(ks) + 1, largest=False).values  # the first is itself
         rows.append(nearest[:, list(ks)])
     return list(torch.cat(rows).unbind(1))

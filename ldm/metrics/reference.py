@@ -202,8 +202,8 @@ def _look(images: NDArray[Any], real: FeatureSet, extractor: Extractor) -> None:
         raise ValueError(f"arr_0 is {images.dtype} {images.shape}, expected uint8 images (N, H, W, 3)")
     views = real.needs.views
     for start in range(0, len(images), BATCH_SIZE):
-        part = torch.from_numpy(images[start : start + BATCH_SIZE]).permute(0, 3, 1, 2).to(extractor.device)
-        batch: Batch = {"key": [str(start + i) for i in range(len(part))]}
+        chunk = torch.from_numpy(images[start : start + BATCH_SIZE]).permute(0, 3, 1, 2).to(extractor.device)
+        batch: Batch = {"key": [str(start + i) for i in range(len(chunk))]}
         with torch.no_grad():
-            seen = extractor(from_bytes(part), batch, views)
-        real.add(seen, torch.arange(start, start + len(part)))
+            seen = extractor(from_bytes(chunk), batch, views)
+        real.add(seen, torch.arange(start, start + len(chunk)))

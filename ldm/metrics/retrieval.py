@@ -82,7 +82,7 @@ def recall(image: Tensor, text: Tensor, scene: Tensor, k: int) -> dict[str, floa
 
 def _recall(queries: Tensor, others: Tensor, scene: Tensor, k: int) -> float:
     found = 0
-    for part, right in zip(queries.split(BLOCK), scene.split(BLOCK), strict=True):
-        nearest = (part.double() @ others.double().T).topk(min(k, len(others)), dim=1).indices
+    for block, right in zip(queries.split(BLOCK), scene.split(BLOCK), strict=True):
+        nearest = (block.double() @ others.double().T).topk(min(k, len(others)), dim=1).indices
         found += int((scene[nearest] == right[:, None]).any(1).sum())
     return found / len(queries)

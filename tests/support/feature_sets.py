@@ -14,9 +14,9 @@ def unit(count, width, seed):
     return torch.nn.functional.normalize(normal(count, width, seed), dim=1)
 
 
-def feature_set(needs, num_parts=1, **views):
+def feature_set(needs, num_splits=1, **views):
     """A set of rows in their order, given in two batches."""
-    found = FeatureSet(needs, num_parts)
+    found = FeatureSet(needs, num_splits)
     count = len(next(iter(views.values())))
     for rows in (range(count // 3), range(count // 3, count)):
         indices = torch.tensor(list(rows), dtype=torch.int64)
