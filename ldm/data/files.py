@@ -55,7 +55,7 @@ class ShardFiles:
         If an earlier shard has equal keys, it ends with "@" and the number of the shard.
         """
         key = self._opened(shard)[1].key(row)
-        return f"{key}@{shard}" if self.summaries[shard].shares_keys else key
+        return f"{key}@{shard}" if self.summaries[shard].has_repeated_keys else key
 
     def lacking(self, shard: int, names: Iterable[str]) -> str:
         """Return the key of the first sample that has none of the members ``names``, or else of the first."""
@@ -120,10 +120,10 @@ def usable(summaries: Sequence[Summary], option: str) -> list[Summary]:
             f"{option}: {sum(summary.lost for summary in losing)} members are ignored, e.g. "
             f"{losing[0].lost_example} of {losing[0].path}"
         )
-    if sharing := [summary.path for summary in found if summary.shares_keys]:
+    if repeated := [summary.path for summary in found if summary.has_repeated_keys]:
         warn_once(
-            f"{option}: {len(sharing)} of {len(found)} shards have keys of others, e.g. {sharing[0]}: their "
-            "keys are told apart by '@' and the number of the shard"
+            f"{option}: {len(repeated)} of {len(found)} shards have keys of others, e.g. {repeated[0]}: "
+            "'@' and the number of the shard make them unique"
         )
     return found
 

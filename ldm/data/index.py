@@ -42,7 +42,7 @@ class Summary:
         span: Least and greatest key.
         lost: Members that belong to no sample although their names end like those of one.
         lost_example: One of them, and why.
-        shares_keys: Whether another shard before this one has one of its keys.
+        has_repeated_keys: Whether an earlier shard has one of its keys.
     """
 
     path: str
@@ -53,7 +53,7 @@ class Summary:
     span: tuple[str, str] = ("", "")
     lost: int = 0
     lost_example: str = ""
-    shares_keys: bool = False
+    has_repeated_keys: bool = False
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Summary:
@@ -167,11 +167,11 @@ def _found(path: str, index_dir: str | None) -> tuple[Path, Summary]:
     """Find or build the index of a shard: in ``index_dir``, or else next to it or in a cache."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such shard")
-    places = [sidecar(path, folder) for folder in ([index_dir] if index_dir else [None, *_caches()])]
-    for place in places:
-        if summary := _read_summary(path, place):
-            return place, summary
-    return _build(path, places)
+    targets = [sidecar(path, folder) for folder in ([index_dir] if index_dir else [None, *_caches()])]
+    for target in targets:
+        if summary := _read_summary(path, target):
+            return target, summary
+    return _build(path, targets)
 
 
 def _caches() -> list[str]:
@@ -187,11 +187,11 @@ def summarize_all(paths: Sequence[str], index_dir: str | None) -> list[Summary]:
         jobs = pool.map(lambda path: summarize(path, index_dir), paths)
         bar = tqdm(jobs, total=len(paths), desc="index shards", unit=" shards", delay=1.0, leave=False)
         summaries = list(bar)
-        sharing: set[int] = set()
+        repeated: set[int] = set()
         for group in overlapping([summary.span for summary in summaries]):
             keys = pool.map(lambda number: load_index(paths[number], index_dir).keys, group)
-            sharing |= {group[number] for number in repeating(list(keys))}
-    return [replace(summary, shares_keys=n in sharing) for n, summary in enumerate(summaries)]
+            repeated |= {group[number] for number in repeating(list(keys))}
+    return [replace(summary, has_repeated_keys=n in repeated) for n, summary in enumerate(summaries)]
 
 
 def fingerprint(summaries: Sequence[Summary]) -> str:
@@ -200,11 +200,11 @@ def fingerprint(summaries: Sequence[Summary]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read_summary(path: str, place: Path) -> Summary | None:
+def _read_summary(path: str, target: Path) -> Summary | None:
     """Return the summary; None if its sidecar is missing, damaged, stale or of another whitelist."""
     stat = os.stat(path)
     try:
-        with np.load(place, allow_pickle=False) as arrays:
+        with np.load(target, allow_pickle=False) as arrays:
             version, found = json.loads(str(arrays["summary"]))
         summary = Summary.from_json({**found, "path": path})
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
@@ -213,7 +213,7 @@ def _read_summary(path: str, place: Path) -> Summary | None:
     return summary if is_same and tuple(summary.present) == whitelist() else None
 
 
-def _build(path: str, places: Sequence[Path]) -> tuple[Path, Summary]:
+def _build(path: str, targets: Sequence[Path]) -> tuple[Path, Summary]:
     """Build an index and write it to the first path that is writable."""
     stat = os.stat(path)
     index = scan(path)
@@ -232,14 +232,14 @@ def _build(path: str, places: Sequence[Path]) -> tuple[Path, Summary]:
     about = np.array(json.dumps([_VERSION, vars(summary)]))
     arrays = {name: value for name, value in vars(index).items() if name != "lost"}
     reason = ""
-    for place in places:
+    for target in targets:
         try:
-            with replacing(place) as temporary, temporary.open("wb") as file:
+            with replacing(target) as temporary, temporary.open("wb") as file:
                 np.savez(file, summary=about, **arrays)
         except OSError as error:
-            reason = reason or f"{place}: the index of the shard cannot be written ({error.strerror})"
+            reason = reason or f"{target}: the index of the shard cannot be written ({error.strerror})"
         else:
-            return place, summary
+            return target, summary
     raise PermissionError(
         f"{reason}: name a folder that can be written in data.reader.init_args.index_dir (ldm.encode: "
         "--index-dir)"

@@ -263,13 +263,13 @@ def _decode(raw: dict[str, Any], spec: SampleSpec) -> Sample:
 
 def _collate(samples: Sequence[Sample]) -> Any:
     shards: dict[str, list[str]] = {}
-    told_apart: list[Sample] = []
+    distinct: list[Sample] = []
     for sample in samples:  # equal keys, of shards that count anew each, would draw equal noise
         key, shard = sample["key"], sample["shard"]
         of_key = shards.setdefault(key, [])
         of_key += [shard] if shard not in of_key else []
         key += f"@{of_key.index(shard)}" if of_key[0] != shard else ""
-        told_apart.append({**{k: v for k, v in sample.items() if k != "shard"}, "key": key})
-    batch: Any = collate(told_apart)
+        distinct.append({**{k: v for k, v in sample.items() if k != "shard"}, "key": key})
+    batch: Any = collate(distinct)
     batch["turn"] = max(batch["turn"])
     return batch
