@@ -1,4 +1,4 @@
-"""What a checkpoint costs the step that it follows: ``python -m benchmarks.checkpoints``.
+"""Cost of a checkpoint for the step that it follows: ``python -m benchmarks.checkpoints``.
 
 Writes the state of a model with AdamW and an average (four numbers per parameter) by Lightning's writers and
 by ours, in turn, and reads it back.

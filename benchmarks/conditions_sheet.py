@@ -1,4 +1,4 @@
-"""What models draw under each condition: ``python -m benchmarks.conditions_sheet --out docs/conditions.png``.
+"""Images of models under each condition: ``python -m benchmarks.conditions_sheet --out docs/conditions.png``.
 
 Runs of configs/conditions, the same held-out samples in each column: the image, then for each run what the
 model was given and what it drew.
@@ -60,7 +60,7 @@ SHOWN: dict[str, Callable[[Batch], Tensor]] = {
     "semantic": coloured,
     "layout": boxes,
 }
-"""What each run is given, as images."""
+"""Conditions of each run, as images."""
 
 
 def sheet(runs: Path, shards: str, num: int) -> Tensor:

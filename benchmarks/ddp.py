@@ -1,4 +1,4 @@
-"""What data parallelism costs a step, ours and Lightning's: ``python -m benchmarks.ddp``.
+"""Cost of data parallelism per step, ours and Lightning's: ``python -m benchmarks.ddp``.
 
 Two processes (gloo, one core each) train the demo's autoencoder, one image each, with Lightning's
 defaults, with ours, and with a static graph, in turn.

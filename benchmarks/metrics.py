@@ -42,7 +42,7 @@ NAMES = {
 }
 """Our names and torch-fidelity's."""
 SPLITS = 3
-"""Of the Inception score: there are few images."""
+"""Splits of the Inception score: there are few images."""
 
 
 class SampleGrid(Dataset[Tensor]):

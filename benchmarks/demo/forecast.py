@@ -1,4 +1,4 @@
-"""How long the demo will take on this machine: a few steps of each stage, timed before it starts."""
+"""Forecast of the demo's time on this machine: a few steps of each stage, timed before it starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STAGES = ("autoencoder", "clip", "diffusion")
 ENCODING, DRAWING = 250, 190
 """Encoding 20,000 images and drawing 700, in training steps of the autoencoder and of the U-Net."""
 STARTS = 6
-"""Starting a stage, its validations, packing and measuring, in starts of a process: for the whole demo."""
+"""Starts of stages, validations, packing and measuring in all of the demo, in starts of a process."""
 STEPS = 5
 CAPTION = "a large yellow ring above a small pink square on a white background"
 
@@ -82,7 +82,7 @@ def _stage_step(config: dict[str, Any]) -> float:
 
 
 def _diffusion_step(autoencoder: dict[str, Any], clip: dict[str, Any], diffusion: dict[str, Any]) -> float:
-    """Time a training step of the U-Net, and the text tower that says what it is conditioned on."""
+    """Time a training step of the U-Net, with the text tower of its condition."""
     net = autoencoder["model"]["init_args"]["net"]
     text = clip["model"]["init_args"]["net"]["text_cfg"]
     widths = DenoiserDims(sample=net["latent_channels"], tokens=text["width"])

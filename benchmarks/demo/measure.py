@@ -36,7 +36,7 @@ def load(pattern: str, num: int, image_size: int) -> Batch:
 
 
 def of_autoencoder(stage: Autoencoder, batch: Batch) -> Figures:
-    """Measure reconstructions: PSNR in dB, and how often all that the caption says can be read in them."""
+    """Measure reconstructions: PSNR in dB, and how often they agree with their captions in everything."""
     parts = [
         stage.generate({"key": batch["key"][i : i + 100], "image": batch["image"][i : i + 100]}, seed=0)
         for i in range(0, len(batch["key"]), 100)
@@ -87,7 +87,7 @@ def drawn(stage: Diffusion, texts: Sequence[str], seed: int = 0, batch_size: int
 
 
 def of_images(images: Tensor, batch: Batch, clip: CLIPTower) -> Figures:
-    """Measure images drawn for the captions of ``batch``, uint8, as a CLIP sees them."""
+    """Measure images drawn for the captions of ``batch``, uint8, with a CLIP."""
     metrics = FeatureMetrics(CLIPExtractor(clip), [Frechet(), CLIPScore()])
     placed: Batch = {**batch, "index": torch.arange(len(images))}
     metrics.update_real(placed)

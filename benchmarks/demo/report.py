@@ -1,4 +1,4 @@
-"""What the demo prints and keeps: a table with the goals beside, report.json, samples.png."""
+"""Results of the demo: a table with goals, report.json, samples.png."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Line:
 
     Args:
         figure: Key of the figure.
-        meaning: What a reader sees.
+        meaning: The figure in words.
         goal: What should be reached, in the figure's unit; None if there is no goal.
         at_most: Whether the goal is an upper bound.
         form: How the figure is written; "clock" for durations.
@@ -50,7 +50,7 @@ class Line:
 
 
 MINUTES = {"bf16-mixed": 20, "32-true": 35}
-"""Goal of the whole demo on two cores, by what they compute in."""
+"""Goal of the complete demo on two cores, by precision."""
 
 TABLE = [
     Line(
@@ -108,15 +108,15 @@ class Times:
         self._keep()
 
     def set(self, step: str, seconds: float) -> None:
-        """Set a step that every call repeats as a whole."""
+        """Set a step that every call repeats completely."""
         self.seconds[step] = seconds
         self._keep()
 
     def figures(self) -> dict[str, float]:
-        """Return the seconds of all steps, and of the whole: two stages train at the same time."""
+        """Return the seconds of all steps, and in total: two stages train at the same time."""
         alone = sum(s for step, s in self.seconds.items() if step not in ("autoencoder", "clip"))
-        together = max(self.seconds.get("autoencoder", 0.0), self.seconds.get("clip", 0.0))
-        return {"seconds/total": alone + together, **{f"seconds/{k}": v for k, v in self.seconds.items()}}
+        parallel = max(self.seconds.get("autoencoder", 0.0), self.seconds.get("clip", 0.0))
+        return {"seconds/total": alone + parallel, **{f"seconds/{k}": v for k, v in self.seconds.items()}}
 
     def _keep(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,14 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the demo works, by paths that its configurations know too, and how much it does.
+    """Folders of the demo, as in its configurations, and amounts of work.
 
     Args:
         shards: Folder of the packed shapes.
         latents: Folder of the encoded ones.
         runs: Folder of the runs.
-        packing: How many images there are.
-        changes: What is passed to ldm.fit beside the configuration.
+        packing: Numbers of images.
+        changes: Options of ldm.fit in addition to the configuration.
         num_novel: Unseen captions that are drawn.
         num_pairs: Captions with unseen pairs of colour and shape that are drawn.
         num_scenes: Scenes among which CLIP finds the right one.
@@ -61,7 +61,7 @@ class Plan:
 
 
 def tiny() -> Plan:
-    """Plan the whole chain in miniature: it shows that everything works, and draws nothing."""
+    """Plan the complete chain in miniature: it shows that everything works, and draws nothing."""
     changes = {
         "data.batch_size": 8,
         "trainer.max_steps": 4,

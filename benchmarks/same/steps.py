@@ -1,4 +1,4 @@
-"""What is run: command lines, what each needs, and a checkout that runs them in a folder of its own."""
+"""Command lines to compare, their prerequisites, and a checkout that runs them in its own folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ NEEDS = {
     "samples": ("demo/diffusion",),
     "evaluation": ("demo/diffusion",),
 }
-"""What must be there before; "conditions" stands for each of its configurations."""
+"""Prerequisites of each; "conditions" stands for each of its configurations."""
 CAPTIONS = (
     "a large red ring in the center on a white background",
     "a small blue square left of a large green circle on a black background",
