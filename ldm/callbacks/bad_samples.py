@@ -1,4 +1,4 @@
-"""How many samples of the data could not be used, and why."""
+"""Counts of bad samples of the data, by reason."""
 
 from __future__ import annotations
 

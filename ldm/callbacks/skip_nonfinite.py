@@ -21,7 +21,7 @@ NUM_KEYS = 4
 
 
 class Suspect(NamedTuple):
-    """What one process had in hand at a step whose gradient is not finite."""
+    """Losses and samples of one process at a step whose gradient is not finite."""
 
     losses: dict[str, float]
     keys: list[str]

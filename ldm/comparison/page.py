@@ -23,7 +23,7 @@ DEPENDS = {
     "loss": ("model.objective", "model.latents", "model.losses", "model.kl_weight"),
 }
 PAIRS = "val/pairs"
-"""How many pairs a contrastive stage contrasts at once: what else it validates depends on it."""
+"""Pairs that a contrastive stage contrasts at once: its other validated values depend on it."""
 PAIRED = ("val/loss", "val/accuracy")
 """The values that do."""
 """Settings that values of a validation depend on, by how their names begin; "model" is the stage's class."""

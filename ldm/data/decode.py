@@ -32,7 +32,7 @@ class BadSample(ValueError):
 
 
 class Skipped(NamedTuple):
-    """What is kept of a ``BadSample``, see there."""
+    """Reason and message of a ``BadSample``."""
 
     reason: str
     message: str

@@ -28,7 +28,7 @@ class Readable(Protocol):
 
 
 class NotATar(ValueError):
-    """What stands in the place of a tar; another try would find it again."""
+    """Another file than a tar; another try would find it again."""
 
 
 def read_samples(stream: Readable, url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -100,7 +100,7 @@ def _members(stream: Readable, url: str) -> Iterator[tuple[str, bytes]]:
 
 
 class _Rest:
-    """What is read again after its first bytes were looked at."""
+    """A stream that can be read again after its first bytes were inspected."""
 
     def __init__(self, first: bytes, stream: Readable) -> None:
         self.first, self.stream = first, stream

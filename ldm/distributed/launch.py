@@ -19,7 +19,7 @@ ADVICE = (
     "start a process for each device with srun and --ntasks-per-node, or set SLURM_JOB_NAME=interactive to "
     "let ldm.fit start them"
 )
-"""What to do where SLURM's variables do not fit the devices."""
+"""Advice if SLURM's variables do not fit the devices."""
 
 
 def launched() -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""How many captions of an evaluation are longer than what reads them."""
+"""Counts of an evaluation's captions that a text tower truncates."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from ldm.types import Batch
 
 
 class Game(Configurable, ABC):
-    """What the two players minimise, as functions of the discriminator's logits."""
+    """Losses of the two players, as functions of the discriminator's logits."""
 
     @abstractmethod
     def generator(self, fake: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a discriminator minimises in addition to its loss, so that it does not run ahead."""
+"""Regularizers of a discriminator, so that it does not run ahead."""
 
 from __future__ import annotations
 

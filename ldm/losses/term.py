@@ -13,7 +13,7 @@ from ldm.optim.recipes import Optimization
 from ldm.types import Batch
 
 Reduction = Literal["sum", "mean"]
-"""How the values of an image become one number: 3 H W times as much, or independent of the image's size."""
+"""Reduction of an image's values to one number: their sum, or their mean, independent of the image's size."""
 
 
 class LossTerm(Configurable, nn.Module, ABC):

@@ -21,7 +21,7 @@ class DescribesImages(Protocol):
 
 
 class FeatureMaps(Frozen[nn.Module]):
-    """What layers of a network put out while it describes an image.
+    """Outputs of layers of a network while it describes an image.
 
     Args:
         build: Makes the network.

@@ -14,7 +14,7 @@ from typing_extensions import override
 from ldm.io.checkpoint import Checkpoint, saved_progress
 
 STOPPED = "stopped"
-"""Of a checkpoint: which EarlyStopping ended the run, with what it waited for and why it stopped."""
+"""Key of a checkpoint: the EarlyStopping that ended the run, its monitored value and its reason."""
 
 
 class Finished(Exception):
