@@ -1,9 +1,13 @@
 """A run folder is complete and usable, however the run ends."""
 
+import os
+import signal
+
 import pytest
 import torch
-from comparing import assert_equal, error_of, metrics, state
+from comparing import assert_equal, assert_same_run, error_of, metrics, state
 from holding import QUICK, holder
+from interruptions import signalled
 
 from ldm import encode, fit
 from ldm.io import lock
@@ -59,6 +63,19 @@ def test_a_run_that_was_stopped_has_the_scale_of_other_weights(chain, fresh, cap
 
 
 @pytest.mark.slow
+def test_a_run_killed_in_a_validation_begins_with_it_and_ends_as_if_nothing_was(chain, fresh):
+    arguments, run = fresh.arguments("autoencoder"), fresh.runs / "autoencoder"
+    if not (child := os.fork()):  # a process that need not import anything
+        try:
+            fit.main([*arguments, *signalled(4, "validation", signal.SIGKILL)])
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert state(run)["progress"]["steps"] == 4 and values(run)[-1] == {}
+    assert fit.main(arguments) == 0
+    assert_same_run(run, chain.runs / "autoencoder")
+
+
 def test_a_dry_run_leaves_nothing_that_the_real_one_finds(chain, fresh, capsys):
     dry = fresh.arguments("autoencoder", "--trainer.fast_dev_run=2")
     assert fit.main(dry) == 0
