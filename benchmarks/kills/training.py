@@ -226,7 +226,10 @@ def compare(ours: Run, theirs: Run) -> list[str]:
     """Name what is not as it should be."""
     one, two = ours.state(), theirs.state()
     wrong = [name for part in PARTS for name in differences(one.get(part), two.get(part), part)]
-    wrong += differences(ours.metrics(), theirs.metrics(), "metrics.csv")
+    rows = [[json.dumps(row) for row in run.metrics()] for run in (ours, theirs)]
+    wrong += [f"metrics.csv lacks {row}" for row in rows[1] if rows[0].count(row) < rows[1].count(row)]
+    wrong += [f"metrics.csv has also {row}" for row in rows[0] if rows[0].count(row) > rows[1].count(row)]
+    wrong += ["the order of metrics.csv"] * (not wrong and rows[0] != rows[1])
     expected = theirs.samples()
     wrong += [
         f"samples of step {step} on rank {rank}"
