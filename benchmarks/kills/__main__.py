@@ -25,7 +25,7 @@ from data.shapes.packer import Settings, pack
 
 SHARE = 0.6
 """Of the kills, in training."""
-STEPS = 16
+STEPS = 5
 """Of training, for each kill: enough that it is not done before the last one."""
 
 

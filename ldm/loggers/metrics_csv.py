@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class MetricsCSV(Logger):
     def _resume(self, first: Row) -> list[str]:
         rows = _read(self.path)
         columns = list(dict.fromkeys([*FIRST, *(name for row in rows for name in row)]))
-        self._rewrite([row for row in rows if not _is_later(row, first)], columns)
+        self._rewrite(list(takewhile(lambda row: not _is_later(row, first), rows)), columns)
         return columns
 
     def _rewrite(self, rows: list[Row], columns: list[str]) -> None:
@@ -96,9 +97,21 @@ class MetricsCSV(Logger):
 
 
 def _is_later(row: Row, first: Row) -> bool:
-    """Whether ``row`` follows the first row of a resumed run, or is that row."""
-    step, resumed = int(row["step"]), int(first["step"])
-    return step > resumed or (step == resumed and {k for k, v in row.items() if v} == first.keys())
+    """Whether ``row`` is the first row of a resumed run or of a later step; what follows it is later, too.
+
+    The row of a validation comes after that of the last step before it, and has the same step.
+    """
+    step, resumed, found = (
+        int(row["step"]),
+        int(first["step"]),
+        {name for name, value in row.items() if value},
+    )
+    is_same = found == first.keys() or (_is_validation(found) and _is_validation(first))
+    return step > resumed or (step == resumed and is_same)
+
+
+def _is_validation(names: Iterable[str]) -> bool:
+    return any(name.startswith("val/") for name in names)
 
 
 def _read(path: Path) -> list[Row]:

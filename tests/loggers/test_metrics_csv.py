@@ -71,6 +71,21 @@ def test_a_validation_that_is_made_up_for_keeps_the_training_row_of_its_step(tmp
     assert [set(row) for row in rows(tmp_path)] == [{"step", "train/loss"}, {"step", "val/loss"}]
 
 
+def test_a_step_that_is_repeated_takes_the_validation_after_it_along(tmp_path):
+    """Killed when a validation was logged, and the checkpoint of before it was not yet written."""
+    log = MetricsCSV(str(tmp_path))
+    for step in (8, 9):
+        log.log_metrics({"train/loss": step}, step)
+    log.log_metrics({"val/loss": 2, "train/bad_samples/other": 1}, 9)
+    log.log_metrics({"train/loss": 10}, 10)
+    log = MetricsCSV(str(tmp_path))
+    log.log_metrics({"val/loss": 2}, 9)  # resumed in the validation
+    assert [row.get("train/loss") for row in rows(tmp_path)] == ["8", "9", None]
+    log = MetricsCSV(str(tmp_path))
+    log.log_metrics({"train/loss": 9}, 9)  # resumed before the step
+    assert [row.get("train/loss") for row in rows(tmp_path)] == ["8", "9"]
+
+
 def test_a_line_cut_short_is_dropped(tmp_path):
     log = MetricsCSV(str(tmp_path))
     log.log_metrics({"train/loss": 1}, 0)
