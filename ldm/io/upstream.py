@@ -4,7 +4,8 @@ The config of a stage names them by a path of the machine that trained it; its c
 SHA-256. While a stage is rebuilt, ``open_upstream`` looks for a path
 
 1. at the path of ``--upstream NAME=PATH``,
-2. in the rebuilt stage's own run folder, where ``keep_upstream`` put it when its run started,
+2. in the rebuilt stage's own run folder, where ``keep_upstream`` put it when its run started, or in a folder
+   above it: a plain Trainer writes its checkpoints below its ``default_root_dir``,
 3. in the folder that this run folder lies in, under the same name,
 4. at the path itself,
 
@@ -14,6 +15,7 @@ takes the first of 1 and 4.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -102,8 +104,7 @@ def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
     paths = [path]
     if expected is not None and search.owner is not None:
         paths.insert(0, str(_sibling(Path(path), search.owner)))
-        if (kept := _kept(run_folder(search.owner), expected)).exists():
-            paths.insert(0, str(kept))
+        paths[:0] = [str(kept) for kept in _places(search.owner, expected) if kept.exists()]
     if name in search.overrides:
         search.used.add(name)
         paths.insert(0, str(find(search.overrides[name])))
@@ -149,6 +150,14 @@ def keep_upstream(run: Path, upstream: Mapping[str, str]) -> None:
             keep_upstream(run, found.upstream)
 
 
+def keep_if_absent(run: Path, upstream: Mapping[str, str]) -> None:
+    """Keep what a run is built on, unless its folder has it already; a warning if it cannot be kept."""
+    try:
+        keep_upstream(run, {path: sha for path, sha in upstream.items() if not _kept(run, sha).exists()})
+    except (OSError, ValueError) as error:
+        warnings.warn(f"'{run}' keeps no copy of what this run is built on: {error}", stacklevel=2)
+
+
 def run_folder(path: Path) -> Path:
     """Return the run folder of a checkpoint in it; any other path stands for itself."""
     return path.parent.parent if path.parent.name in ("checkpoints", KEPT) else path
@@ -156,6 +165,13 @@ def run_folder(path: Path) -> Path:
 
 def _kept(run: Path, sha256: str) -> Path:
     return run / KEPT / f"{sha256}.ckpt"
+
+
+def _places(owner: Path, sha256: str) -> Iterator[Path]:
+    """List where what a checkpoint was built on may be kept: in its run folder, or in one above it."""
+    yield _kept(run_folder(owner), sha256)
+    for folder in list(owner.absolute().parents)[:4]:
+        yield _kept(folder, sha256)
 
 
 def _sibling(path: Path, owner: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -17,6 +18,7 @@ from ldm.distributed.group import default_group
 from ldm.hardware import computes
 from ldm.io.checkpoint import header, saved_progress
 from ldm.io.config import Configurable, config_of
+from ldm.io.upstream import keep_if_absent
 from ldm.latents.manifest import check_source
 from ldm.lightning_internals import trainer_of
 from ldm.loggers.steps import TRUNCATED, is_logged, mean_losses
@@ -252,6 +254,8 @@ class Stage(Configurable, SumsTerms, ABC):
                     f"checkpoints of this run can be resumed, but no command can read them: {error}"
                 )
         self.image_size = getattr(self.trainer.datamodule, "image_size", self.image_size)  # type: ignore[attr-defined]
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            keep_if_absent(Path(self.trainer.default_root_dir), self.upstream())
 
 
 def _factor(recipe: Optimization, num_steps: int) -> Callable[[int], float]:

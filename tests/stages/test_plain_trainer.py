@@ -3,14 +3,17 @@
 import lightning as L
 import pytest
 import torch
+from own_denoiser import Affine
 from tiny_shards import sample, write_tar
 from tiny_stage import loader
 
 from ldm import encode
+from ldm.conditioners import Unconditional
 from ldm.latents.space import AutoencoderLatents
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.optim.recipes import AdamW
 from ldm.stages.autoencoder import Autoencoder
+from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 
 
@@ -52,3 +55,23 @@ def test_later_stages_and_commands_read_it(trained, tmp_path):
     arguments = [f"--autoencoder={path.parents[1]}", f"--shards={tmp_path}/train-000000.tar", f"--out={out}"]
     assert encode.main(arguments) == 0
     assert (out / "train-000000.tar").exists()
+
+
+@pytest.mark.parametrize("saved", ["lightning_logs/version_0/checkpoints/a.ckpt", "model.ckpt"])
+def test_it_is_used_whatever_becomes_of_what_it_is_built_on(trained, tmp_path, saved):
+    _, path = trained
+    stage = Diffusion(AutoencoderLatents(str(path)), Unconditional(), Affine, optimizer=AdamW(1e-3, warmup=1))
+    folder = tmp_path / "notebook"
+    train(folder, stage).save_checkpoint(folder / saved)
+    path.unlink()  # it is replaced, as training further does: a hard link stays what it was
+    path.write_bytes(b"another one")
+    again = load_stage(str(folder / saved), Diffusion)
+    assert torch.equal(again.latents.latent_std, stage.latents.latent_std)
+
+
+def test_training_goes_on_without_a_copy_of_what_is_gone(trained, tmp_path):
+    _, path = trained
+    stage = Diffusion(AutoencoderLatents(str(path)), Unconditional(), Affine, optimizer=AdamW(1e-3, warmup=1))
+    path.unlink()
+    with pytest.warns(UserWarning, match="keeps no copy of what this run is built on: .* does not exist"):
+        assert train(tmp_path / "notebook", stage).global_step == 16
