@@ -197,6 +197,7 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 _CLASS = "the import path of a class, such as package.module.Class"
 REWORDED = {
     r"Expected a Literal\[(.+?)\]\. Got value: (.*)": r"got \2, expected one of \1",
+    r"Expected an? str\. Got value: (True|False|[-+.\w]*\d[-+.\w]*)": r"got \1, expected text: quote it",
     r"Expected an? (.+?)\. Got value: (.*)": r"got \2, expected \1",
     r"(.+) does not conform to restriction (.+)": r"got \1, expected a number \2",
     r"invalid literal for int\(\) with base 10: '(.+)'": r"got \1, expected int",

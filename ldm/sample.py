@@ -21,7 +21,7 @@ from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.hardware import device
 from ldm.io.checkpoint import Checkpoint
-from ldm.io.images import from_bytes, grid, to_bytes, write_png
+from ldm.io.images import check_finite, from_bytes, grid, to_bytes, write_png
 from ldm.io.upstream import OPTION, upstream_options
 from ldm.sampling.output import GRID, image_path, output_folder
 from ldm.sampling.prompts import read_prompts
@@ -211,6 +211,7 @@ def draw(
                 images = stage.generate(batch, seed)
             else:
                 images = stage.redraw(batch, seed, start.image, start.strength, start.mask)
+            check_finite(images, batch["key"])
             bar.update(len(images))
             yield from to_bytes(images).cpu()
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch.utils.data import DataLoader
@@ -98,6 +99,17 @@ DEEP = OUTER + '{"inner": ' + INNER + "}}"
 )  # fmt: skip
 def test_innermost_reason_with_its_option(arguments, line):
     assert error_for(arguments) == line
+
+
+@pytest.mark.parametrize(
+    ("found", "line"), [("007", "got 7"), ("yes", "got True"), ("1:00:00:00", "got 216000")]
+)
+def test_text_that_yaml_takes_for_something_else_is_to_be_quoted(found, line):
+    made = ArgumentParser(exit_on_error=False)
+    made.add_argument("--name", type=str)
+    with pytest.raises(Exception) as caught:
+        made.parse_object({"name": yaml.safe_load(found)})
+    assert error_line(caught.value) == f"error: name: {line}, expected text: quote it"
 
 
 def test_a_configuration_names_keys():

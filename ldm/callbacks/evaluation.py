@@ -17,7 +17,7 @@ from ldm.distributed.group import default_group
 from ldm.evaluation.isolation import replaced, without_trace
 from ldm.evaluation.record import append_lines, describe_sampling
 from ldm.evaluation.session import Measurement, Value
-from ldm.io.images import from_bytes, to_bytes
+from ldm.io.images import check_finite, from_bytes, to_bytes
 from ldm.lightning_internals import forward_context
 from ldm.loggers.media import log_records, log_samples, samples_seen
 from ldm.metrics.metric import Metadata, Metric, ReferenceInfo
@@ -153,6 +153,7 @@ class Evaluation(ValidationSubset):
     @override
     def add(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> None:
         images = self.images(trainer, pl_module, batch)
+        check_finite(images, batch["key"])
         self._measurement.update_real(batch)
         self._measurement.update(from_bytes(to_bytes(images)), batch)
 

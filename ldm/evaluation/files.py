@@ -21,6 +21,8 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bm
 class ImageFolder(Dataset[Sample]):
     """Images of a folder and the folders in it, by the order of their paths, decoded as those of shards are.
 
+    Hidden files and folders, whose names begin with a dot, are left out.
+
     Args:
         folder: The folder.
         option: What names it, for messages.
@@ -32,7 +34,7 @@ class ImageFolder(Dataset[Sample]):
 
     def __init__(self, folder: str, option: str) -> None:
         self.folder, self.option = Path(folder), option
-        files = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in FORMATS)
+        files = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in FORMATS and self._is_shown(p))
         self.paths = [path for path in files if not self._is_grid(path)]
         if not self.paths:
             raise ValueError(f"{option}: folder '{folder}' holds none, expected some of {', '.join(FORMATS)}")
@@ -54,6 +56,10 @@ class ImageFolder(Dataset[Sample]):
         with self._naming(path):
             pixels = raster.rgb(path.read_bytes(), tuple(FORMATS.values()))
         return {"key": str(path.relative_to(self.folder)), "image": pixels}
+
+    def _is_shown(self, path: Path) -> bool:
+        """Tell an image from copies and notes that macOS and notebooks hide beside it."""
+        return not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(self.folder).parts)
 
     def _is_grid(self, path: Path) -> bool:
         """Whether it is the grid that ``ldm.sample`` writes with its images."""

@@ -18,7 +18,7 @@ from ldm.data.fields import Sample, collate, converted
 from ldm.evaluation.files import open_images
 from ldm.evaluation.isolation import replaced
 from ldm.evaluation.record import describe_sampling
-from ldm.io.images import from_bytes, to_bytes
+from ldm.io.images import check_finite, from_bytes, to_bytes
 from ldm.metrics.metric import Metadata, Metric
 from ldm.stages.stage import Stage
 from ldm.types import Batch, Generates
@@ -170,6 +170,7 @@ class GeneratedImages(ImageSource):
         for batch in subset.batches(self.samples):
             with replaced(self.stage, self.overrides), self._autocast(subset.device):
                 images = self.stage.generate(batch, self.seed)
+            check_finite(images, batch["key"])
             yield batch, from_bytes(to_bytes(images))
 
     def metadata(self) -> Metadata:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,21 @@ GAP = 2
 def to_bytes(image: Tensor) -> Tensor:
     """Round images (..., 3, H, W) in [-1, 1] to uint8 in [0, 255]; values outside are clamped."""
     return ((image.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+def check_finite(images: Tensor, keys: Sequence[str]) -> None:
+    """Check images (B, ...) before they are rounded: NaN would become black without a word.
+
+    Raises:
+        ValueError: If one is not finite; it names the first by its key.
+    """
+    is_bad = ~images.isfinite().flatten(1).all(1)
+    if num := int(is_bad.sum()):
+        key = keys[int(is_bad.nonzero()[0])]
+        raise ValueError(
+            f"{num} of {len(images)} images are not finite, the first is that of '{key}': "
+            "the weights are damaged, or numbers overflowed: try a wider precision, or less guidance"
+        )
 
 
 def from_bytes(image: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class KID(Measure):
     def __init__(self, num_subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> None:
         self.higher_is_better = {"kid": False}
         self.num_subsets = num_subsets
-        self.subset_size = subset_size
+        self.subset_size = self._drawn = subset_size
         self.seed = seed
         self.generated = self.real = FeatureSpec(rows=frozenset({"features"}))
 
@@ -63,6 +63,7 @@ class KID(Measure):
             raise ValueError(
                 f"kid: got {len(x)} generated and {len(y)} real images, expected at least 2 each"
             )
+        self._drawn = size
         draw = np.random.RandomState(self.seed)
         values = []
         for _ in range(self.num_subsets):
@@ -72,8 +73,8 @@ class KID(Measure):
         return {"kid": float(np.mean(values)), "kid_std": float(np.std(values))}
 
     def metadata(self) -> Metadata:
-        """Name the subsets."""
-        return {"subsets": self.num_subsets, "subset_size": self.subset_size, "seed_of_subsets": self.seed}
+        """Name the subsets, as they were drawn last."""
+        return {"subsets": self.num_subsets, "subset_size": self._drawn, "seed_of_subsets": self.seed}
 
 
 class CMMD(Measure):

@@ -103,4 +103,4 @@ def _lines(given: Sequence[str] | str, key: str) -> list[str]:
         return list(given)
     if not Path(given).is_file():
         raise FileNotFoundError(f"{key}: the file '{given}' does not exist, expected one name in each line")
-    return [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in Path(given).read_text(encoding="utf-8-sig").splitlines() if line.strip()]

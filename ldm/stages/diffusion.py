@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 
 import torch
@@ -182,17 +183,26 @@ class Diffusion(Stage):
 
     def uncond(self, batch: Batch) -> Denoise:
         """Condition on nothing, for as many samples as ``batch`` has."""
-        return self._denoise(self.conditioner.null(batch))
+        return self._denoise(self._null(batch))
 
     def cond_and_uncond(self, batch: Batch) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Condition on ``batch`` and on nothing, in a pass over 2 B samples: a few alone leave a GPU idle."""
-        denoise = self._denoise(self.conditioner(batch).concat(self.conditioner.null(batch)))
+        denoise = self._denoise(self.conditioner(batch).concat(self._null(batch)))
 
         def pair(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             cond, uncond = denoise(torch.cat([x_t, x_t]), torch.cat([t, t])).chunk(2)
             return cond, uncond
 
         return pair
+
+    def _null(self, batch: Batch) -> Cond:
+        if self.conditioner.reads and not self.conditioner.drops:
+            warnings.warn(
+                "model.guidance: uses the estimate without condition, which this model was not trained for: "
+                "model.conditioner.dropout is 0; expected e.g. 0.1 in training, or no guidance (scale 1)",
+                stacklevel=2,
+            )
+        return self.conditioner.null(batch)
 
     def _denoise(self, cond: Cond) -> Denoise:
         return self.objective.denoiser(self._network(cond))

@@ -1,10 +1,14 @@
 """Class labels, and what all conditioners do."""
 
+import warnings
+
 import pytest
 import torch
 
 from ldm.conditioners.label import ClassLabel
 from ldm.conditioners.none import Unconditional
+from ldm.diffusion.guidance import ClassifierFree
+from ldm.diffusion.samplers.ddim import DDIM
 from ldm.latents.space import Pixels
 from ldm.nets.unet import UNet
 from ldm.rng import SampleNoise
@@ -65,3 +69,18 @@ def test_a_label_that_the_model_lacks_is_named_before_it_moves_to_the_device(lab
 def test_a_batch_without_labels_is_refused():
     with pytest.raises(ValueError, match=r"the batch has no label: add it to data\.fields"):
         ClassLabel(3)({"key": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("dropout", "scale", "warns"), [(0.0, 3.0, True), (0.0, 1.0, False), (0.1, 3.0, False)]
+)
+def test_guidance_by_a_condition_that_training_never_dropped_warns(dropout, scale, warns):
+    stage = Diffusion(Pixels(), ClassLabel(2, 4, dropout=dropout), unet, sampler=DDIM(num_steps=1))
+    stage.guidance, stage.image_size = ClassifierFree(scale), 8
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stage.eval().generate(labelled(1), seed=0)
+    said = [
+        str(each.message) for each in caught if "which this model was not trained for" in str(each.message)
+    ]
+    assert len(said) == warns

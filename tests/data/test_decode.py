@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from ldm.data.decode import BadSample, SampleId
+from ldm.data.decode import BadSample, Members, SampleId, text
 from ldm.data.fields import decode_sample, whitelist
 
 SAMPLE = SampleId("shards/train-000003.tar", "000042")
@@ -220,3 +220,7 @@ def test_unusual_images_are_read():
     assert image_of(encoded(Image.new("L", (10_000, 1), 9)), 8).unique().tolist() == [9]
     assert image_of(encoded(noise.convert("1")), 16).unique().tolist() == [0, 255]
     assert image_of(encoded(noise.convert("CMYK"), "JPEG"), 16, "jpg").shape == (3, 16, 16)
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_caption():
+    assert text(Members({"txt": b"\xef\xbb\xbfa cat\r\n"}, SampleId("a.tar", "k"))).value == "a cat"

@@ -33,3 +33,12 @@ def test_images_of_two_models_are_refused(tmp_path):
     assert len(message.replace(str(tmp_path), "samples")) <= 300
     (tmp_path / "000002.png").unlink()
     assert len(ImageFolder(str(tmp_path), "--images")) == 3
+
+
+@pytest.mark.parametrize("hidden", ["._000000.png", ".ipynb_checkpoints/a.png", "__MACOSX/._a.png"])
+def test_copies_and_notes_that_programs_hide_beside_images_are_none(tmp_path, hidden):
+    drawn(tmp_path, "000000.PNG")
+    drawn(tmp_path, "a/000001.png")
+    drawn(tmp_path, hidden)
+    names = [path.name for path in ImageFolder(str(tmp_path), "--images").paths]
+    assert names == ["000000.PNG", "000001.png"]

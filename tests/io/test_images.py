@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.io.images import from_bytes, grid, read_text, to_bytes, write_png
+from ldm.io.images import check_finite, from_bytes, grid, read_text, to_bytes, write_png
 
 
 def test_bytes_round_trip_exactly_and_outside_values_are_clamped():
@@ -35,3 +35,11 @@ def test_png_holds_pixels_and_text(tmp_path):
     pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
     assert torch.equal(pixels, image)
     assert os.listdir(path.parent) == ["a.png"]
+
+
+def test_an_image_that_is_not_finite_is_named_and_not_black():
+    images = torch.zeros(3, 3, 2, 2)
+    check_finite(images, ["a", "b", "c"])
+    images[1, 0, 0, 0], images[2] = float("nan"), float("inf")
+    with pytest.raises(ValueError, match="2 of 3 images are not finite, the first is that of 'b': "):
+        check_finite(images, ["a", "b", "c"])

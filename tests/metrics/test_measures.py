@@ -140,3 +140,9 @@ def test_recall_takes_equal_captions_for_equally_right():
     assert recall_at_1(image, text, ["a", "a", "b"])["image_to_text"] == 1.0
     with pytest.raises(ValueError, match="got 3 images and 2 captions"):
         recall_at_1(image, text[:2])
+
+
+def test_the_record_of_kid_has_the_subsets_that_were_drawn():
+    measure = KID(num_subsets=2, subset_size=1000)
+    compute(measure, *features(normal(50, 8, 0), normal(60, 8, 1)))
+    assert measure.metadata()["subset_size"] == 50

@@ -53,3 +53,11 @@ def test_an_object_that_a_checkpoint_cannot_name_is_reported_in_training_and_in_
     again.load_trained(state)
     batch = {"key": ["a"]}
     assert torch.equal(again.eval().generate(batch, 0), stage.eval().generate(batch, 0))
+
+
+def test_numbers_that_overflow_are_no_black_images(tmp_path, capsys):
+    _, (run, _) = train(tmp_path, partial(Affine, bias=float("inf")))
+    out = tmp_path / "out"
+    line = error_of(capsys, [f"--checkpoint={run}", "--num=1", f"--out={out}", "--device=cpu"], sample.main)
+    assert "1 of 1 images are not finite, the first is that of 'image/0'" in line
+    assert not list(out.glob("*.png"))
