@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -163,6 +164,12 @@ class Stage(Configurable, SumsTerms, ABC):
 
     @override
     def on_train_start(self) -> None:
+        batches, every = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        if math.isfinite(batches) and batches % every:  # Lightning divides by ``every`` all the same
+            rank_zero_warn(
+                f"trainer.accumulate_grad_batches: {every} does not divide the {batches:.0f} batches of an "
+                "epoch: its last step has fewer, and a gradient too small by as much"
+            )
         # train as configured now, not as when the checkpoint was written
         if isinstance(schedule := self.lr_schedulers(), LambdaLR):
             fresh = self._build_optimizer()[0].param_groups

@@ -1,5 +1,7 @@
 """A stage in a notebook: a plain Trainer, a DataLoader, no configuration; commands read its checkpoint."""
 
+import warnings
+
 import lightning as L
 import pytest
 import torch
@@ -9,7 +11,7 @@ from tiny_stage import loader
 
 from ldm import encode
 from ldm.conditioners import Unconditional
-from ldm.latents.space import AutoencoderLatents
+from ldm.latents.space import AutoencoderLatents, Pixels
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.optim.recipes import AdamW
 from ldm.stages.autoencoder import Autoencoder
@@ -17,9 +19,9 @@ from ldm.stages.diffusion import Diffusion
 from ldm.stages.load import load_stage
 
 
-def train(folder, stage):
+def train(folder, stage, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    run = L.Trainer(default_root_dir=folder, accelerator="cpu", max_epochs=2, **quiet)
+    run = L.Trainer(default_root_dir=folder, accelerator="cpu", max_epochs=2, **quiet, **options)
     run.fit(stage, loader(32, 4, size=16), loader(8, 4, size=16))
     return run
 
@@ -75,3 +77,14 @@ def test_training_goes_on_without_a_copy_of_what_is_gone(trained, tmp_path):
     path.unlink()
     with pytest.warns(UserWarning, match="keeps no copy of what this run is built on: .* does not exist"):
         assert train(tmp_path / "notebook", stage).global_step == 16
+
+
+@pytest.mark.parametrize(("batches", "steps", "warns"), [(4, 4, False), (3, 6, True)])
+def test_batches_that_make_no_whole_step_at_the_end_of_an_epoch_warn(tmp_path, batches, steps, warns):
+    stage = Diffusion(Pixels(), Unconditional(), Affine, optimizer=AdamW(1e-3, warmup=1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = train(tmp_path, stage, accumulate_grad_batches=batches)
+    messages = [str(each.message) for each in caught]
+    assert any(f"{batches} does not divide the 8 batches of an epoch" in text for text in messages) == warns
+    assert stage.progress.steps == run.global_step == steps
