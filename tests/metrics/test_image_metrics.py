@@ -136,3 +136,9 @@ def test_zero_shot_takes_templates_as_they_are_but_not_none():
     for given in ({"classes": [], "templates": ["{}"]}, {"classes": COLOURS, "templates": []}):
         with pytest.raises(ValueError, match="got none, expected one at least"):
             ZeroShot(Colours(), **given)
+
+
+def test_a_file_of_classes_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_text("\n".join(COLOURS), encoding="utf-8-sig")
+    assert ZeroShot(Colours(), str(path)).classes == list(COLOURS)
