@@ -22,8 +22,8 @@ from ldm.hardware import choose_precision
 WAYS: dict[str, list[L.Callback]] = {
     "plain": [],
     "Recompute": [ActivationCheckpointing()],
-    "Compile": [Compile()],
-    "Recompute, Compile": [ActivationCheckpointing(), Compile()],
+    "Compile": [Compile(on_cpu=True)],
+    "Recompute, Compile": [ActivationCheckpointing(), Compile(on_cpu=True)],
 }
 
 

@@ -4,28 +4,15 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny_stage import trainer
 from torch import nn
-from torch._dynamo import register_backend
 
 from ldm.callbacks.activation_checkpointing import ActivationCheckpointing
 from ldm.callbacks.compile import Compile
-from ldm.nets.attention import Transformer2D
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.clip import CLIPModel
 from ldm.nets.unet import UNet
 from ldm.types import Cond, DenoiserDims
-
-GRAPHS = []
-"""Calls of the stand-in compiler."""
-
-
-@register_backend
-def counted(graph, inputs):
-    GRAPHS.append(graph)
-    return graph.forward
-
 
 TEXTS = ["a red ring", "two blue squares"]
 
@@ -110,42 +97,10 @@ def test_a_copy_computes_with_its_own_weights(network, tmp_path):
         assert not torch.equal(call(copied), before)
 
 
-class TwoSizes(nn.Module):
-    """The least that torch 2.14 failed on: a block at a second height, which it compiles for all heights."""
-
-    def __init__(self):
-        super().__init__()
-        self.large, self.small = (Transformer2D(8, None, 2, norm_groups=4) for _ in range(2))
-
-    def blocks(self):
-        return [self.large, self.small]
-
-    def forward(self, x):
-        return self.small(F.avg_pool2d(self.large(x, None, None), 2), None, None)
-
-
-@pytest.mark.slow
-@pytest.mark.versions
-def test_the_compiler_computes_the_same_forwards_backwards_and_in_evaluation(tmp_path, monkeypatch, programs):
-    """The real one, which other tests leave out for its time; in evaluation for a smaller last batch too."""
-    programs("g++", "g++")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing compiled before
-    torch.manual_seed(0)
-    net = TwoSizes()
-    compiled = of(Compile(), net, tmp_path)
-    x = torch.randn(2, 8, 8, 8)
-    y, grads, _ = step(net, lambda net: net(x), torch.float32)
-    found_y, found, _ = step(compiled, lambda net: net(x), torch.float32)
-    torch.testing.assert_close(found_y, y)
-    for name, grad in grads.items():
-        torch.testing.assert_close(found[name], grad, msg=name)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(x[:1]), net(x[:1]))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "callbacks", [[Compile("counted")], [ActivationCheckpointing(), Compile("aot_eager")]]
+    "callbacks",
+    [[Compile("eager", on_cpu=True)], [ActivationCheckpointing(), Compile("aot_eager", on_cpu=True)]],
 )
 @pytest.mark.parametrize("network", [unet, autoencoder, clip])
 def test_compiled_blocks_compute_the_same(network, callbacks, tmp_path):
@@ -167,5 +122,5 @@ def test_compiled_blocks_compute_the_same(network, callbacks, tmp_path):
 
 def test_a_network_without_blocks_is_left_unchanged(tmp_path):
     net = nn.Linear(2, 2)
-    for callback in (ActivationCheckpointing(), Compile("nonsense")):
+    for callback in (ActivationCheckpointing(), Compile("nonsense", on_cpu=True)):
         assert torch.equal(of(callback, net, tmp_path)(torch.ones(1, 2)), net(torch.ones(1, 2)))
