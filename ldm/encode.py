@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +16,13 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from ldm.cli import check_multiple, command_parser, default_device, run_command
 from ldm.data.tar import expand
 from ldm.distributed.launch import processes
+from ldm.hardware import (
+    Inference,
+    check_shared_memory,
+    decoding_workers,
+    inference_precision,
+    warn_of_emulation,
+)
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.lock import held
 from ldm.latents.encode import ShardEncoder, encode_shards
@@ -35,7 +43,7 @@ latent.npy instead of the image: float16 (2C, h, w), mean and standard deviation
 latents.json beside them says which autoencoder made them; ldm.fit refuses latents of another one. A call
 that was interrupted is repeated: shards that are done are left alone. Several processes share the shards:
 
-  torchrun --nproc-per-node 8 -m ldm.encode --num-workers 4 ..."""
+  torchrun --nproc-per-node 8 -m ldm.encode ..."""
 
 
 def parser() -> ArgumentParser:
@@ -62,9 +70,14 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--num-workers",
-        type=NonNegativeInt,
-        default=0,
-        help="Further processes that read and decode, for each one.",
+        type=NonNegativeInt | None,
+        help="Further processes that read and decode, for each one; default: on a GPU all cores, else none.",
+    )
+    parser.add_argument(
+        "--precision",
+        type=Inference,
+        default="auto",
+        help="What the autoencoder computes in; auto: bf16 on a GPU that has it, else 32.",
     )
     parser.add_argument(
         "--wandb", type=WandB, default=WandB(), help="Weights & Biases, used for artifacts only."
@@ -111,7 +124,18 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
     stage = load_stage(checkpoint, Autoencoder).to(where)
     size = int(options.size or stage.image_size or 0)
     check_multiple("--size", size, stage.net.factor)
-    return ShardEncoder(stage.net, where, size, options.batch_size, options.num_workers, options.keep_images)
+    if where.type == "cuda":
+        stage.to(memory_format=torch.channels_last)
+    workers, batch_bytes = options.num_workers, options.batch_size * 3 * size * size
+    if workers is None:
+        workers = decoding_workers(where, batch_bytes)
+    check_shared_memory("--num-workers", workers, batch_bytes, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    precision = inference_precision(options.precision, where)
+    if warning := warn_of_emulation("--precision", precision, where):
+        print(warning, file=sys.stderr)
+    return ShardEncoder(
+        stage.net, where, size, options.batch_size, workers, options.keep_images, options.precision
+    )
 
 
 def _tracked(out: str, wandb: WandB, made_by: dict[str, Any]) -> list[WandbSamplesLogger]:

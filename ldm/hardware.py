@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import time
+from typing import Literal
 
 import torch
 
@@ -18,6 +19,10 @@ DTYPES = {
     "64-true": torch.float64,
 }
 """Data type of matrix products, by Lightning's names of precisions."""
+
+
+Inference = Literal["auto", "32", "bf16"]
+"""Values of --precision of commands that do not train."""
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -49,6 +54,23 @@ def choose_precision(device: torch.device) -> str:
     """
     native = device.type in ("cuda", "cpu") and computes(torch.bfloat16, device)
     return "bf16-mixed" if native else "32-true"
+
+
+def inference_precision(wanted: Inference, device: torch.device) -> str:
+    """Choose what networks compute in that are not trained, by Lightning's name.
+
+    Args:
+        wanted: auto takes bfloat16 on GPUs that have it natively; on CPUs results are float32's.
+        device: Where it is computed.
+    """
+    native = device.type == "cuda" and computes(torch.bfloat16, device)
+    return "bf16-mixed" if wanted == "bf16" or (wanted == "auto" and native) else "32-true"
+
+
+def inference(wanted: Inference, device: torch.device) -> torch.autocast:
+    """Compute in what ``inference_precision`` chooses."""
+    is_half = inference_precision(wanted, device) == "bf16-mixed"
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_half)
 
 
 def warn_of_emulation(option: str, precision: str, device: torch.device) -> str | None:
@@ -139,3 +161,19 @@ def device(name: str) -> torch.device:
         raise ValueError(
             f"--device: got {name}, expected a device that is here, such as cpu ({reason})"
         ) from error
+
+
+def decoding_workers(device: torch.device, batch_bytes: int) -> int:
+    """Choose how many processes read and decode for one that computes on ``device``.
+
+    On a GPU as many as it has cores, as far as their batches fit into ``SHARED_MEMORY``; on a CPU none: the
+    networks need the cores.
+    """
+    if device.type == "cpu":
+        return 0
+    here = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    fitting = cores
+    if os.path.isdir(SHARED_MEMORY):
+        fitting = (shutil.disk_usage(SHARED_MEMORY).free // here // batch_bytes - 1) // 2
+    return max(0, min(cores // here, fitting))

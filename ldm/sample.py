@@ -19,7 +19,7 @@ from ldm.cli import check_multiple, command_parser, default_device, run_command
 from ldm.data.fields import FIELDS, converted
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.hardware import device
+from ldm.hardware import Inference, device, inference, inference_precision, warn_of_emulation
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.images import check_finite, from_bytes, grid, to_bytes, write_png
 from ldm.io.upstream import OPTION, upstream_options
@@ -114,6 +114,12 @@ def parser() -> ArgumentParser:
     add("--seed", type=int, default=0, help="Seed of the random numbers.")
     add("--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained.")
     add("--batch-size", type=PositiveInt, default=64, help="Images drawn at once.")
+    add(
+        "--precision",
+        type=Inference,
+        default="auto",
+        help="What networks compute in; auto: bf16 on a GPU that has it, else 32.",
+    )
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
     add("--out", type=str | None, help="Folder for the images; default: samples, or samples-2 ...")
     return parser
@@ -202,15 +208,17 @@ def draw(
     seed: int,
     batch_size: int,
     start: Redraw | None = None,
+    precision: Inference = "32",
 ) -> Iterator[Tensor]:
     """Draw images one after the other, (3, H, W) uint8, with a progress bar."""
     with tqdm(total=len(requests), desc="sample", unit=" images", disable=len(requests) < 2) as bar:
         for first in range(0, len(requests), batch_size):
             batch = on_device(as_batch(requests[first : first + batch_size]), stage.device)
-            if start is None:
-                images = stage.generate(batch, seed)
-            else:
-                images = stage.redraw(batch, seed, start.image, start.strength, start.mask)
+            with inference(precision, stage.device):
+                if start is None:
+                    images = stage.generate(batch, seed)
+                else:
+                    images = stage.redraw(batch, seed, start.image, start.strength, start.mask)
             check_finite(images, batch["key"])
             bar.update(len(images))
             yield from to_bytes(images).cpu()
@@ -234,6 +242,7 @@ def settings(
         "steps": str(stage.sampler.num_steps or stage.objective.schedule.num_steps),
         "seed": str(options.seed),
         "size": str(stage.image_size),
+        "precision": inference_precision(options.precision, stage.device),
         "checkpoint": options.checkpoint,
         "checkpoint_sha256": checkpoint.sha256,
         **{field: path for field, path in files.items() if path is not None},
@@ -260,7 +269,12 @@ def sample(arguments: Sequence[str] | None = None) -> None:
     texts = [{"prompt": each.subject, "key": each.key, **metadata} for each in requests]
     out = output_folder(options.out, texts)
     first: list[Tensor] = []
-    for i, image in enumerate(draw(stage, requests, options.seed, options.batch_size, start)):
+    if options.precision == "bf16" and (
+        warning := warn_of_emulation("--precision", "bf16-mixed", stage.device)
+    ):
+        print(warning, file=sys.stderr)
+    images = draw(stage, requests, options.seed, options.batch_size, start, options.precision)
+    for i, image in enumerate(images):
         write_png(image_path(out, i), image, texts[i])
         first += [image] if i < GRID_SIZE else []
     subjects = "\n".join(request.subject for request in requests[:GRID_SIZE])

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.hardware import choose_precision, computes, device_of, slowdown, warn_of_emulation
+from ldm import hardware
+from ldm.hardware import (
+    choose_precision,
+    computes,
+    decoding_workers,
+    device_of,
+    inference,
+    slowdown,
+    warn_of_emulation,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,3 +86,22 @@ def test_the_device_is_the_one_that_lightning_takes(monkeypatch):
     assert choose_precision(torch.device("mps")) == "32-true"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert device_of("auto").type == "cpu"
+
+
+def test_what_is_not_trained_computes_in_float32_on_a_cpu_unless_asked_for():
+    x = torch.ones(2, 2)
+    for wanted, dtype in (("auto", torch.float32), ("32", torch.float32), ("bf16", torch.bfloat16)):
+        with inference(wanted, CPU):
+            assert (x @ x).dtype == dtype
+
+
+def test_decoding_workers_are_the_cores_of_a_gpu_s_process_as_far_as_their_batches_fit(monkeypatch):
+    assert decoding_workers(CPU, 1) == 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    usage = hardware.shutil._ntuple_diskusage(0, 0, 1000)
+    monkeypatch.setattr(hardware.shutil, "disk_usage", lambda path: usage)
+    assert decoding_workers(CUDA, 10) == 16
+    assert decoding_workers(CUDA, 100) == 4  # batches: two of each worker, and the one in use
+    assert decoding_workers(CUDA, 5000) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert decoding_workers(CUDA, 10) == 2

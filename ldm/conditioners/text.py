@@ -42,6 +42,7 @@ class CLIPText(Conditioner):
         self.text: nn.Module = Frozen(tower) if frozen else tower
         self.token_width, self.context_length = tower.width, tower.context_length
         self._upstream = {checkpoint: found.sha256}
+        self._null: dict[tuple[torch.device, torch.dtype, torch.dtype | None], Tensor] = {}
 
     @property
     def tower(self) -> TextTower:
@@ -68,7 +69,19 @@ class CLIPText(Conditioner):
 
     @override
     def null(self, batch: Batch) -> Cond:
-        return Cond(tokens=self._tokens([""]).expand(len(batch["key"]), -1, -1))
+        return Cond(tokens=self._null_tokens().expand(len(batch["key"]), -1, -1))
+
+    def _null_tokens(self) -> Tensor:
+        """Encode the empty caption, (1, L, D): once, where the tower is frozen."""
+        if not isinstance(self.text, Frozen):
+            return self._tokens([""])
+        weight = self.tower.final_layer_norm.weight
+        kind = weight.device.type
+        half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if (key := (weight.device, weight.dtype, half)) not in self._null:
+            with torch.inference_mode(False), torch.no_grad():  # training uses it after validation
+                self._null[key] = self._tokens([""])
+        return self._null[key]
 
     def _tokens(self, text: list[str]) -> Tensor:
         return self.tower.encode(text).float()

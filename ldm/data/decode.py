@@ -217,7 +217,7 @@ def _is_class(found: Any) -> bool:
 
 
 def latent(members: Members) -> Decoded:
-    """Decode mean and standard deviation of q(z | image): (2C, h, w) float32."""
+    """Decode mean and standard deviation of q(z | image): (2C, h, w), as they are stored."""
     name, content = next(iter(members.content.items()))
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
@@ -228,7 +228,7 @@ def latent(members: Members) -> Decoded:
         found = f"{array.dtype} of shape {array.shape}"
         what = f"is {found}, expected float16 or float32 of shape (2C, h, w)"
         raise members.bad(name, what, "unreadable latent")
-    decoded = torch.from_numpy(array.astype(np.float32))
+    decoded = torch.from_numpy(array)  # float16 on the way to the device: half of the bytes
     if not torch.isfinite(decoded).all():
         raise members.bad(name, "holds values that are not finite", "unreadable latent")
     return Decoded(decoded)

@@ -36,7 +36,7 @@ class Field:
         members: Endings of the members that it is read from, the preferred one first.
         decode: Decodes them.
         collate: Makes the batch's value of a list of the samples' values; ``torch.stack`` needs equal shapes.
-        on_device: Converts the batch's value once it is on the device, if it is uint8; None leaves it.
+        on_device: Converts the batch's value, if it is uint8 or float16, once it is on the device, or None.
         json_keys: Keys of the member "json" that give it.
         option: Option of ``ldm.sample`` that gives it; None if there is none.
         highest: Finds the highest class in a sample's value, where it holds classes; -1 if it has none.
@@ -77,7 +77,7 @@ FIELDS: dict[str, Field] = {
     "image": Field(IMAGES, _rgb, stack, from_bytes, (), "--image", "Image to condition on, or to redraw."),
     "text": Field(("txt", "json"), decode.text, list, None, ("caption", "captions"), "--prompt or --prompts"),
     "label": Field(("cls", "json"), decode.label, torch.tensor, None, ("label",), "--labels", highest=int),
-    "latent": Field((LATENT,), decode.latent),
+    "latent": Field((LATENT,), decode.latent, stack, Tensor.float),
     "mask": Field(
         ("mask.png",), _mask, stack, Tensor.float, (), "--mask", "Image that is white where to paint."
     ),
@@ -215,11 +215,15 @@ def _check_shapes(name: str, values: Sequence[Any], keys: Sequence[str]) -> None
         raise ValueError(f"samples '{keys[0]}' and '{keys[odd]}' have {name}s of shapes {one} and {other}")
 
 
+COMPACT = torch.uint8, torch.float16
+"""Types that fields have until they are on the device."""
+
+
 def converted(batch: Batch) -> Batch:
-    """Convert uint8 values of a batch (images, masks, maps) to those of ``Batch``, on their device."""
+    """Convert images, masks, maps (uint8) and latents (float16) to what ``Batch`` says, where they are."""
     found = cast(dict[str, Any], dict(batch))
     for name, field in FIELDS.items():
-        if field.on_device is not None and name in found and found[name].dtype == torch.uint8:
+        if field.on_device is not None and name in found and found[name].dtype in COMPACT:
             found[name] = field.on_device(found[name])
     return cast(Batch, found)
 

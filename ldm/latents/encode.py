@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from webdataset import TarWriter
 
 from ldm.data.decode import BadSample
 from ldm.data.fields import FIELDS, LATENT, decode_sample, whitelist
@@ -21,10 +24,11 @@ from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, summarize_all
 from ldm.data.writer import tar_writer
 from ldm.distributed.group import Group, SingleProcess
+from ldm.hardware import Inference, inference
 from ldm.io.atomic import MARK
 from ldm.io.images import from_bytes
 from ldm.latents.manifest import merge_notes, note_shard, open_manifest
-from ldm.nets.autoencoder import KLAutoencoder
+from ldm.nets.autoencoder import DiagonalGaussian, KLAutoencoder
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class ShardEncoder:
         batch_size: Images encoded at once.
         num_workers: Processes that read and decode images; 0: this one does.
         keep_images: Whether the new shards keep the images.
+        precision: What it computes in.
     """
 
     net: KLAutoencoder
@@ -46,12 +51,18 @@ class ShardEncoder:
     batch_size: int
     num_workers: int
     keep_images: bool
+    precision: Inference = "32"
 
     @torch.no_grad()
-    def latents(self, images: torch.Tensor) -> np.ndarray:
-        """Encode images (B, 3, S, S) uint8 to (B, 2C, h, w) float16: mean and standard deviation."""
-        posterior = self.net.encode(from_bytes(images.to(self.device)))
-        return torch.cat([posterior.mean, posterior.std], dim=1).half().cpu().numpy()
+    def latents(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode images (B, 3, S, S) uint8 to (B, 2C, h, w) float16: mean and standard deviation.
+
+        On a GPU nothing waits: they are computed when they are read.
+        """
+        with inference(self.precision, self.device):
+            found = self.net.encode(from_bytes(images.to(self.device, non_blocking=True)))
+        posterior = DiagonalGaussian(found.mean.float(), found.log_var.float())
+        return torch.cat([posterior.mean, posterior.std], dim=1).half()
 
 
 def encode_shards(
@@ -147,6 +158,7 @@ def _encode(
             batch_sampler=chain.from_iterable(batches),
             num_workers=encoder.num_workers,
             collate_fn=_collate,
+            pin_memory=encoder.device.type == "cuda",
         )
     )
     for number in numbers:
@@ -166,15 +178,20 @@ def _encode_shard(
     skipped: list[str] = []
     for stale in target.parent.glob(f"{target.name}{MARK}*"):
         stale.unlink()  # of a call that was killed
-    with tar_writer(target) as writer:
+    with tar_writer(target) as writer, ThreadPoolExecutor(1) as thread:  # writes while the next is encoded
+        writing: deque[Future[None]] = deque()
         for items, images in batches:
+            latents = None if images is None else encoder.latents(images)
+            writing.append(thread.submit(_write, writer, items, latents, encoder.keep_images))
+            if len(writing) > 2:
+                writing.popleft().result()
             bad = [item.bad for item in items if item.bad is not None]
-            for sample in _encode_batch(encoder, items, images):
-                writer.write(sample)
             for message in bad:
                 tqdm.write(f"skipped: {message}", file=sys.stderr)
             count, skipped = count + len(items) - len(bad), skipped + bad
             bar.update(len(items))
+        for each in writing:
+            each.result()
     return count, skipped
 
 
@@ -184,16 +201,16 @@ def _collate(items: list[EncodingItem]) -> EncodingBatch:
     return [replace(item, image=None) for item in items], torch.stack(images) if images else None
 
 
-def _encode_batch(
-    encoder: ShardEncoder, items: list[EncodingItem], images: torch.Tensor | None
-) -> Iterator[dict[str, Any]]:
-    """Yield the members of the new samples: those of the good items."""
+def _write(
+    writer: TarWriter, items: list[EncodingItem], latents: torch.Tensor | None, keep_images: bool
+) -> None:
+    """Write the new samples: those of the good items."""
     good = [item for item in items if item.bad is None]
-    dropped = (LATENT,) if encoder.keep_images else (LATENT, *FIELDS["image"].members)
-    latents: Iterable[np.ndarray] = [] if images is None else encoder.latents(images)
-    for item, latent in zip(good, latents, strict=True):
+    dropped = (LATENT,) if keep_images else (LATENT, *FIELDS["image"].members)
+    arrays: Iterable[np.ndarray] = [] if latents is None else latents.cpu().numpy()
+    for item, latent in zip(good, arrays, strict=True):
         kept = {name: member for name, member in item.members.items() if name not in dropped}
-        yield {"__key__": item.key, **kept, LATENT: _npy(latent)}
+        writer.write({"__key__": item.key, **kept, LATENT: _npy(latent)})
 
 
 def _is_done(manifest: dict[str, Any], summary: Summary, out: Path) -> bool:

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.nets.layers import GroupNorm
+from ldm.nets.layers import GroupNorm, LayerNorm
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """Compute softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, Eq. 1).
 
     Args:
@@ -17,6 +17,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         k: (B, heads, L, d).
         v: (B, heads, L, d).
         mask: Broadcastable to (B, heads, N, L), bool, True = attend.
+        is_causal: Attend to the same and earlier positions only; without ``mask``, which fast kernels lack.
 
     Returns:
         (B, heads, N, d).
@@ -24,8 +25,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # torch's bfloat16 CPU kernel takes 15 times as long backwards as the float32 one
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask)
+            found = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, 0.0, is_causal)
+            return found.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal)
 
 
 class Attention(nn.Module):
@@ -103,13 +105,13 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, context_width: int | None, num_heads: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn1 = Attention(width, width, num_heads)
         if context_width is not None:
-            self.norm2 = nn.LayerNorm(width)
+            self.norm2 = LayerNorm(width)
             self.attn2 = Attention(width, context_width, num_heads)
         self.cross = context_width is not None
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = LayerNorm(width)
         self.ff = FeedForward(width)
 
     def forward(self, x: Tensor, context: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -31,16 +31,30 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 class GroupNorm(nn.GroupNorm):
     """Group norm (Wu & He 2018) whose statistics are computed in float32, returned in the input's dtype.
 
-    That is what CUDA's autocast does anyway; on the CPU it is also several times faster than
-    torch's bfloat16 kernel.
+    On GPUs torch's kernel of half precision does so, and nothing of the size of the input is converted, as
+    autocast would. On a CPU half precision goes to float32 and back: several times faster than its kernel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to the same."""
         if x.dtype not in (torch.bfloat16, torch.float16):
             return super().forward(x)
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        dtype = torch.float32 if x.device.type == "cpu" else x.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+            return F.group_norm(x.to(dtype), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm (Ba et al. 2016), on GPUs computed and returned in half precision as group norm is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., width) to the same."""
+        if x.device.type == "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class TimestepMLP(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm import class_path
 from ldm.nets.attention import attend
+from ldm.nets.layers import LayerNorm
 from ldm.types import send
 
 if TYPE_CHECKING:
@@ -43,9 +44,8 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, L, width) to the same."""
-        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         q, k, v = (self._split(project(x)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        heads = attend(q, k, v, causal)
+        heads = attend(q, k, v, is_causal=True)
         return self.out_proj(heads.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -71,9 +71,9 @@ class Layer(nn.Module):
 
     def __init__(self, attention: CausalAttention, mlp: MLP, width: int) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(width)
+        self.layer_norm1 = LayerNorm(width)
         self.self_attn = attention
-        self.layer_norm2 = nn.LayerNorm(width)
+        self.layer_norm2 = LayerNorm(width)
         self.mlp = mlp
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ connections. Graph and parameter names are those of diffusers' ``UNet2DCondition
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -82,6 +82,8 @@ class UNet(Configurable, nn.Module):
             )
         time = self._embed(t, cond, x.dtype)
         hidden = self.conv_in(self._with_map(x, cond.spatial))
+        if cond.tokens is not None:  # once, not for each projection of them
+            cond = replace(cond, tokens=cond.tokens.to(hidden.dtype))
         skips = [hidden]
         for block in cast(Iterable[Stack], self.down_blocks):
             hidden = block.down(hidden, time, cond, skips)

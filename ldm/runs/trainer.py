@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import callbacks as theirs
 from typing_extensions import override
@@ -33,6 +34,11 @@ class Trainer(L.Trainer):
     Args:
         precision: What networks compute in: bf16-mixed, 32-true, or Lightning's other names; auto takes
             bf16-mixed where the processor computes bfloat16 natively, and 32-true where it does not.
+        deterministic: Compute the same bits in each run on a GPU, more slowly; ``benchmark`` and
+            ``float32_matmul`` are then left out.
+        benchmark: Try algorithms of cuDNN for each size in the first step, and use the fastest.
+        float32_matmul: What products of float32 matrices on GPUs are computed in: float32 (highest), TF32
+            (high) or bfloat16 (medium).
         max_time: How long a call of the command trains, as DD:HH:MM:SS.
         callbacks: What else happens in training. A progress bar takes the place of those before it.
     """
@@ -42,6 +48,9 @@ class Trainer(L.Trainer):
         precision: Literal[
             "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"
         ] = "auto",
+        deterministic: bool | Literal["warn"] | None = None,
+        benchmark: bool | None = None,
+        float32_matmul: Literal["highest", "high", "medium"] = "highest",
         max_time: str | timedelta | dict[str, int] | None = None,
         callbacks: list[L.Callback] | L.Callback | None = None,
         **kwargs: Any,
@@ -54,7 +63,15 @@ class Trainer(L.Trainer):
             some.append(TimeLimit(max_time))
         if any(isinstance(callback, theirs.EarlyStopping) for callback in some):
             some.append(KeepsStopped())
-        super().__init__(precision=None if precision == "auto" else precision, callbacks=some, **kwargs)
+        super().__init__(
+            precision=None if precision == "auto" else precision,
+            callbacks=some,
+            deterministic=deterministic,
+            benchmark=False if deterministic else benchmark,
+            **kwargs,
+        )
+        if self.strategy.root_device.type == "cuda":
+            torch.set_float32_matmul_precision("highest" if deterministic else float32_matmul)
 
     @override
     def fit(self, *args: Any, **kwargs: Any) -> None:

@@ -40,7 +40,7 @@ def test_latents_are_the_posterior_of_the_same_images(chain):
     with torch.no_grad():
         posterior = load_stage(str(chain.runs / "autoencoder"), Autoencoder).net.encode(images["image"])
     expected = torch.cat([posterior.mean, posterior.std], 1)
-    torch.testing.assert_close(latents["latent"][order], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(latents["latent"][order].float(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_everything_but_the_image_is_kept_as_it_is(chain):
