@@ -20,6 +20,7 @@ from ldm.hardware import (
     Inference,
     check_shared_memory,
     decoding_workers,
+    explaining_memory,
     inference_precision,
     warn_of_emulation,
 )
@@ -86,6 +87,7 @@ def parser() -> ArgumentParser:
     return parser
 
 
+@explaining_memory("a smaller --batch-size", "--precision bf16", "--device cpu")
 def encode(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 

@@ -22,7 +22,7 @@ from ldm.evaluation.reference import ReferenceImages, open_shards, real_images
 from ldm.evaluation.report import OutputFolder, Result, plot, slug, table, write_json, write_npz
 from ldm.evaluation.session import Measurement
 from ldm.evaluation.sources import PRECISIONS, ImageSource, RankSubset
-from ldm.hardware import warn_of_emulation
+from ldm.hardware import explaining_memory, warn_of_emulation
 from ldm.io.images import to_bytes
 from ldm.io.upstream import OPTION, upstream_options
 from ldm.metrics.metric import Metric, ReferenceInfo
@@ -93,6 +93,7 @@ def parser() -> ArgumentParser:
     return parser
 
 
+@explaining_memory("a smaller --batch-size", "--device cpu")
 def evaluate(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 

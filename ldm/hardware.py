@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -97,6 +100,12 @@ def slowdown(dtype: torch.dtype, device: torch.device, size: int = 256) -> float
     return _seconds(dtype, device, size) / _seconds(torch.float32, device, size)
 
 
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Measure the peak of matrix products in ``dtype``, in FLOP/s; a twentieth of a second."""
+    size = 8192 if device.type == "cuda" else 512
+    return 2 * size**3 / _seconds(dtype, device, size)
+
+
 def _seconds(dtype: torch.dtype, device: torch.device, size: int) -> float:
     """Time a matrix product, five times and for a twentieth of a second at least: the quickest counts."""
     x = torch.ones(size, size, dtype=dtype, device=device)
@@ -177,3 +186,37 @@ def decoding_workers(device: torch.device, batch_bytes: int) -> int:
     if os.path.isdir(SHARED_MEMORY):
         fitting = (shutil.disk_usage(SHARED_MEMORY).free // here // batch_bytes - 1) // 2
     return max(0, min(cores // here, fitting))
+
+
+@contextmanager
+def explaining_memory(*settings: str) -> Iterator[None]:
+    """Say in one line what memory was requested, what is free, and what helps.
+
+    Args:
+        settings: What needs less memory.
+
+    Raises:
+        ValueError: Instead of torch's error of a device, or of a CPU, without that much memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if (found := memory_requested(error)) is None:
+            raise
+        raise ValueError(f"out of memory: {found}; what helps: {', or '.join(settings)}") from error
+
+
+def memory_requested(error: RuntimeError) -> str | None:
+    """Read from torch's error what was requested, and what is free; None if it is about something else."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        wanted = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+        free = re.search(r"total capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", text)
+        device = re.search(r"GPU \d+", text)
+        requested = wanted[1] if wanted else "more than there is"
+        left = f", {free[2]} of {free[1]} are free" if free else ""
+        return f"{device[0] if device else 'the GPU'} was asked for {requested}{left}"
+    if found := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", text):
+        free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return f"the CPU was asked for {int(found[1]) / 2**30:.2f} GiB, {free_bytes / 2**30:.2f} GiB are free"
+    return None

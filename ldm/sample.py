@@ -19,7 +19,14 @@ from ldm.cli import check_multiple, command_parser, default_device, run_command
 from ldm.data.fields import FIELDS, converted
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.hardware import Inference, device, inference, inference_precision, warn_of_emulation
+from ldm.hardware import (
+    Inference,
+    device,
+    explaining_memory,
+    inference,
+    inference_precision,
+    warn_of_emulation,
+)
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.images import check_finite, from_bytes, grid, to_bytes, write_png
 from ldm.io.upstream import OPTION, upstream_options
@@ -251,6 +258,7 @@ def settings(
     }
 
 
+@explaining_memory("a smaller --batch-size", "--precision bf16", "a smaller --size")
 def sample(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
 

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ldm import ROOMS, import_exports
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.lineage import Lineage
+from ldm.callbacks.profile import Profile
 from ldm.callbacks.sample_grid import SampleGrid
 from ldm.callbacks.watchdog import Watchdog
 from ldm.checkpointing.callback import Checkpoints
@@ -121,6 +122,8 @@ class FitCLI(LightningCLI):
             raise ValueError(
                 "trainer.callbacks: got two of the same kind and name: give each Evaluation a name of its own"
             ) from error
+        if self.config.profile:
+            trainer.callbacks.append(Profile(self.config.profile))  # type: ignore[attr-defined]
         if self.config_init.wandb.artifacts:
             weights = self.config.weights if self.start is None else None
             trainer.callbacks.append(Lineage(self.run_folder, weights))  # type: ignore[attr-defined]
@@ -249,12 +252,7 @@ def _quieten() -> None:
     """Drop Lightning's messages for its own users: tips, hardware, and doubts about our choices."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    doubts = (
-        ".*args parameter is intended.*",
-        ".*does not have many workers.*",
-        ".*LeafSpec.*",
-        ".*`srun`.*",
-    )
+    doubts = ".*args parameter is intended.*", ".*does not have many workers.*", ".*LeafSpec.*", ".*`srun`.*"
     for message in doubts:
         warnings.filterwarnings("ignore", message)
 

@@ -16,6 +16,7 @@ from ldm.hardware import (
     computes,
     decoding_workers,
     device_of,
+    explaining_memory,
     inference,
     slowdown,
     warn_of_emulation,
@@ -105,3 +106,26 @@ def test_decoding_workers_are_the_cores_of_a_gpu_s_process_as_far_as_their_batch
     assert decoding_workers(CUDA, 5000) == 0
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert decoding_workers(CUDA, 10) == 2
+
+
+def test_memory_that_is_used_up_is_one_line_with_what_helps():
+    """On a CPU really; a GPU's error is torch's class with the text that its allocator writes."""
+    with (
+        pytest.raises(
+            ValueError, match=r"out of memory: the CPU was asked for 931322.57 GiB, .* GiB are free"
+        ),
+        explaining_memory("a smaller --batch-size"),
+    ):
+        torch.empty(10**15, dtype=torch.uint8)
+    text = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.10 GiB of which "
+        "1.05 GiB is free. Including non-PyTorch memory, this process has 78.05 GiB memory in use."
+    )
+    expected = (
+        "out of memory: GPU 1 was asked for 2.00 GiB, 1.05 GiB of 79.10 GiB are free; what helps: a, or b"
+    )
+    with pytest.raises(ValueError) as found, explaining_memory("a", "b"):
+        raise torch.OutOfMemoryError(text)
+    assert str(found.value) == f"{expected}what helps: a, or b"
+    with pytest.raises(RuntimeError, match="another"), explaining_memory("a"):
+        raise RuntimeError("another")

@@ -16,6 +16,7 @@ import torch
 import torch._dynamo
 import torch._functorch.config
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from typing_extensions import override
 
 from ldm.types import HasBlocks
@@ -27,10 +28,10 @@ Signature = tuple[Any, ...]
 
 
 class Compile(L.Callback):
-    """Compiles the blocks of the networks with ``torch.compile`` in the first step, in place.
+    """Compiles the blocks of the networks with ``torch.compile`` in the first steps, in place.
 
     Block by block: equal blocks reuse code, so that the first step waits less, and gradients are sent
-    while others are still computed. Only inputs of the sizes of the first step are compiled. Validation,
+    while others are still computed. Only inputs of the sizes of the first step are. Validation,
     sampling and a smaller last batch compute plainly, so that nothing is compiled in the middle of a run.
     Names of weights stay as they are, in checkpoints too. Losses differ by rounding; the same run compiled
     twice has the same. Where the compiler is missing or fails, a warning says so and the run goes on without.
@@ -71,8 +72,8 @@ class Compile(L.Callback):
         if self._blocks and trainer.is_global_zero:
             kinds = len({kind(block) for block in self._blocks})
             print(
-                f"Compile: {len(self._blocks)} blocks of {kinds} kinds are compiled in the first step, which "
-                "takes a minute or more, or seconds if an earlier run compiled them",
+                f"Compile: {len(self._blocks)} blocks of {kinds} kinds are compiled in the first steps, "
+                "which takes a minute or more, or seconds if an earlier run compiled them",
                 flush=True,
             )
 
@@ -136,7 +137,11 @@ class CompiledForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the block."""
-        if self.compiler.has_failed or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if self.compiler.has_failed or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.plain(*args, **kwargs)
+        if is_in_torch_dispatch_mode(
+            include_infra_modes=False
+        ):  # arithmetic is counted, operator by operator
             return self.plain(*args, **kwargs)
         found = signature(args, kwargs)
         if self.signature is None:

@@ -1,4 +1,4 @@
-"""Training speed, and the fraction of time spent waiting for data."""
+"""Training speed, the fraction of time spent waiting for data, and the share of the device in use."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import time
 from typing import Any
 
 import lightning as L
+import torch
+from torch import Tensor
 from typing_extensions import override
 
+from ldm.callbacks.utilization import Utilization
+from ldm.hardware import DTYPES
 from ldm.loggers.media import log_samples
 from ldm.types import Batch
 
@@ -20,10 +24,22 @@ class Throughput(L.Callback):
       GPU, which works on while the host waits, an upper bound of what faster data would save.
     - ``train/step_seconds``: wall clock of one optimizer step, data included.
 
-    Validation and the writing of checkpoints are left out.
+    - ``train/time_forward``, ``..._backward``, ``..._optimizer``: shares of one batch of the interval before,
+      by the device's clock. The first has the frozen encoders, the last clipping and averages.
+    - ``train/mfu``: arithmetic of the networks over the peak of matrix products, which is measured before the
+      first step (Chowdhery et al. 2022, app. B). ``train/gflop_per_sample``: that arithmetic, forwards and
+      backwards, counted in the first batch.
+    - ``train/memory_gib``: the most that the tensors of the device have taken.
+
+    Validation and the writing of checkpoints are left out. Nothing waits for the device.
+
+    Args:
+        utilization: Whether to log the last three kinds; None: on GPUs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, utilization: bool | None = None) -> None:
+        self.utilization = utilization
+        self._device: Utilization | None = None
         self._begun: float | None = None
         self._ended: float | None = None
         self._reset()
@@ -32,6 +48,10 @@ class Throughput(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ended = None
         self._reset()
+        device = trainer.strategy.root_device
+        is_wanted = device.type == "cuda" if self.utilization is None else self.utilization
+        precision = str(trainer.precision)
+        self._device = Utilization(device, DTYPES.get(precision, torch.float32)) if is_wanted else None
 
     @override
     def on_train_batch_start(
@@ -40,6 +60,29 @@ class Throughput(L.Callback):
         self._begun = time.perf_counter()
         if self._ended is not None:
             self._waited += self._begun - self._ended
+        if self._device is not None:
+            self._size = len(batch["key"])
+            self._is_timed = self._num_batches + 1 == _interval(trainer)
+            self._device.begin(self._is_timed)
+
+    @override
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        if self._device is not None and self._is_timed:
+            self._device.mark()
+
+    @override
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._device is not None:
+            self._device.end_passes(self._size)
+            if self._is_timed:
+                self._device.mark()
+
+    @override
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        if self._device is not None:
+            self._device.end_passes()
 
     @override
     def on_train_batch_end(
@@ -50,8 +93,9 @@ class Throughput(L.Callback):
         self._worked += self._ended - self._begun
         self._num_images += len(batch["key"])
         self._num_batches += 1
-        every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._num_batches == every_n_steps * trainer.accumulate_grad_batches:
+        if self._device is not None and self._is_timed:
+            self._device.mark()
+        if self._num_batches == _interval(trainer):
             self._log(trainer, pl_module)
             self._reset()
 
@@ -79,8 +123,17 @@ class Throughput(L.Callback):
             "train/data_wait": self._waited / seconds,
             "train/step_seconds": seconds * trainer.accumulate_grad_batches / self._num_batches,
         }
+        if self._device is not None:
+            values |= self._device.values(rate)
         pl_module.log_dict(values, batch_size=1)
 
     def _reset(self) -> None:
         self._waited = self._worked = 0.0
         self._num_images = self._num_batches = 0
+        self._is_timed = False
+
+
+def _interval(trainer: L.Trainer) -> int:
+    """Batches between two times that values are logged."""
+    every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every_n_steps * trainer.accumulate_grad_batches

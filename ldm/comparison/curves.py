@@ -15,7 +15,17 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8
 """Told apart by the colour blind (Okabe & Ito 2008); the yellow of theirs is too light on white."""
 DASHES = (("solid", "solid"), ("dash", "dashed"), ("dot", "dotted"))
 """Beyond the colours, dashes differ: as Plotly and as CSS name them."""
-HIDDEN = ("train/step_seconds", "train/data_wait", "train/images_per_second_per_device", "val/pairs")
+HIDDEN = (
+    "train/step_seconds",
+    "train/data_wait",
+    "train/images_per_second_per_device",
+    "train/time_forward",
+    "train/time_backward",
+    "train/time_optimizer",
+    "train/gflop_per_sample",
+    "train/memory_gib",
+    "val/pairs",
+)
 """Curves that do not concern a model, or repeat others."""
 LAYOUT = {
     "hovermode": "x unified",

@@ -30,6 +30,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "type": str | None,
         "help": "Checkpoint or run folder of this stage: a fresh run starts with its weights.",
     },
+    "profile": {
+        "type": int,
+        "default": 0,
+        "help": "Steps of which a trace is written into the run's folder, for chrome://tracing or Perfetto.",
+    },
     "upstream": OPTION,
 }
 """Arguments of a parser for each option."""

@@ -33,9 +33,16 @@ class Precision:
             accelerator: ``trainer.accelerator``.
 
         Raises:
-            ValueError: If 16-mixed is wanted on a CPU: Lightning would train in another.
+            ValueError: If weights are to be in half precision, which would lose small updates, or 16-mixed is
+                wanted on a CPU, where Lightning would train in another.
         """
         device = device_of(accelerator)
+        if wanted in ("bf16-true", "16-true"):
+            mixed = wanted.replace("true", "mixed")
+            raise ValueError(
+                f"trainer.precision: got {wanted}, expected {mixed}: weights, their average and moments stay "
+                "float32; where they need too much memory, trainer.strategy=fsdp2 splits them over the GPUs"
+            )
         if wanted == "16-mixed" and device.type == "cpu":
             raise ValueError("trainer.precision: got 16-mixed, which is for GPUs; expected auto on a CPU")
         if wanted == "auto":

@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import callbacks as theirs
 from typing_extensions import override
 
+from ldm.hardware import explaining_memory
 from ldm.runs.finished import KeepsStopped, early_stopping, why
 from ldm.types import Progress
 
@@ -74,6 +75,11 @@ class Trainer(L.Trainer):
             torch.set_float32_matmul_precision("highest" if deterministic else float32_matmul)
 
     @override
+    @explaining_memory(
+        "a smaller data.batch_size, with more trainer.accumulate_grad_batches",
+        "trainer.callbacks+=ActivationCheckpointing",
+        "trainer.strategy=fsdp2",
+    )
     def fit(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().fit(*args, **kwargs)

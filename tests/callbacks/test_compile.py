@@ -159,7 +159,7 @@ def test_what_a_run_says_before_it_compiles(net, tmp_path, capsys):
     stage = nn.ModuleDict({"net": net})
     callback.setup(trainer(tmp_path), stage, "fit")
     callback.on_train_start(trainer(tmp_path), stage)
-    assert capsys.readouterr().out.startswith("Compile: 2 blocks of 1 kinds are compiled in the first step")
+    assert capsys.readouterr().out.startswith("Compile: 2 blocks of 1 kinds are compiled in the first steps")
 
 
 def test_one_process_is_first_and_the_others_follow_together(net, tmp_path):

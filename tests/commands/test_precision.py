@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import yaml
+from comparing import error_of
 from one_after_another import fit_all
 from tiny_runs import ROOT, Chain
 from watched import NoHalf
@@ -111,3 +112,9 @@ def test_processes_of_different_precision_are_refused(fresh):
     assert done.returncode != 0
     assert "trainer.precision: 32-true on process 0, but bf16-mixed on process 1" in done.stderr
     assert not (fresh.runs / "autoencoder" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_in_half_precision_are_refused(fresh, capsys, precision):
+    line = error_of(capsys, fresh.arguments("clip", f"--trainer.precision={precision}"))
+    assert f"trainer.precision: got {precision}, expected {precision[:-5]}-mixed: weights" in line

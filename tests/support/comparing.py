@@ -6,7 +6,7 @@ import torch
 
 from ldm import fit
 
-TIMES = ("data_wait", "images_per_second", "step_seconds")
+TIMES = ("data_wait", "images_per_second", "step_seconds", "time_", "mfu")
 
 
 def state(run):
