@@ -74,6 +74,7 @@ def test_a_file_records_how_it_was_drawn(chain, tmp_path):
         "guidance": "ClassifierFree(scale=2.0)",
         "seed": "5",
         "size": "32",
+        "precision": "32-true",
         "checkpoint": str(run),
         "checkpoint_sha256": Checkpoint.open(run).sha256,
     }

@@ -13,7 +13,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 
 from ldm.data.decode import BadSample, Members, SampleId, text
-from ldm.data.fields import decode_sample, whitelist
+from ldm.data.fields import collate, converted, decode_sample, whitelist
 
 SAMPLE = SampleId("shards/train-000003.tar", "000042")
 
@@ -114,13 +114,14 @@ def latent(array: np.ndarray, **options) -> bytes:
     return out.getvalue()
 
 
-def test_latents_are_float32_and_their_images_are_not_decoded():
+def test_latents_are_float16_until_they_are_on_the_device_and_their_images_are_not_decoded():
     array = np.random.default_rng(0).normal(size=(8, 4, 4)).astype(np.float16)
     members = {"latent.npy": latent(array), "png": b"not an image"}
     sample = decode_sample(members, SAMPLE, ["latent"], 32, None)
     assert set(sample) == {"key", "latent"}
-    assert sample["latent"].dtype == torch.float32
-    assert np.array_equal(sample["latent"].numpy(), array.astype(np.float32))
+    assert np.array_equal(sample["latent"].numpy(), array) and sample["latent"].dtype == torch.float16
+    there = converted(collate([sample]))["latent"]
+    assert np.array_equal(there.numpy(), array[None].astype(np.float32)) and there.dtype == torch.float32
     assert whitelist(["latent"]) == ("latent.npy",)
 
 
