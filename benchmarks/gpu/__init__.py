@@ -1,0 +1,1 @@
+"""Everything that is worth a measurement on one GPU."""
