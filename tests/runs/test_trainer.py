@@ -178,3 +178,18 @@ def test_a_shell_of_several_tasks_is_none_of_them(slurm, given):
     with pytest.raises(ValueError, match=r"SLURM_NTASKS is 2, but without SLURM_\w+") as error:
         follow_slurm()
     assert len(str(error.value)) <= 300
+
+
+@pytest.fixture
+def _kernels():
+    """What a Trainer sets for the whole process is as before."""
+    before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.backends.cudnn.benchmark = before[0]
+    torch.use_deterministic_algorithms(before[1])
+
+
+@pytest.mark.parametrize(("deterministic", "expected"), [(None, True), (False, True), (True, False)])
+def test_fast_kernels_are_left_out_where_each_run_is_to_have_the_same_bits(_kernels, deterministic, expected):
+    Trainer(accelerator="cpu", devices=1, benchmark=True, deterministic=deterministic, logger=False)
+    assert torch.backends.cudnn.benchmark == expected
