@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from typing_extensions import override
 
-from ldm.types import HasBlocks
+from ldm.types import blocks_of
 
 Mode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -60,8 +60,7 @@ class Compile(L.Callback):
             return
         # of one class: several widths and sizes; at its limit of 8 torch would give up
         torch._dynamo.config.recompile_limit = 256
-        networks = [network for network in pl_module.modules() if isinstance(network, HasBlocks)]
-        self._blocks = [block for network in networks for block in network.blocks() if can_be_fused(block)]
+        self._blocks = [block for block in blocks_of(pl_module) if can_be_fused(block)]
         for block in self._blocks:
             if not isinstance(block.forward, CompiledForward):
                 # what calls the block is not replaced: hooks of parallel training stay outside
@@ -84,8 +83,9 @@ class Compile(L.Callback):
 
 
 def can_be_fused(block: nn.Module) -> bool:
-    """Tell whether a block has more than one layer with weights."""
-    return sum(any(True for _ in module.parameters(recurse=False)) for module in block.modules()) > 1
+    """Tell whether a block has more than one layer with weights that are trained."""
+    layers = (module.parameters(recurse=False) for module in block.modules())
+    return sum(any(weight.requires_grad for weight in weights) for weights in layers) > 1
 
 
 def kind(block: nn.Module) -> str:

@@ -145,6 +145,12 @@ def test_on_a_cpu_nothing_is_compiled_unless_asked_for(net, tmp_path):
     assert not any(isinstance(block.forward, CompiledForward) for block in found.blocks())
 
 
+def test_frozen_blocks_are_left_alone(net, tmp_path):
+    net.large.requires_grad_(False)
+    found = compiled(net, tmp_path, Compile(on_cpu=True))
+    assert [isinstance(block.forward, CompiledForward) for block in found.blocks()] == [False, True]
+
+
 def test_a_copy_computes_with_its_own_weights(net, tmp_path):
     first = compiled(net, tmp_path, Compile("eager", on_cpu=True))
     second = copy.deepcopy(first)
