@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.interop.diffusers_configs import unet_config, vae_config
+from ldm.interop.latents import of_factor
 from ldm.interop.model import arguments
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.clip import CLIPModel
@@ -95,7 +96,9 @@ def _theirs(name: str, size: Size) -> nn.Module:
         given = arguments(UNet, size.unet)
         net: nn.Module = diffusers.UNet2DConditionModel.from_config(unet_config(given, 4, 4, size.tokens[1]))
     else:
-        net = diffusers.AutoencoderKL.from_config(vae_config(arguments(KLAutoencoder, size.autoencoder), 1.0))
+        net = diffusers.AutoencoderKL.from_config(
+            vae_config(arguments(KLAutoencoder, size.autoencoder), of_factor(1.0, 4))
+        )
     return net
 
 
