@@ -33,6 +33,7 @@ def changed(net: nn.Module, callbacks: list[L.Callback]) -> nn.Module:
     stage.net = copy.deepcopy(net)
     for callback in callbacks:
         callback.setup(L.Trainer(barebones=True), stage, "fit")
+        callback.on_fit_start(L.Trainer(barebones=True), stage)
     return stage.net
 
 

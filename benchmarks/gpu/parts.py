@@ -60,7 +60,7 @@ def compiled(net: nn.Module, mode: Any = None) -> nn.Module:
     """Compile the blocks as ``ldm.fit`` does."""
     stage = L.LightningModule()
     stage.net = net
-    Compile(mode=mode, on_cpu=True).setup(L.Trainer(barebones=True), stage, "fit")
+    Compile(mode=mode, on_cpu=True).on_fit_start(L.Trainer(barebones=True), stage)
     return net
 
 

@@ -54,7 +54,8 @@ class Compile(L.Callback):
         self._blocks: list[nn.Module] = []
 
     @override
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # after ``setup`` of all callbacks: what recomputes a block is compiled with it, in any order
         self._blocks = []
         if trainer.strategy.root_device.type != "cuda" and not self.on_cpu:
             return

@@ -47,6 +47,7 @@ def of(callback, net, tmp_path):
     """Return a copy of a network, changed by a callback's setup."""
     stage = nn.ModuleDict({"net": copy.deepcopy(net)})
     callback.setup(trainer(tmp_path), stage, "fit")
+    callback.on_fit_start(trainer(tmp_path), stage)
     return stage["net"]
 
 

@@ -42,7 +42,7 @@ class TwoSizes(nn.Module):
 def compiled(net, tmp_path, callback):
     """A copy whose blocks are compiled."""
     stage = nn.ModuleDict({"net": copy.deepcopy(net)})
-    callback.setup(trainer(tmp_path), stage, "fit")
+    callback.on_fit_start(trainer(tmp_path), stage)
     return stage["net"]
 
 
@@ -163,7 +163,7 @@ def test_a_copy_computes_with_its_own_weights(net, tmp_path):
 def test_what_a_run_says_before_it_compiles(net, tmp_path, capsys):
     callback = Compile("eager", on_cpu=True)
     stage = nn.ModuleDict({"net": net})
-    callback.setup(trainer(tmp_path), stage, "fit")
+    callback.on_fit_start(trainer(tmp_path), stage)
     callback.on_train_start(trainer(tmp_path), stage)
     assert capsys.readouterr().out.startswith("Compile: 2 blocks of 1 kinds are compiled in the first steps")
 
