@@ -55,7 +55,7 @@ class Emoji:
 
     @property
     def family(self) -> str:
-        """What it has in common with those that are drawn nearly alike."""
+        """Name that it shares with those that are drawn nearly alike."""
         return self.name if self.subgroup.endswith("flag") else PERSON.sub("x", self.name.partition(":")[0])
 
 

@@ -175,11 +175,11 @@ class Reason:
             known = [cls.__name__ for cls in _subclasses(self.wanted)]
         else:
             return ""
-        said = instead(found[1], known)
+        hint = instead(found[1], known)
         if self.built and "unknown key" in text:
             taken = ", ".join(inspect.signature(self.built).parameters)
-            said += f", expected of {self.built.__name__}: {taken}"
-        return said
+            hint += f", expected of {self.built.__name__}: {taken}"
+        return hint
 
 
 def instead(name: str, known: Iterable[str]) -> str:
@@ -223,8 +223,8 @@ def _text(error: BaseException) -> str:
         return text if text and _is_clear(error) else f"{type(error).__name__}: {text}".rstrip(": ")
     text = re.sub(r"<class '(.+?)'>", r"\1", text).replace("typing.", "")
     text = re.sub(r"\bv(?=[<>=!])", "", text)
-    for said, ours in REWORDED.items():
-        if found := re.fullmatch(said, text, re.DOTALL):
+    for theirs, ours in REWORDED.items():
+        if found := re.fullmatch(theirs, text, re.DOTALL):
             return found.expand(ours)
     return text
 
@@ -259,8 +259,8 @@ def _innermost(error: BaseException) -> tuple[list[BaseException], list[BaseExce
     # an error in a constructor or deep in a class is more specific than that a value is of another type
     depths = [(not _is_parsed(chain[-1]), len(chain)) for chain, _ in tried]
     best = [found for found, depth in zip(tried, depths, strict=True) if depth == max(depths)]
-    (chain, beside), *ties = best
-    return [error, *chain], [*beside, *(chain[-1] for chain, _ in ties)]
+    (chain, others), *ties = best
+    return [error, *chain], [*others, *(chain[-1] for chain, _ in ties)]
 
 
 def _frames(error: BaseException) -> list[FrameType]:

@@ -151,7 +151,7 @@ class EMA(L.Callback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write the average where others look for weights, and the raw weights beside it, swapped or not."""
+        """Write the average as the weights, and the raw weights as the callback's state, swapped or not."""
         if not self.shadow:
             return
         weights = self._weights(pl_module)

@@ -1,4 +1,4 @@
-"""What share of a device training uses, and which of its parts take the time."""
+"""Utilization of a device by training, and the time of its phases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Utilization:
         self.flops_per_sample: float | None = None
         self._counter: FlopCounterMode | None = None
         self._marks: list[torch.cuda.Event | float] = []
-        self._shares: dict[str, float] = {}
+        self._fractions: dict[str, float] = {}
 
     def begin(self, is_timed: bool) -> None:
         """Begin a batch; one that is timed is timed by the device."""
@@ -63,7 +63,7 @@ class Utilization:
         Args:
             rate: Samples per second of this device.
         """
-        found = {f"train/time_{name}": share for name, share in self._shares.items()}
+        found = {f"train/time_{name}": fraction for name, fraction in self._fractions.items()}
         if self.flops_per_sample is not None:
             found["train/mfu"] = self.flops_per_sample * rate / self.peak
             found["train/gflop_per_sample"] = self.flops_per_sample / 1e9
@@ -75,7 +75,7 @@ class Utilization:
         """Compute the shares of the batch before, which the device is long done with."""
         if len(self._marks) == len(PHASES) + 1:
             seconds = [_between(*two) for two in pairwise(self._marks)]
-            self._shares = {name: s / sum(seconds) for name, s in zip(PHASES, seconds, strict=True)}
+            self._fractions = {name: s / sum(seconds) for name, s in zip(PHASES, seconds, strict=True)}
 
 
 def _between(first: torch.cuda.Event | float, second: torch.cuda.Event | float) -> float:

@@ -75,7 +75,9 @@ class Composite(Conditioner):
 
     def truncated(self, batch: Batch) -> dict[str, Tensor]:
         """Join the fractions of all conditioners."""
-        return {name: share for member in self.members for name, share in member.truncated(batch).items()}
+        return {
+            name: fraction for member in self.members for name, fraction in member.truncated(batch).items()
+        }
 
     def check_values(self, batch: Batch) -> None:
         """Let each conditioner check the classes in the batch."""

@@ -24,7 +24,7 @@ class Layout(Conditioner):
     Layouts go through a transformer into cross-attention, as in Rombach et al. 2021, sec. 4.3.1 and app.
     E.2.1. There coordinates are discrete tokens; here a box is the embedding of its class plus a projection
     of its coordinates' sines and cosines (after Li et al. 2023, arXiv:2301.07093), so boxes are a set. Of
-    more than ``max_boxes`` boxes the first are taken, in training and in sampling; training logs the share
+    more than ``max_boxes`` boxes the first are taken, in training and in sampling; training logs the fraction
     of such images as ``train/truncated_layouts``. The scene's token also tells an image without
     boxes from the null condition, which is a learned token of its own.
 

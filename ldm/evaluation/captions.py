@@ -42,20 +42,22 @@ class TruncatedCaptions:
     def add(self, batch: Batch) -> None:
         """Count those of a batch."""
         if text := batch.get("text"):
-            shares = [truncated(text, tokens) for tokens in self.readers.values()]
-            self._cut += torch.tensor([*shares, 1.0], dtype=torch.float64) * len(text)
+            fractions = [truncated(text, tokens) for tokens in self.readers.values()]
+            self._cut += torch.tensor([*fractions, 1.0], dtype=torch.float64) * len(text)
 
     def metadata(self, group: Group) -> Metadata:
-        """Return the share that is cut, by the number of tokens, over all processes, which all call it."""
+        """Return the fraction that is cut, by the number of tokens, over all processes, which all call it."""
         *cut, count = group.all_reduce(self._cut).tolist()
-        self._shares = {name: n / count for name, n in zip(self.readers, cut, strict=True) if count}
-        return {f"truncated_captions@{self.readers[name]}": share for name, share in self._shares.items()}
+        self._fractions = {name: n / count for name, n in zip(self.readers, cut, strict=True) if count}
+        return {
+            f"truncated_captions@{self.readers[name]}": fraction for name, fraction in self._fractions.items()
+        }
 
     def warning(self) -> str | None:
         """Say what is cut, once ``metadata`` is known; None if nothing is."""
         cut = [
-            f"{share:.0%} to the {self.readers[name]} tokens of {name}"
-            for name, share in self._shares.items()
-            if share
+            f"{fraction:.0%} to the {self.readers[name]} tokens of {name}"
+            for name, fraction in self._fractions.items()
+            if fraction
         ]
         return f"captions are cut off: {', '.join(cut)}" if cut else None

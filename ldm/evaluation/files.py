@@ -58,8 +58,8 @@ class ImageFolder(Dataset[Sample]):
         return {"key": str(path.relative_to(self.folder)), "image": pixels}
 
     def _is_shown(self, path: Path) -> bool:
-        """Tell an image from copies and notes that macOS and notebooks hide beside it."""
-        return not any(part.startswith((".", "__MACOSX")) for part in path.relative_to(self.folder).parts)
+        """Whether it is an image, and no hidden copy or note of macOS or a notebook."""
+        return not any(name.startswith((".", "__MACOSX")) for name in path.relative_to(self.folder).parts)
 
     def _is_grid(self, path: Path) -> bool:
         """Whether it is the grid that ``ldm.sample`` writes with its images."""

@@ -87,8 +87,8 @@ def import_file(file: str | Path, out: str | Path, options: ImportOptions) -> tu
     weights, header = read_weights(file), read_metadata(file)
     source = {"program": "CompVis", "name": file.name, "sha256": sha256(file)}
     metadata, factors = json.loads(header.get(METADATA, "{}")), (options.scaling_factor, options.shift_factor)
-    is_whole = any(key.startswith((UNET, AVERAGED, "cond_stage_model.")) for key in weights)
-    if options.only or not is_whole:
+    is_complete = any(key.startswith((UNET, AVERAGED, "cond_stage_model.")) for key in weights)
+    if options.only or not is_complete:
         theirs = find_autoencoder(weights, name)
         vae, latents, guessed = read_autoencoder(weights, theirs, header, *factors, name)
         return write_autoencoder(vae, latents, out, source, metadata.get("image_size")), guessed

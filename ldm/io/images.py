@@ -64,8 +64,8 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
     from torchvision.utils import make_grid  # here: its import takes longer than --help may
 
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
-    sheet = make_grid(images, columns, GAP, pad_value=255)
-    return sheet[:, GAP:-GAP, GAP:-GAP]  # it also frames them
+    tiled = make_grid(images, columns, GAP, pad_value=255)
+    return tiled[:, GAP:-GAP, GAP:-GAP]  # it also frames them
 
 
 def write_png(path: str | Path, image: Tensor, text: Mapping[str, str]) -> None:

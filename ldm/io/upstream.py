@@ -104,7 +104,7 @@ def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
     paths = [path]
     if expected is not None and search.owner is not None:
         paths.insert(0, str(_sibling(Path(path), search.owner)))
-        paths[:0] = [str(kept) for kept in _places(search.owner, expected) if kept.exists()]
+        paths[:0] = [str(kept) for kept in _locations(search.owner, expected) if kept.exists()]
     if name in search.overrides:
         search.used.add(name)
         paths.insert(0, str(find(search.overrides[name])))
@@ -167,7 +167,7 @@ def _kept(run: Path, sha256: str) -> Path:
     return run / KEPT / f"{sha256}.ckpt"
 
 
-def _places(owner: Path, sha256: str) -> Iterator[Path]:
+def _locations(owner: Path, sha256: str) -> Iterator[Path]:
     """List where what a checkpoint was built on may be kept: in its run folder, or in one above it."""
     yield _kept(run_folder(owner), sha256)
     for folder in list(owner.absolute().parents)[:4]:

@@ -1,4 +1,4 @@
-"""Adversarial loss: a discriminator is trained beside the network that it judges."""
+"""Adversarial loss: a discriminator is trained with the network that it judges."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def _root(gaussian: Gaussian) -> Tensor:
 class Frechet(Measure):
     """Fréchet distance: FID on Inception's ``features``, sFID on its ``spatial`` view.
 
-    Reports beside it the floor: the distance between two halves of the real images. A generator whose
+    Also reports the floor: the distance between two halves of the real images. A generator whose
     value is near the floor cannot be told from the data. (Halves have half the images: the floor is high
     rather than low.)
 

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 DEVICES = ("cpu", "cuda")
-"""Where the kernel is known to be right."""
+"""Devices on which the kernel is known to be right."""
 
 
 class FusedAdamW(torch.optim.AdamW):

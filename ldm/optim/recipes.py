@@ -15,7 +15,7 @@ from ldm.optim.muon import MuonOptimizer
 
 
 class Scaling(Configurable, ABC):
-    """How the learning rate follows the samples of an optimizer step, over all processes and batches.
+    """Scaling of the learning rate with the samples of an optimizer step, over all processes and batches.
 
     Args:
         batch: Samples of a step for which ``lr`` is meant.

@@ -22,7 +22,7 @@ from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage
 from ldm.types import Batch
 
-PARTS = {"encoder": ("encoder", "quant_conv"), "decoder": ("post_quant_conv", "decoder")}
+HALVES = {"encoder": ("encoder", "quant_conv"), "decoder": ("post_quant_conv", "decoder")}
 """Modules of the network that encode, and that decode."""
 
 
@@ -70,13 +70,13 @@ class Autoencoder(Stage):
         frozen: Sequence[Literal["encoder", "decoder"]] = (),
     ) -> None:
         super().__init__(optimizer or AdamW(), [reconstruction or L2(), KL(kl_weight), *losses])
-        if set(frozen) == PARTS.keys():
+        if set(frozen) == HALVES.keys():
             raise ValueError(
                 "model.frozen: got encoder and decoder, expected one of them: nothing is left to train"
             )
         self.net = net
-        for part in frozen:
-            for module in PARTS[part]:
+        for half in frozen:
+            for module in HALVES[half]:
                 getattr(net, module).requires_grad_(False)
         self.encoder_trains = "encoder" not in frozen
         self.higher_is_better["sampled_psnr"] = True

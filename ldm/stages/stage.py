@@ -106,15 +106,15 @@ class Stage(Configurable, SumsTerms, ABC):
         return losses["loss"]
 
     def _truncated(self, text: list[str], limit: int) -> float:
-        """Return the share of captions that are cut off, and say so of the first batch."""
-        share = truncated(text, limit)
-        if share and self._is_first_batch:
+        """Return the fraction of captions that are cut off, with a warning in the first batch."""
+        fraction = truncated(text, limit)
+        if fraction and self._is_first_batch:
             rank_zero_warn(
-                f"{share:.0%} of the captions in the first batch are cut off: they have more than {limit} "
+                f"{fraction:.0%} of the captions in the first batch are cut off: they have more than {limit} "
                 f"tokens, the context of the text tower; see {TRUNCATED}"
             )
         self._is_first_batch = False
-        return share
+        return fraction
 
     @override
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
