@@ -146,8 +146,10 @@ def test_parameters_of_loss_terms_are_split_trained_and_saved_like_others(chain,
     recipe = {"class_path": "ldm.optim.AdamW", "init_args": {"lr": 0.01, "warmup": 1, "decay": "none"}}
     term = {"class_path": "matching_term.FeatureMatching", "init_args": {"channels": 4, "optimizer": recipe}}
     settings = [s for s in SETTINGS if "max_steps" not in s and "val_check" not in s]
+    judge = {"class_path": "PatchGAN", "init_args": {"channels": 8, "num_layers": 2, "norm": "spectral"}}
+    game = {"class_path": "Adversarial", "init_args": {"discriminator": judge, "start": 8}}
     settings += [
-        f"--model.losses={json.dumps([term])}",
+        f"--model.losses={json.dumps([term, game])}",
         "--trainer.max_steps=3",
         "--trainer.val_check_interval=3",
     ]
@@ -166,6 +168,8 @@ def test_parameters_of_loss_terms_are_split_trained_and_saved_like_others(chain,
         weight = one[f"/state_dict/terms.2.projector.{name}"]
         assert torch.allclose(weight, two[f"/state_dict/terms.2.projector.{name}"], atol=1e-6)
     assert not any("/raw/terms." in key for key in two)  # not averaged
+    judges = [key for key in one if "state_dict/terms.3.discriminator" in key]
+    assert len(judges) == 4 * 3 and all(torch.allclose(one[key], two[key], atol=1e-5) for key in judges)
     assert distance(one, two, "/state_dict/") < 1e-5
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 
 import pytest
 import torch
@@ -20,12 +21,17 @@ EVEN = [  # timesteps that follow from the position of a sample in the stream
 
 EACH = ["--data.batch_size=8"]
 ALONE = ["--data.batch_size=16"]
-CASES = [
-    ("autoencoder", EACH),
-    ("clip", EACH),
-    ("diffusion", EACH),
-    ("diffusion", ["--data.batch_size=4", "--trainer.accumulate_grad_batches=2"]),
-]
+JUDGE = {"class_path": "PatchGAN", "init_args": {"channels": 8, "num_layers": 2, "norm": "spectral"}}
+GAME = {"discriminator": JUDGE, "start": 32, "regularizers": [{"class_path": "R1"}, {"class_path": "LeCam"}]}
+ADVERSARIAL = [f"--model.losses={json.dumps([{'class_path': 'Adversarial', 'init_args': GAME}])}"]
+CASES = {
+    "autoencoder": ("autoencoder", EACH, 1, []),
+    "adversarial": ("autoencoder", EACH, 1, ADVERSARIAL),
+    "clip": ("clip", EACH, 1, []),
+    "diffusion": ("diffusion", EACH, 1, []),
+    "accumulated": ("diffusion", ["--data.batch_size=4", "--trainer.accumulate_grad_batches=2"], 2, []),
+}
+"""Configuration, its options on two processes, batches of a step, and further options of both runs."""
 RESUMED = ("autoencoder", "clip", "diffusion")
 HALF = ["--model.optimizer.decay=none", "--trainer.val_check_interval=5"]
 QUIET = [(1, 100), (2, 100), (2, 1)]
@@ -64,8 +70,8 @@ def twos(chain, home, tmp_path_factory):
     def add(run, name, *more):
         plan.append({"arguments": arguments(chain, name, folder / run, *TWO, *more)})
 
-    for name, each in CASES:
-        add(f"{name} {len(each)}", name, *each, f"--trainer.val_check_interval={5 * len(each)}")
+    for case, (name, each, batches, more) in CASES.items():
+        add(case, name, *each, f"--trainer.val_check_interval={5 * batches}", *more)
     for name in RESUMED:
         add(f"{name} resumed", name, *HALF, *EACH, f"--trainer.max_steps={10 if name == 'diffusion' else 5}")
     for batches, every in QUIET:
@@ -97,14 +103,19 @@ def checkpoint(run):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # one fixture trains all, on two cores
-@pytest.mark.parametrize(("name", "each"), CASES)
-def test_one_process_equals_two(chain, fresh, twos, name, each):
-    one = alone(chain, name, fresh.runs / "one", "--trainer.val_check_interval=5")
-    two = twos / f"{name} {len(each)}"
+@pytest.mark.parametrize("case", CASES)
+def test_one_process_equals_two(chain, fresh, twos, case):
+    name, _, _, more = CASES[case]
+    one, two = alone(chain, name, fresh.runs / "one", "--trainer.val_check_interval=5", *more), twos / case
     ones, two_ranks = (torch.load(f"{run}.grad", weights_only=True) for run in (one, two))
     assert ones.keys() == two_ranks.keys()
     assert distance(ones, two_ranks) < 5e-6  # sums in another order: 0.6e-6 to 2e-6 measured
     assert_same(one, two, name)
+    if more:
+        weights = [rows(run, "train/adversarial_weight") for run in (one, two)]
+        assert weights[1] == pytest.approx(weights[0], rel=1e-4) and len(weights[0]) == 8
+        averages = [checkpoint(run)["state_dict"]["terms.2.regularizers.1.averages"] for run in (one, two)]
+        assert torch.allclose(*averages, rtol=1e-4) and averages[0].any()
 
 
 @pytest.mark.slow
