@@ -42,7 +42,7 @@ class LPIPSNet(nn.Module):
     def __init__(self, weights: str, net: Literal["alex", "vgg"], heads: str | None = None) -> None:
         super().__init__()
         self.taps = TAPS[net]
-        self.features = nn.Sequential(*(_vgg() if net == "vgg" else _alexnet()))
+        self.features = trunk(net)
         _load(self.features, weights, net)
         for i, head in enumerate(_heads(heads, net)):
             self.register_buffer(f"head{i}", head)
@@ -74,6 +74,11 @@ class LPIPSNet(nn.Module):
                 norm = (y.square().sum(1, keepdim=True) + SMALLEST**2).sqrt()
                 found.append(y / (norm + SMALLEST))
         return found
+
+
+def trunk(net: Literal["alex", "vgg"]) -> nn.Sequential:
+    """Build the layers of a classifier up to its last ReLU, with random weights, numbered as torchvision's."""
+    return nn.Sequential(*(_vgg() if net == "vgg" else _alexnet()))
 
 
 def _vgg() -> list[nn.Module]:
