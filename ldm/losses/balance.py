@@ -62,12 +62,10 @@ class Balance:
     def combine(self, hidden: Tensor, rest: Tensor, players: tuple[Tensor, ...]) -> Tensor:
         """Weigh the gradients (B, 3, H, W) of the adversarial terms against that of the rest, and add up."""
         norms = _weight_gradients(self.last.layer, hidden, (rest, *players)).norm(dim=1)
-        tiny = torch.finfo(norms.dtype).tiny
-        bounds = torch.tensor(self.bounds, device=norms.device)
-        self.weights.copy_(torch.minimum(norms[0] / norms[1:].clamp_min(tiny), bounds))
-        factors = self.weights * torch.tensor(self.scales, device=norms.device)
-        for factor, gradient in zip(factors, players, strict=True):
-            rest = torch.addcmul(rest, factor, gradient)
+        ratios = norms[0] / norms[1:].clamp_min(torch.finfo(norms.dtype).tiny)
+        for i, (gradient, scale, bound) in enumerate(zip(players, self.scales, self.bounds, strict=True)):
+            self.weights[i] = ratios[i].clamp(max=bound)  # on the device: nothing waits for it
+            rest = torch.addcmul(rest, self.weights[i] * scale, gradient)
         return rest
 
 

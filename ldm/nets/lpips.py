@@ -77,7 +77,7 @@ class LPIPSNet(nn.Module):
 
 
 def trunk(net: Literal["alex", "vgg"]) -> nn.Sequential:
-    """Build the layers of a classifier up to its last ReLU, with random weights, numbered as torchvision's."""
+    """Build a classifier's layers up to its last ReLU, numbered as torchvision's, with random weights."""
     return nn.Sequential(*(_vgg() if net == "vgg" else _alexnet()))
 
 
