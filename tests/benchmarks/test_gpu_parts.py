@@ -13,9 +13,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "ours"), [("unet", True), ("unet", False), ("autoencoder", True), ("clip", True)]
-)
+@pytest.mark.parametrize(("name", "ours"), [("unet", True), ("autoencoder", False), ("clip", True)])
 def test_a_network_is_trained_and_timed(name, ours, tmp_path):
     found = parts.training(name, ours, "eager", parts.Setting("tiny", CPU, tmp_path, rounds=1))
     assert 0 < found["share_of_peak"] < 1 and found["ms"] > 0
@@ -35,9 +33,6 @@ def test_results_are_written_as_they_come(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "gpu.json").read_text())["unet"] == {"failed": "not done after 45 s"}
 
 
-@pytest.mark.slow
-def test_a_part_that_takes_too_long_or_fails_says_so(tmp_path):
+def test_a_part_that_takes_too_long_says_so(tmp_path):
     options = SimpleNamespace(size="tiny", device="cpu", rounds=1)
     assert benchmark.run("peak", options, 0.1, tmp_path) == {"failed": "not done after 0 s"}
-    options.device = "nowhere"
-    assert "nowhere" in benchmark.run("peak", options, 100, tmp_path)["failed"]
