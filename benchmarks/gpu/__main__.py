@@ -25,7 +25,7 @@ from benchmarks.gpu.parts import Figures, Setting
 from ldm.io.json_file import write_json
 
 TOTAL = 480.0
-"""Seconds of the whole."""
+"""Seconds of all parts."""
 MARK = "figures: "
 
 
