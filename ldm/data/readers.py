@@ -20,12 +20,11 @@ from ldm.data.source import (
     EvaluationSet,
     SampleSpec,
     Source,
-    check_fields,
     first_usable,
     make_loader,
-    num_giving,
     rank_batches,
 )
+from ldm.data.stored import check_fields, num_giving
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
 
