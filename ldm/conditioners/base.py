@@ -68,7 +68,7 @@ class Conditioner(Configurable, nn.Module, ABC):
         """
 
     def truncated(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the fraction of samples whose condition is cut to what fits, under the name that is logged."""
+        """Return the fraction of samples whose condition is cut to what fits, by the name that is logged."""
         return {}
 
     def dropped(self, batch: Batch, noise: SampleNoise) -> Cond:
