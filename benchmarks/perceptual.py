@@ -166,7 +166,7 @@ def write_sheet(path: Path, images: dict[str, Tensor]) -> None:
 
 
 def main() -> None:
-    """Train what is not trained yet; print one table, and write one image."""
+    """Train what is not trained yet; print one table, and write one image. Further options go to ldm.fit."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -175,8 +175,11 @@ def main() -> None:
     add("--runs", type=Path, default=Path("runs/emoji"), help="Folder of the runs.")
     add("--judge-steps", type=int, default=600, help="Steps of the judge, of 64 images.")
     add("--out", type=Path, default=Path("runs/emoji/perceptual.png"), help="The image.")
+    add("--no-train", action="store_true", help="Measure the runs as they are.")
     options, more = parser.parse_known_args()
-    for name in RUNS:
+    if options.no_train and more:
+        parser.error(f"got {' '.join(more)}, expected no options of ldm.fit with --no-train")
+    for name in () if options.no_train else RUNS:
         train(name, options.runs, options.shards, more)
     judge = train_judge(options.runs / "judge.pt", options.shards, options.judge_steps)
     real, clip = load(f"{options.shards}/val-*.tar"), CLIPTower(str(options.runs / "clip"))
