@@ -78,11 +78,10 @@ class Adversarial(LossTerm):
         ramp: Samples over which the weight then grows from 0; the discriminator learns from ``start`` on.
         max_adaptive: Largest adaptive weight (Esser et al. 2021, Eq. 7); None switches it off.
         regularizers: What else the discriminator minimises.
-        optimizer: Recipe of the discriminator; that of the stage unless given.
+        optimizer: Recipe of the discriminator; that of the stage unless given. Its warm-up and decay count
+            the steps of the run, not those from ``start`` on.
         name: Name in the log.
     """
-
-    lower_is_better = False
 
     def __init__(
         self,
@@ -101,6 +100,11 @@ class Adversarial(LossTerm):
         self.game = game or Hinge()
         self.max_adaptive, self.name = max_adaptive, name
         self.regularizers = nn.ModuleList(regularizers)
+
+    @property
+    @override
+    def lower_is_better(self) -> tuple[str, ...]:
+        return ()
 
     @property
     @override

@@ -39,6 +39,7 @@ class LearnedVariance(LossTerm):
     ) -> None:
         super().__init__(weight, optimizer)
         self.terms = nn.ModuleList(terms)
+        self.reads = tuple(dict.fromkeys(field for term in terms for field in term.reads))
         self.log_scale = nn.Parameter(torch.full((1,), initial))
 
     @property
@@ -46,6 +47,12 @@ class LearnedVariance(LossTerm):
     def names(self) -> tuple[str, ...]:
         terms = cast(Sequence[LossTerm], self.terms)
         return (self.name, "log_scale", *(name for term in terms for name in term.names))
+
+    @property
+    @override
+    def lower_is_better(self) -> tuple[str, ...]:
+        terms = cast(Sequence[LossTerm], self.terms)
+        return (self.name, *(name for term in terms for name in term.lower_is_better))
 
     @override
     def forward(self, batch: Batch, outputs: Mapping[str, Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -33,10 +33,8 @@ class LossTerm(Configurable, nn.Module, ABC):
     """
 
     name: str
-    reads: ClassVar[tuple[str, ...]] = ()
+    reads: tuple[str, ...] = ()
     """Fields of the batch that the term needs in addition to those of the stage."""
-    lower_is_better: ClassVar[bool] = True
-    """Whether a lower value is a better one, alone."""
     max_adaptive: float | None = None
     """Bound of the adaptive weight (``ldm.losses.balance``); None for a term that has none."""
     samples: int = 0
@@ -58,6 +56,11 @@ class LossTerm(Configurable, nn.Module, ABC):
     @property
     def names(self) -> tuple[str, ...]:
         """Names that the term's values have in the log."""
+        return (self.name,)
+
+    @property
+    def lower_is_better(self) -> tuple[str, ...]:
+        """Names of values of which, alone, a lower one is a better one."""
         return (self.name,)
 
     @property

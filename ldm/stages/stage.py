@@ -63,7 +63,9 @@ class Stage(Configurable, SumsTerms, ABC):
     def __init__(self, optimizer: Optimization, terms: Sequence[LossTerm] = ()) -> None:
         super().__init__(terms)
         self.optimizer = optimizer
-        self.higher_is_better = {"loss": False, **{t.name: False for t in terms if t.lower_is_better}}
+        self.higher_is_better = dict.fromkeys(
+            ["loss", *(name for t in terms for name in t.lower_is_better)], False
+        )
         self._lr = 0.0
         self._is_first_batch = True
         self._optimizer_name: str | None = None
@@ -164,6 +166,7 @@ class Stage(Configurable, SumsTerms, ABC):
 
     @override
     def on_train_start(self) -> None:
+        super().on_train_start()
         batches, every = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
         if math.isfinite(batches) and batches % every:  # Lightning divides by ``every`` all the same
             rank_zero_warn(
@@ -252,7 +255,6 @@ class Stage(Configurable, SumsTerms, ABC):
 
     @override
     def on_fit_start(self) -> None:
-        super().on_fit_start()
         if self.config is None:
             try:
                 self.config = config_of(self)

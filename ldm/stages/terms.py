@@ -73,7 +73,7 @@ class SumsTerms(Counted):
                 term.prepare()
 
     @override
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         end = self.trainer.max_steps
         if end <= 0 or not any(term.start for term in self.loss_terms):
             return

@@ -193,6 +193,9 @@ def test_the_variance_is_learned_as_published():
     found.sum().backward()
     assert term.log_scale.grad.abs() > 0 and output.grad.abs().sum() > 0
     assert term.names == ("nll", "log_scale", "reconstruction")
+    ours = stage(lambda d: Adversarial(d), reconstruction=term)
+    directions = {"loss", "nll", "reconstruction", "kl"}
+    assert {name for name in ours.higher_is_better if "psnr" not in name} == directions
 
 
 def test_r1_is_half_the_squared_gradient_of_the_image():
@@ -224,3 +227,18 @@ def test_regularizers_reach_the_discriminator_alone():
         assert torch.equal(one.grad, two.grad)
     pairs = zip(plain.terms.parameters(), ours.terms.parameters(), strict=True)
     assert any(not torch.equal(one.grad, two.grad) for one, two in pairs)
+
+
+def test_in_bfloat16_the_adaptive_weight_is_that_of_float32_but_for_rounding():
+    data = batch()
+
+    def adaptive(dtype):
+        ours = stage(lambda d: Adversarial(d, regularizers=[R1()]))
+        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+            values = loss_of(ours, data)
+        values["loss"].backward()
+        assert all(grad.isfinite().all() for grad in grads(ours).values())
+        assert values["adversarial_weight"].dtype == torch.float32
+        return values["adversarial_weight"]
+
+    assert torch.allclose(adaptive(torch.bfloat16), adaptive(torch.float32), rtol=0.05)

@@ -11,7 +11,7 @@ from ldm.losses import LPIPS
 from ldm.nets.lpips import LPIPSNet
 
 
-@pytest.fixture(scope="module", params=["alex", "vgg"])
+@pytest.fixture(scope="module", params=["alex", pytest.param("vgg", marks=pytest.mark.slow)])
 def package(request, tmp_path_factory):
     """The lpips package's network with random weights, and files of them in the published formats."""
     lpips = pytest.importorskip("lpips", reason="pip install lpips")

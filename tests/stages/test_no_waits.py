@@ -15,7 +15,9 @@ from ldm.checkpointing.callback import Checkpoints
 from ldm.conditioners.none import Unconditional
 from ldm.latents.space import Pixels
 from ldm.loggers.metrics_csv import MetricsCSV
+from ldm.losses import R1, Adversarial, LeCam
 from ldm.nets.autoencoder import KLAutoencoder
+from ldm.nets.discriminator import PatchGAN
 from ldm.nets.unet import UNet
 from ldm.optim.recipes import AdamW
 from ldm.stages.autoencoder import Autoencoder
@@ -41,6 +43,12 @@ def autoencoder(recipe):
     return Autoencoder(net, optimizer=recipe)
 
 
+def adversarial(recipe):
+    net = KLAutoencoder(latent_channels=3, block_out_channels=(8, 8), layers_per_block=1, norm_groups=4)
+    judge = Adversarial(PatchGAN(4, 1, "spectral"), regularizers=[R1(), LeCam()], start=8)
+    return Autoencoder(net, optimizer=recipe, losses=[judge])
+
+
 def diffusion(recipe):
     def unet(dims):
         return UNet(dims, block_out_channels=[8, 8], attention=[False, False], norm_groups=4)
@@ -61,7 +69,7 @@ def fit(folder, stage, **changes):
     return reads.steps
 
 
-@pytest.mark.parametrize("build", [autoencoder, diffusion])
+@pytest.mark.parametrize("build", [autoencoder, adversarial, diffusion])
 def test_nothing_is_read_between_logged_steps(tmp_path, build):
     read = fit(tmp_path, build(AdamW(warmup=1)))
     # the last step is logged, and there the checkpoint is written
