@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
 from ldm.interop.checkpoints import write_checkpoint
@@ -72,6 +70,8 @@ def clip_arguments(model: str | Path) -> dict[str, Any]:
         FileNotFoundError: If the file is missing.
         ValueError: If there is no such model, or it is no plain CLIP; the message names the key.
     """
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD  # here: two seconds of --help
+
     config, preprocess = _read_config(model)
     text = {f"text_cfg.{key}": config["text_cfg"].get(key) for key in FOREIGN}
     unknown = {key: value for key, value in config.items() if key not in (*ARGUMENTS, APART)}
@@ -120,6 +120,8 @@ def _read_config(model: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         found = read_json(model)
         config, preprocess = found.get("model_cfg", found), found.get("preprocess_cfg", {})
     else:
+        import open_clip
+
         config, preprocess = open_clip.get_model_config(_known(str(model))), {}
     if missing := [key for key in ARGUMENTS[:3] if key not in config]:
         raise ValueError(f"{model}: has no {' and no '.join(missing)}, expected open_clip's configuration")
@@ -128,6 +130,8 @@ def _read_config(model: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _known(name: str) -> str:
     """Check a name against open_clip's list: it would look for others on the network."""
+    import open_clip
+
     cleaned, names = name.replace("/", "-"), open_clip.list_models()
     if cleaned not in names:
         near = difflib.get_close_matches(cleaned, names) or names[:3]
