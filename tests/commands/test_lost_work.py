@@ -76,6 +76,7 @@ def test_a_run_killed_in_a_validation_begins_with_it_and_ends_as_if_nothing_was(
     assert_same_run(run, chain.runs / "autoencoder")
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing_that_the_real_one_finds(chain, fresh, capsys):
     dry = fresh.arguments("autoencoder", "--trainer.fast_dev_run=2")
     assert fit.main(dry) == 0
