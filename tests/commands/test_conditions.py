@@ -135,12 +135,12 @@ def test_every_configuration_is_tried():
         (
             "semantic",
             {"model.conditioner.num_classes": 5},
-            "of its map is no class of the model, expected 0 to 4",
+            "is no class of the model, expected 0 to 4 (conditioner.num_classes=5)",
         ),
         (
             "layout",
             {"model.conditioner.num_classes": 3},
-            "of a box is no class of the model, expected 0 to 2",
+            "is no class of the model, expected 0 to 2 (conditioner.num_classes=3)",
         ),
         (
             "super-resolution",
