@@ -156,8 +156,7 @@ def test_bad_conditions_end_in_one_line(conditioned, capsys, tmp_path, name, mor
     assert message in line
 
 
-def test_a_label_that_the_model_lacks_ends_in_one_line(capsys, tmp_path):
-    """Through the trainer's own hooks, before the batch reaches the device."""
+def test_labels_that_the_model_lacks_end_in_one_line_before_the_first_step(capsys, tmp_path):
     samples = [{"__key__": f"{n}", "png": png(n), "cls": str(n)} for n in range(4)]
     (shard,) = write_shards(samples, tmp_path / "shards", "train", 4)
     settings = {
@@ -166,13 +165,14 @@ def test_a_label_that_the_model_lacks_ends_in_one_line(capsys, tmp_path):
         "data.train": shard,
         "data.val": shard,
         "data.batch_size": 4,
-        "model.conditioner.num_classes": 3,
+        "model.conditioner.num_classes": 2,
         "trainer.accelerator": "cpu",
     }
     config = ROOT / "configs" / "demo" / "digits.yaml"
     assert fit.main(["--config", str(config), *(f"--{key}={value}" for key, value in settings.items())]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert "sample '3': label 3 is no class of the model, expected 0 to 2" in line
+    assert "data.train: 2 of the first 4 samples have classes that the model lacks" in line
+    assert "is no class of the model, expected 0 to 1 (conditioner.num_classes=2)" in line
 
 
 def png(shade):

@@ -61,6 +61,10 @@ def runs(chain, home, tmp_path_factory):
     return folder
 
 
+KERNELS = ("/fused", "/foreach")
+"""How AdamW computes: fused where weights are not sharded."""
+
+
 def flat(tree, path=""):
     """Tensors and other leaves of a checkpoint by their path."""
     if isinstance(tree, dict):
@@ -91,7 +95,7 @@ def test_ten_steps_are_the_same_however_weights_are_split(runs, other):
     for key, ours in one.items():
         if torch.is_tensor(ours):
             assert (ours.shape, ours.dtype) == (two[key].shape, two[key].dtype), key
-        else:
+        elif not key.endswith(KERNELS):
             assert ours == two[key], key
     assert distance(one, two, "/state_dict/") < 1e-6  # 0.1e-6 measured
     assert distance(one, two, "/raw/") < 1e-6

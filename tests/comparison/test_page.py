@@ -261,7 +261,7 @@ def test_other_values_of_a_stage_are_ranked_whatever_its_losses_are(folders):
 def test_values_of_contrastive_stages_are_ranked_among_equally_many_pairs(folders, pairs, best):
     paths = [folders.make(f"{i}", [0.5 - 0.4 * i]) for i in range(2)]
     for path, num in zip(paths, pairs, strict=True):
-        MetricsCSV(str(path), dict).log_metrics({"samples": 64, "val/pairs": num}, step=1)
+        MetricsCSV(str(path), dict).log_metrics({"samples": 128, "val/pairs": num}, step=2)
     loss = next(row for row in _values(read_runs([str(path) for path in paths])) if row["name"] == "val/loss")
     assert (loss["best"], loss["unlike"]) == (best, [] if best else ["val/pairs"])
 
