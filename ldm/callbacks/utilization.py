@@ -34,6 +34,7 @@ class Utilization:
         """Begin a batch; one that is timed is timed by the device."""
         if self.flops_per_sample is None:
             self._counter = FlopCounterMode(display=False)
+            self._counter.mod_tracker = _NoModules()  # type: ignore[assignment]
             self._counter.__enter__()
         if is_timed:
             self._read()
@@ -76,6 +77,21 @@ class Utilization:
         if len(self._marks) == len(PHASES) + 1:
             seconds = [_between(*two) for two in pairwise(self._marks)]
             self._fractions = {name: s / sum(seconds) for name, s in zip(PHASES, seconds, strict=True)}
+
+
+class _NoModules:
+    """In place of the counter's tracker of modules: its hooks refuse ``torch.autograd.grad`` in forward.
+
+    ``R1`` calls it there. Only the total is read.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None:
+        """Track nothing."""
+
+    def __exit__(self, *args: object) -> None:
+        """Have nothing to undo."""
 
 
 def _between(first: torch.cuda.Event | float, second: torch.cuda.Event | float) -> float:

@@ -20,8 +20,13 @@ def is_logged(trainer: L.Trainer, steps: int) -> bool:
         steps: Optimizer steps done, the step that ends included.
     """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    is_last = trainer.should_stop or 0 < trainer.max_steps <= steps
-    return every > 0 and (steps % every == 0 or is_last)
+    return is_due(trainer, steps) or (every > 0 and trainer.should_stop)
+
+
+def is_due(trainer: L.Trainer, steps: int) -> bool:
+    """Whether a step is logged by its number, as all processes know alike: each n-th, and the last."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and (steps % every == 0 or 0 < trainer.max_steps <= steps)
 
 
 def mean_losses(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

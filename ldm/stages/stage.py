@@ -22,7 +22,7 @@ from ldm.io.config import Configurable, config_of
 from ldm.io.upstream import keep_if_absent
 from ldm.latents.manifest import check_source
 from ldm.lightning_internals import trainer_of
-from ldm.loggers.steps import TRUNCATED, is_logged, mean_losses
+from ldm.loggers.steps import TRUNCATED, is_due, is_logged, mean_losses
 from ldm.losses.term import LossTerm
 from ldm.nets.text import truncated
 from ldm.optim.adamw import place_state
@@ -99,8 +99,8 @@ class Stage(Configurable, SumsTerms, ABC):
         noise = SampleNoise(f"{_global_seed()}/train/{self.progress.samples}", batch["key"])
         losses = self.losses(batch, noise)
         values = {f"train/{name}": value.detach() for name, value in losses.items()}
-        limit, every = self.context_length, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_read = self._is_first_batch or (every and (self.progress.steps + 1) % every == 0)
+        limit = self.context_length
+        is_read = self._is_first_batch or is_due(self.trainer, self.progress.steps + 1)
         if is_read and limit is not None and "text" in batch:
             values[TRUNCATED] = torch.full_like(values["train/loss"], self._truncated(batch["text"], limit))
         self.step_losses.append(values)
@@ -127,10 +127,12 @@ class Stage(Configurable, SumsTerms, ABC):
             return
         # samples are the x axis of every curve
         self.log_dict({"samples": float(self.progress.samples), "train/lr": self._lr}, batch_size=size)
-        if self.progress.steps % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            local, group = mean_losses(self.step_losses), default_group(self.device)
-            means = group.all_reduce(torch.stack(list(local.values()))) / group.world
-            self.log_dict(dict(zip(local, means, strict=True)), batch_size=size)
+        means = mean_losses(self.step_losses)
+        if is_due(self.trainer, self.progress.steps):  # else others may not know that this one stops
+            group = default_group(self.device)
+            reduced = group.all_reduce(torch.stack(list(means.values()))) / group.world
+            means = dict(zip(means, reduced, strict=True))
+        self.log_dict(means, batch_size=size)
 
     @override
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -4,9 +4,12 @@ import pytest
 import torch
 from tiny_stage import TinyStage, loader, trainer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.callbacks.throughput import Throughput
 from ldm.callbacks.utilization import PHASES, Utilization
+from ldm.losses import R1, Adversarial
+from ldm.nets.discriminator import PatchGAN
 
 CPU = torch.device("cpu")
 
@@ -65,3 +68,17 @@ def test_an_error_ends_the_counting(tmp_path):
     with pytest.raises(RuntimeError, match="broken"):
         trainer(tmp_path, callbacks=[Throughput(utilization=True)]).fit(Fails(), loader())
     assert not torch.utils._python_dispatch.is_in_torch_dispatch_mode()
+
+
+def test_a_gradient_within_the_forward_pass_is_counted_too():
+    """That of R1, which the counter's hooks would refuse."""
+    judge = Adversarial(PatchGAN(4, 1, "none"), regularizers=[R1()])
+    image = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = Utilization(CPU, torch.float32)
+    found.begin(is_timed=False)
+    judge.own_loss({"image": image}, {"image": image}).mean().backward()
+    found.end_passes(num_samples=2)
+    counted = FlopCounterMode(display=False)
+    with counted:
+        judge.discriminator(torch.cat([image, image]))
+    assert found.flops_per_sample > 3 * counted.get_total_flops() / 2  # both passes, and the second gradient
