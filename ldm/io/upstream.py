@@ -119,6 +119,11 @@ def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
             continue
         if checkpoint.sha256 == expected:
             return checkpoint
+        if name in search.overrides and each == paths[0]:
+            raise ValueError(
+                f"--upstream {name}: '{each}' has SHA-256 {checkpoint.sha256[:12]}, expected "
+                f"{expected[:12]}, that of the checkpoint that the run was built on"
+            )
         outcomes[each] = checkpoint
     raise _not_found(path, expected, outcomes)
 

@@ -125,8 +125,9 @@ class Autoencoder(Stage):
         total = self.trainer.strategy.reduce(self._moments.packed().to(self.device), reduce_op="sum")
         if self._moments.count and isinstance(total, Tensor):
             found = statistics(total.cpu())
-            self.latent_mean.copy_(found.mean)
-            self.latent_std.copy_(found.std)
+            if self.encoder_trains or not self.latent_std.isfinite().all():  # else latents stay as they are
+                self.latent_mean.copy_(found.mean)
+                self.latent_std.copy_(found.std)
             self._measured_at = self.progress.steps
             self.log_dict({f"val/{name}": value for name, value in found.summary().items()})
         self._moments.reset()

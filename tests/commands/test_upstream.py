@@ -129,6 +129,9 @@ def test_a_changed_neighbour_is_passed_over_for_the_recorded_file(
     line = error_of(capsys, command(elsewhere / "diffusion"), sample.main)
     assert "upstream checkpoint 'runs/demo/autoencoder' changed since this run began (SHA-256" in line
     assert re.search(r"now at '\S+copy/autoencoder'", line)  # the beginning of a long path is left out
+    changed = f"autoencoder={elsewhere / 'autoencoder'}"
+    line = error_of(capsys, command(elsewhere / "diffusion", "--upstream", changed), sample.main)
+    assert "--upstream autoencoder: '" in line and "that of the checkpoint" in line
     original = f"autoencoder={chain.runs / 'autoencoder'}"
     assert sample.main(command(elsewhere / "diffusion", "--upstream", original)) == 0
     monkeypatch.chdir(home)  # where the path as it is written leads to the recorded file
