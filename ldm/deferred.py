@@ -17,8 +17,13 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from threading import RLock
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
+
+
+_EXECUTES = RLock()
+"""Held while one is executed: other threads wait, and find all its names."""
 
 
 class Deferred(ModuleType):
@@ -28,27 +33,37 @@ class Deferred(ModuleType):
         """Look up a name that it was not given before: execute it."""
         if name == "__path__":  # asked for by each import from it; a package has one, a module none
             raise AttributeError(name)
-        execute(self)
+        if not execute(self):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(self, name)
 
     def __dir__(self) -> Iterable[str]:
         """List the names of the package, executed."""
         execute(self)
-        return dir(self)
+        return ModuleType.__dir__(self)
 
 
-def execute(package: ModuleType) -> None:
-    """Execute a deferred package; if that fails, it stays deferred and the error is raised."""
-    spec = package.__spec__
-    if spec is None or not isinstance(spec.loader, _Deferring):
-        return
-    package.__class__ = ModuleType
-    try:
-        spec.loader.real.exec_module(package)
-    except BaseException:
-        package.__class__ = Deferred
-        raise
-    spec.loader = package.__loader__ = spec.loader.real
+def execute(package: ModuleType) -> bool:
+    """Execute a deferred package; if that fails, it stays deferred and the error is raised.
+
+    Returns:
+        Whether it is executed; not yet, while it executes itself in this thread.
+    """
+    with _EXECUTES:
+        spec = package.__spec__
+        if spec is None or not getattr(spec.loader, "defers", False):
+            return True
+        loader = cast(_Deferring, spec.loader)
+        if loader.executes:
+            return False
+        loader.executes = True
+        try:
+            loader.real.exec_module(package)
+        finally:
+            loader.executes = False
+        spec.loader = package.__loader__ = loader.real
+        package.__class__ = ModuleType
+        return True
 
 
 def _torchmetrics(package: ModuleType) -> None:
@@ -76,8 +91,17 @@ DEFERRED = {
 
 
 class _Deferring(Loader):
+    defers = True  # known by it, not by its class, which a reload of this module makes anew
+
     def __init__(self, real: Loader) -> None:
         self.real = real
+        self.executes = False
+
+    def __getattr__(self, name: str) -> Any:
+        """Read the package's files and sources as its own loader does."""
+        if name == "real":  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.real, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.real.create_module(spec)
@@ -88,6 +112,8 @@ class _Deferring(Loader):
 
 
 class _Finder(MetaPathFinder):
+    defers = True
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
@@ -100,5 +126,5 @@ class _Finder(MetaPathFinder):
 
 def defer() -> None:
     """Have the packages of the table wait, if they are not imported yet."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if not any(getattr(finder, "defers", False) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

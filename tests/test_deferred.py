@@ -1,8 +1,12 @@
 """Packages that wait to be executed until something needs them, and that a start needs none of them."""
 
+import importlib
+import importlib.resources
 import json
+import pkgutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 
 import pytest
@@ -14,6 +18,10 @@ import ready
 ready.executed += 1
 if ready.executed == 1:
     raise RuntimeError("not yet")
+import time
+time.sleep(ready.pause)
+import toy
+assert not hasattr(toy, "late")
 from toy.part import given
 late = [given]
 """
@@ -22,7 +30,7 @@ late = [given]
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """A package that waits; ``ready.executed`` counts how often it was executed, the first time in vain."""
-    (tmp_path / "ready.py").write_text("executed = 0")
+    (tmp_path / "ready.py").write_text("executed = 0\npause = 0.0")
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "__init__.py").write_text(INIT)
     (tmp_path / "toy" / "part.py").write_text("from toy import given")
@@ -57,6 +65,31 @@ def test_a_list_of_its_names_has_all(toy):
     with pytest.raises(RuntimeError, match="not yet"):
         dir(toy)
     assert {"given", "late"} <= set(dir(toy))
+
+
+def test_threads_wait_for_each_other(toy):
+    with pytest.raises(RuntimeError, match="not yet"):
+        toy.late  # noqa: B018
+    import_module("ready").pause = 0.05
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda _: toy.late, range(6)))
+    assert found == [["given"]] * 6
+    assert executed() == 2
+
+
+def test_its_files_are_read_as_those_of_any_package(toy):
+    assert {"__init__.py", "part.py"} <= {path.name for path in importlib.resources.files("toy").iterdir()}
+    assert pkgutil.get_data("toy", "part.py") == b"from toy import given"
+    assert executed() == 0
+
+
+def test_a_reload_of_the_module_that_defers_changes_nothing(toy):
+    finders = list(sys.meta_path)
+    importlib.reload(deferred).defer()
+    assert sys.meta_path == finders
+    with pytest.raises(RuntimeError, match="not yet"):
+        toy.late  # noqa: B018
+    assert toy.late == ["given"]
 
 
 def test_a_package_that_is_not_there_is_not_found(monkeypatch):
