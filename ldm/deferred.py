@@ -21,7 +21,6 @@ from threading import RLock
 from types import ModuleType
 from typing import Any, cast
 
-
 _EXECUTES = RLock()
 """Held while one is executed: other threads wait, and find all its names."""
 
