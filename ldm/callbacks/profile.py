@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 from typing_extensions import override
 
@@ -13,7 +14,8 @@ from typing_extensions import override
 class Profile(L.Callback):
     """Writes ``profile-RANK.json.gz`` into the run's folder: what host and device did in some steps.
 
-    The first steps, which compile and choose kernels, are left out.
+    The first steps, which compile and choose kernels, are left out; a run that is too short for them and the
+    trace is a warning.
 
     Args:
         num_steps: Batches in the trace.
@@ -46,7 +48,14 @@ class Profile(L.Callback):
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        done = 0 if self._profiler is None else self._profiler.step_num
         self._stop()
+        left_out = self.skip + 1
+        if done < left_out + self.num_steps:
+            rank_zero_warn(
+                f"profile: the trace has {max(0, done - left_out)} of {self.num_steps} steps: the run ended "
+                f"after {done} batches, of which the first {left_out} are left out"
+            )
 
     @override
     def on_exception(

@@ -13,11 +13,12 @@ from typing_extensions import override
 from ldm.callbacks.utilization import Utilization
 from ldm.hardware import DTYPES
 from ldm.loggers.media import log_samples
+from ldm.loggers.steps import is_logged
 from ldm.types import Batch
 
 
 class Throughput(L.Callback):
-    """Logs speed over the last ``trainer.log_every_n_steps`` optimizer steps.
+    """Logs speed at logged steps, over those since the one before: ``trainer.log_every_n_steps`` of them.
 
     - ``train/images_per_second``: over all processes; ``..._per_device``: of one.
     - ``train/data_wait``: share of the time, in [0, 1], between the end of a step and the next batch. On a
@@ -28,7 +29,9 @@ class Throughput(L.Callback):
       by the device's clock. The first has the frozen encoders, the last clipping and averages.
     - ``train/mfu``: arithmetic of the networks over the peak of matrix products, which is measured before the
       first step (Chowdhery et al. 2022, app. B). ``train/gflop_per_sample``: that arithmetic, forwards and
-      backwards, counted in the first batch.
+      backwards, counted in the first batch of the process. Unlike theirs it has what ActivationCheckpointing
+      computes twice, so that figures with and without it compare the device's load, not the speed. A loss
+      term that has not begun in that batch, such as a discriminator with ``start``, is not in it.
     - ``train/memory_gib``: the most that the tensors of the device have taken.
 
     Validation and the writing of checkpoints are left out. Nothing waits for the device.
@@ -62,7 +65,8 @@ class Throughput(L.Callback):
             self._waited += self._begun - self._ended
         if self._device is not None:
             self._size = len(batch["key"])
-            self._is_timed = self._num_batches + 1 == _interval(trainer)
+            is_last = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+            self._is_timed = is_last and is_logged(trainer, trainer.global_step + 1)
             self._device.begin(self._is_timed)
 
     @override
@@ -95,7 +99,8 @@ class Throughput(L.Callback):
         self._num_batches += 1
         if self._device is not None and self._is_timed:
             self._device.mark()
-        if self._num_batches == _interval(trainer):
+        is_last = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if is_last and is_logged(trainer, trainer.global_step):
             self._log(trainer, pl_module)
             self._reset()
 
@@ -131,9 +136,3 @@ class Throughput(L.Callback):
         self._waited = self._worked = 0.0
         self._num_images = self._num_batches = 0
         self._is_timed = False
-
-
-def _interval(trainer: L.Trainer) -> int:
-    """Batches between two times that values are logged."""
-    every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every_n_steps * trainer.accumulate_grad_batches

@@ -25,6 +25,10 @@ class LearnedVariance(LossTerm):
         initial: ln s at first.
         optimizer: Recipe of ln s; that of the stage unless given.
         weight: Factor of the term in the loss.
+
+    Raises:
+        ValueError: If a term has parameters of its own or an adaptive weight, which are the stage's business,
+            or if none begins with training: no error has no scale.
     """
 
     name = "nll"
@@ -38,6 +42,7 @@ class LearnedVariance(LossTerm):
         weight: float = 1.0,
     ) -> None:
         super().__init__(weight, optimizer)
+        _check(terms)
         self.terms = nn.ModuleList(terms)
         self.reads = tuple(dict.fromkeys(field for term in terms for field in term.reads))
         self.log_scale = nn.Parameter(torch.full((1,), initial))
@@ -78,3 +83,19 @@ class LearnedVariance(LossTerm):
     def validate_size(self, size: int) -> None:
         for term in cast(Sequence[LossTerm], self.terms):
             term.validate_size(size)
+
+
+def _check(terms: Sequence[LossTerm]) -> None:
+    for term in terms:
+        if term.max_adaptive is not None or any(weight.requires_grad for weight in term.parameters()):
+            found = "an adaptive weight" if term.max_adaptive is not None else "parameters of its own"
+            raise ValueError(
+                f"model.reconstruction: LearnedVariance got {term.name} ({type(term).__name__}), which has "
+                f"{found}, expected errors that need no training: put it into model.losses"
+            )
+    if all(term.start for term in terms):
+        found = ", ".join(f"{term.name} from {term.start}" for term in terms) or "none"
+        raise ValueError(
+            f"model.reconstruction: LearnedVariance got terms: {found}, expected one without start: the "
+            "variance is that of an error"
+        )

@@ -75,7 +75,8 @@ class SumsTerms(Counted):
     @override
     def on_train_start(self) -> None:
         end = self.trainer.max_steps
-        if end <= 0 or not any(term.start for term in self.loss_terms):
+        is_dry: bool = self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if is_dry or end <= 0 or not any(term.start for term in self.loss_terms):
             return
         samples = end * global_batch_size(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
         for term in self.loss_terms:

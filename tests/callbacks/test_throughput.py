@@ -89,6 +89,24 @@ def test_accumulated_batches_are_one_step(tmp_path):
     assert values["train/images_per_second"].item() == pytest.approx(8 / 0.04)
 
 
+def test_a_resumed_run_logs_at_the_steps_that_are_logged(tmp_path):
+    first = trainer(tmp_path, max_steps=2)
+    first.fit(Slow(), Endless(), loader(4))
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    collect = Collect()
+    run = trainer(
+        tmp_path,
+        callbacks=[Throughput(), collect],
+        max_steps=7,
+        log_every_n_steps=3,
+        val_check_interval=100,
+    )
+    run.fit(Slow(), Endless(), loader(4), ckpt_path=tmp_path / "x.ckpt")
+    found = [values.get("train/step_seconds") for values in collect.values]
+    assert found[0] == pytest.approx(0.02)  # step 3, alone, without a wait before it
+    assert found[3] == pytest.approx(0.03) and found[4] == pytest.approx(0.03)  # steps 4 to 6, and the last
+
+
 def test_progress_writes_few_lines_where_there_is_no_terminal(tmp_path, capsys):
     run = trainer(
         tmp_path, callbacks=[ProgressBar(every_n_seconds=0.1)], enable_progress_bar=True, max_steps=15

@@ -1,12 +1,13 @@
 """Both players' gradients reach what they must and nothing else, and one step is two steps of plain torch."""
 
 import copy
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ldm.losses import L1, R1, Adversarial, Hinge, LearnedVariance, LeCam, NonSaturating
+from ldm.losses import L1, L2, R1, Adversarial, Hinge, LearnedVariance, LeCam, NonSaturating
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.discriminator import PatchGAN
 from ldm.rng import SampleNoise
@@ -196,6 +197,34 @@ def test_the_variance_is_learned_as_published():
     ours = stage(lambda d: Adversarial(d), reconstruction=term)
     directions = {"loss", "nll", "reconstruction", "kl"}
     assert {name for name in ours.higher_is_better if "psnr" not in name} == directions
+
+
+def test_the_variance_is_of_errors_that_need_no_training():
+    class Projected(L1):
+        def __init__(self):
+            super().__init__(name="projected")
+            self.projector = torch.nn.Linear(3, 3)
+
+    judge = Adversarial(PatchGAN(8, 2, norm_groups=4))
+    for term, found in [(judge, "an adaptive weight"), (Projected(), "parameters of its own")]:
+        name = f"{term.name} ({type(term).__name__})"
+        with pytest.raises(
+            ValueError, match=rf"model\.reconstruction: .*{re.escape(name)}, which has {found}"
+        ):
+            LearnedVariance([L1(), term])
+
+
+def test_the_variance_is_of_an_error_that_is_there_from_the_start():
+    with pytest.raises(ValueError, match=r"got terms: reconstruction from 32, expected one without start"):
+        LearnedVariance([L1(start=32)])
+    with pytest.raises(ValueError, match=r"got terms: none, expected one"):
+        LearnedVariance([])
+    term, output = LearnedVariance([L1(), L2(start=32, name="late")]), torch.zeros(4, 3, 16, 16)
+    errors = []
+    for samples in (31, 32):
+        term.at(samples)
+        errors.append(term(batch(), {"image": output}))  # ln s is 0: the errors themselves
+    assert torch.allclose(errors[1] - errors[0], batch()["image"].square().sum((1, 2, 3)))
 
 
 def test_r1_is_half_the_squared_gradient_of_the_image():

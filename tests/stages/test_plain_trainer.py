@@ -12,6 +12,7 @@ from tiny_stage import loader
 from ldm import encode
 from ldm.conditioners import Unconditional
 from ldm.latents.space import AutoencoderLatents, Pixels
+from ldm.losses import L1
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.optim.recipes import AdamW
 from ldm.stages.autoencoder import Autoencoder
@@ -46,6 +47,14 @@ def test_the_checkpoint_rebuilds_the_stage(trained):
     assert again.terms[1].weight == 1e-2
     for name, weight in stage.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
+
+
+def test_a_dry_run_does_not_last_until_a_later_term_starts(tmp_path):
+    net = KLAutoencoder(latent_channels=3, block_out_channels=(8, 8), layers_per_block=1, norm_groups=4)
+    losses = [L1(start=32, name="late")]
+    assert train(tmp_path, Autoencoder(net, losses=losses), fast_dev_run=2).global_step == 2
+    with pytest.raises(ValueError, match="late starts after 32 samples, but the run ends after 8"):
+        train(tmp_path, Autoencoder(net, losses=losses), max_steps=2)
 
 
 def test_later_stages_and_commands_read_it(trained, tmp_path):
