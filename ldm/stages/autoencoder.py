@@ -123,13 +123,14 @@ class Autoencoder(Stage):
     @override
     def on_validation_epoch_end(self) -> None:
         total = self.trainer.strategy.reduce(self._moments.packed().to(self.device), reduce_op="sum")
-        if self._moments.count and isinstance(total, Tensor):
+        if isinstance(total, Tensor) and total[-1] > 0:  # of all processes: one may have had no batch
             found = statistics(total.cpu())
             if self.encoder_trains or not self.latent_std.isfinite().all():  # else latents stay as they are
                 self.latent_mean.copy_(found.mean)
                 self.latent_std.copy_(found.std)
             self._measured_at = self.progress.steps
-            self.log_dict({f"val/{name}": value for name, value in found.summary().items()})
+            values = {f"val/{name}": value for name, value in found.summary().items()}
+            self.log_dict(values, sync_dist=True, reduce_fx="max")  # equal on all processes
         self._moments.reset()
 
     @override
