@@ -40,6 +40,7 @@ from ldm.runs.options import CONFIG, HELP, OPTIONS, WandB
 from ldm.runs.precision import Precision, check_precision
 from ldm.runs.recipe import CONFIGS, Recipe, names_class
 from ldm.runs.trainer import Trainer, ending, settle
+from ldm.runs.weights import frozen_at_random, keep_weights
 from ldm.stages.counted import global_batch_size
 from ldm.stages.stage import Stage
 
@@ -133,6 +134,7 @@ class FitCLI(LightningCLI):
         self.start = self.run_folder.start_from(self.config.ckpt_path)
         self.checkpoint = None if self.start is None else Checkpoint.open(self.start)
         if self.checkpoint is not None:
+            _warn(keep_weights(self.config, self.start))
             wanted = self.config.trainer
             check_steps(self.name, self.checkpoint, wanted.max_steps, wanted.limit_val_batches != 0)
 
@@ -226,8 +228,9 @@ def _fit(cli: FitCLI, notice: Notice | None) -> None:
             start_wandb(logger, yaml.safe_load(cli.config_text))
     if is_first:
         print(_beginning(cli), flush=True)
-        if (warning := cli.precision.warning()) is not None:
-            print(warning, file=sys.stderr, flush=True)
+        _warn(cli.precision.warning())
+        if cli.start is None:
+            _warn(frozen_at_random(cli.config))
     cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
     if is_first:
         dry = "dry run, nothing is left, " if cli.config.trainer.fast_dev_run else ""
@@ -277,6 +280,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _is_first() -> bool:
     """Whether this is rank 0, by the variables of its launcher."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def _warn(warning: str | None) -> None:
+    if warning is not None and _is_first():
+        print(warning, file=sys.stderr, flush=True)
 
 
 def _stop(reason: Preempted) -> int:

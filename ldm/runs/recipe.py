@@ -27,17 +27,29 @@ def find(name: str) -> Path:
     Raises:
         ValueError: If there is neither.
     """
-    for path in (Path(name), CONFIGS / f"{name}.yaml", CONFIGS.parent / name):
+    for path in (Path(name), *_supplied(name)):
         if path.is_file():
             return path
     raise ValueError(f"--config: '{name}' does not exist, expected a file, or a name such as demo/clip")
+
+
+def _supplied(name: str) -> tuple[Path, Path]:
+    return CONFIGS / f"{name}.yaml", CONFIGS.parent / name
+
+
+def _base(path: Path, name: str) -> Path:
+    """Find what a configuration builds on: a file relative to it, else as ``--config`` does."""
+    return next(
+        (found for found in (path.parent / name, *_supplied(name)) if found.is_file()), path.parent / name
+    )
 
 
 def layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict[str, Any]]]:
     """List a configuration and what it builds on, the lowest first.
 
     Args:
-        path: YAML file. Its key ``base`` names other files, relative to it: one, or several in order.
+        path: YAML file. Its key ``base`` names what it builds on, one or several in order: files relative to
+            it, or names such as demo/clip.
         above: Files that build on it.
 
     Yields:
@@ -51,7 +63,10 @@ def layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dic
     try:
         content = _load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
-        raise ValueError(f"{above[-1]}: base: '{path}' cannot be read ({error.strerror})") from error
+        raise ValueError(
+            f"{above[-1]}: base: '{path}' cannot be read ({error.strerror}), expected a file relative to "
+            "this one, or a name such as demo/clip"
+        ) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -61,7 +76,7 @@ def layers(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dic
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ValueError(f"{path}: base: got {bases}, expected a file or a list of files")
     for base in bases:
-        yield from layers(path.parent / base, (*above, path.resolve()))
+        yield from layers(_base(path, base), (*above, path.resolve()))
     yield path, content
 
 

@@ -93,8 +93,11 @@ def test_a_fresh_run_starts_with_given_weights(chain, fresh, capsys):
 def test_a_resumed_run_does_not_start_with_the_given_weights_again(chain, fresh, capsys):
     assert fit.main(fresh.arguments("clip")) == 0
     more = ["--trainer.max_steps=12", f"--weights={chain.runs / 'nowhere'}"]
+    capsys.readouterr()
     assert fit.main(fresh.arguments("clip", *more)) == 0
-    assert "resumes" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "resumes" in out and "nowhere is not used" in err
+    assert yaml.safe_load((fresh.runs / "clip" / "config.yaml").read_text())["weights"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Configurations that build on others: found by path or short name, merged from the lowest on."""
 
+import re
 from typing import Any
 
 import pytest
@@ -42,7 +43,10 @@ def test_one_may_be_built_on_twice_but_not_by_itself(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"base": "nowhere.yaml"}, r"a.yaml: base: '.*nowhere.yaml' cannot be read \(No such file"),
+        (
+            {"base": "nowhere.yaml"},
+            r"a.yaml: base: '.*nowhere.yaml' cannot be read \(No such .*, or a name such as demo/clip$",
+        ),
         ({"base": 3}, r"a.yaml: base: got 3, expected a file or a list of files"),
         ({"base": ["b.yaml", None]}, r"a.yaml: base: got \['b.yaml', None\], expected a file or"),
         ("a list\n", r"a.yaml: is a str, expected keys and values"),
@@ -81,6 +85,25 @@ def test_a_file_comes_before_a_name_of_the_package(tmp_path, monkeypatch):
     assert find("configs/demo/clip.yaml").resolve() == tmp_path / "configs" / "demo" / "clip.yaml"
     with pytest.raises(ValueError, match="--config: 'demo/clop' does not exist, expected a file, or a"):
         find("demo/clop")
+
+
+def test_a_base_is_a_file_beside_it_or_a_name_of_the_package(tmp_path):
+    path = written(tmp_path, a={"base": "own/64/autoencoder"})
+    assert list(layers(path))[:-1] == list(layers(find("own/64/autoencoder")))
+    written(tmp_path / "own" / "64", autoencoder={"run": "mine"})
+    (tmp_path / "own" / "64" / "autoencoder").write_text("run: this file\n")
+    assert [content for _, content in layers(path)] == [{"run": "this file"}, {}]
+
+
+def test_the_example_of_a_configuration_of_ones_own_is_complete(tmp_path, capsys):
+    example = re.search(r"```yaml\n(.*?)```", (CONFIGS / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    path = written(tmp_path, mine=example[1])
+    assert [layer for layer, _ in layers(path)][-2] == find("own/64/autoencoder")
+    with pytest.raises(SystemExit) as done:
+        build(["--config", str(path), "--print_config"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert done.value.code == 0 and shown["run"] == "runs/mine/autoencoder"
+    assert shown["model"]["init_args"]["net"]["init_args"]["block_out_channels"] == [32, 64, 128]
 
 
 def test_numbers_are_read_as_in_any_configuration(tmp_path):
