@@ -138,16 +138,26 @@ def from_table(table: Path, folder: Path, columns: Sequence[str], skipped: Skipp
     return list(items.values())
 
 
-def advice(folder: Path, captions: str) -> str:
-    """Suggest a value of --captions for a folder in which none was found."""
+def advice(folder: Path, captions: str, skipped: Skipped) -> str:
+    """Suggest a value of --captions, or names of files in the table, where nothing can be packed."""
     if captions != "txt":
-        return ""
+        return _renamed(folder, skipped)
     for table in sorted(folder.glob("*")):
         if table.suffix.lower() in _TABLES:
             return f". There is {table.name}: try --captions {table}"
     if class_names(_images(_files(folder, Skipped()), Skipped())):
         return ". Are its subfolders classes, try --captions folders; without captions, --captions none"
     return ". Try --captions TABLE, or --captions none"
+
+
+def _renamed(folder: Path, skipped: Skipped) -> str:
+    """Say how a missing file would be named, if it is in the folder by the end of its path."""
+    for name in skipped.files.get("missing", []):
+        parts = Path(name).parts
+        for start in range(1, len(parts)):
+            if (folder / (end := Path(*parts[start:]))).is_file():
+                return f". Name files relative to --images: {end.as_posix()}, not {name}"
+    return ""
 
 
 def _problem(path: Path, caption: Any, label: Any) -> str | None:

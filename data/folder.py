@@ -125,6 +125,7 @@ def pack_folder(
     if num_val >= len(items):
         raise ValueError(
             f"{source}: {len(items)} usable images are too few for --val-fraction {val_fraction}"
+            f"{', skipped ' if skipped else ''}{skipped.counts()}"
         )
     split_items = {"train": items[num_val:], "val": items[:num_val]}
     report = Report(out)
@@ -177,7 +178,9 @@ def _find(source: Path, captions: str, columns: Sequence[str], skipped: Skipped)
         items = from_table(Path(captions), source, columns, skipped)
     if not items:
         found = f"skipped {skipped.counts()}" if skipped else "no jpg, jpeg, png or webp"
-        raise ValueError(f"--images: nothing to pack in '{source}', {found}{advice(source, captions)}")
+        raise ValueError(
+            f"--images: nothing to pack in '{source}', {found}{advice(source, captions, skipped)}"
+        )
     return items
 
 
@@ -259,11 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--images", type=Path, required=True, help="folder of images, searched with its subfolders")
     add("--out", type=Path, required=True, help="folder for the shards; made if missing")
-    add(
-        "--captions",
-        default="txt",
-        help='"txt" (default), "folders", "none", or a CSV, TSV or JSONL file',
-    )
+    add("--captions", default="txt", help='"txt" (default), "folders", "none", or a CSV, TSV or JSONL file')
     add("--columns", nargs="+", default=(), metavar="NAME", help="the table's columns: FILE CAPTION [LABEL]")
     add("--val-fraction", type=float, default=0.05, metavar="X", help="fraction for val-*.tar (default 0.05)")
     add("--resize", type=int, metavar="N", help="reduce larger images to this shorter side in pixels")

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ldm import cli, import_exports
@@ -169,3 +170,24 @@ def test_missing_options_are_named_as_typed():
     with pytest.raises(Exception) as caught:
         made.parse_args(["a"])
     assert error_line(caught.value) == "error: --the-file: missing, but required"
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "advice"),
+    [
+        ({"net": 2}, {"net": 2, "terms": 40}, "start another --run with --weights THIS_RUN"),
+        ({"net": 2, "terms": 3}, {"net": 2, "terms": 2}, "start another --run with --weights THIS_RUN"),
+        ({"net": 2, "terms": 3}, {"net": 3, "terms": 3}, "expected its networks, or a fresh --run"),
+        ({"net": 1}, {"net": 2, "terms": 2}, "expected its networks, or a fresh --run"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_says_what_to_do(then, now, advice):
+    saved, other = (
+        nn.ModuleDict({name: nn.Sequential(*[nn.Linear(n, n)] * n) for name, n in sizes.items()})
+        for sizes in (then, now)
+    )
+    with pytest.raises(RuntimeError) as caught:
+        other.load_state_dict(saved.state_dict())
+    line = error_line(caught.value)
+    assert line.startswith("error: the checkpoint does not fit model of the configuration: ")
+    assert line.endswith(f": {advice}") and len(line) <= 300

@@ -82,7 +82,7 @@ def check_source(
         train: Training shards.
         val: Validation shards.
         image_size: Side of the images in pixels.
-        upstream: Checkpoints that the stage is built on, with their SHA-256.
+        upstream: Checkpoints that may have encoded latents, with their SHA-256; none leaves validation alone.
 
     Raises:
         ValueError: If they come from another, or if their origin is unknown.
@@ -110,7 +110,7 @@ def _check(
         raise ValueError(
             f"{name}: '{folder}': latents were encoded by another autoencoder "
             f"({manifest['autoencoder']['checkpoint']}, {found[:8]}), expected {expected or 'none'}: "
-            "run ldm.encode again"
+            "delete the folder, or name another --out, and run ldm.encode again"
         )
     if manifest["image_size"] != image_size:
         raise ValueError(

@@ -217,3 +217,7 @@ class Diffusion(Stage):
     def upstream(self) -> dict[str, str]:
         """Checkpoints of the latent space, the conditioner and the guidance, with their SHA-256."""
         return {**self.latents.upstream, **self.conditioner.upstream, **self.guidance.upstream}
+
+    def latent_sources(self) -> dict[str, str]:
+        """Checkpoint of the latent space, with its SHA-256; in pixels all, none of which fits."""
+        return self.latents.upstream or self.upstream()

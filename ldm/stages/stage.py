@@ -83,11 +83,15 @@ class Stage(Configurable, SumsTerms, ABC):
         """Checkpoints that this stage is built on, with their SHA-256."""
         return {}
 
+    def latent_sources(self) -> dict[str, str]:
+        """Checkpoints that may have encoded the latents of the data, with their SHA-256."""
+        return self.upstream()
+
     def validate_shards(
         self, fields: Collection[str], train: str | list[str], val: str | list[str], image_size: int
     ) -> None:
         """Check that latents in the data come from the autoencoder that this stage decodes with."""
-        check_source(fields, train, val, image_size, self.upstream())
+        check_source(fields, train, val, image_size, self.latent_sources())
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -184,6 +184,26 @@ def test_another_source_is_named_in_words(source, out):
     assert "2 images of images, captions none, which have changed since" in error_of(source, out, *arguments)
 
 
+def test_files_named_relative_to_the_current_folder_are_named_as_they_should_be(source, out):
+    put(source, "old/a.png")
+    (source / "t.csv").write_text("file,caption\ngone.png,x\nimages/old/a.png,y\n")
+    message = error_of(source, out, "--captions", str(source / "t.csv"))
+    assert message.endswith("Name files relative to --images: old/a.png, not images/old/a.png\n")
+    (source / "t.csv").write_text("file,caption\ngone.png,x\n")
+    message = error_of(source, out, "--captions", str(source / "t.csv"))
+    assert message.endswith("skipped 1 missing, 1 not named in the table\n")
+
+
+def test_too_few_images_say_what_was_skipped(source, out):
+    put(source, "a.png", "b.png", "c.png")
+    (source / "a.txt").write_text("x")
+    said = "1 usable images are too few for --val-fraction 0.05"
+    assert error_of(source, out).endswith(f"{said}, skipped 2 without a .txt file\n")
+    for name in ("b.png", "c.png"):
+        (source / name).unlink()
+    assert error_of(source, out).endswith(f"{said}\n")
+
+
 def test_it_ends_with_what_was_packed_and_the_next_command(source, out, capsys, monkeypatch):
     put(source, *(f"{n}.png" for n in range(10)), "bare.png")
     for n in range(10):
