@@ -214,10 +214,10 @@ def _text(error: BaseException) -> str:
     text = str(error)
     if "loading state_dict" in text:
         reasons = [line for line in text.splitlines() if "size mismatch" in line] or text.splitlines()[1:]
-        said = f"the checkpoint does not fit model of the configuration: {reasons[0].strip().rstrip('.')}"
+        message = f"the checkpoint does not fit model of the configuration: {reasons[0].strip().rstrip('.')}"
         if re.search(r'(?:"|mismatch for )(?!terms\.)\w', text):  # not only parameters of loss terms
-            return f"{said}: expected its networks, or a fresh --run"
-        return f"{said}: start another --run with --weights THIS_RUN"
+            return f"{message}: expected its networks, or a fresh --run"
+        return f"{message}: start another --run with --weights THIS_RUN"
     if text.startswith("Caught ") and "Original Traceback" in text:  # of a worker of a DataLoader
         return text.strip().splitlines()[-1].partition(": ")[2]
     if isinstance(error, ImportError | AttributeError):  # a class that there is not
