@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 from typing_extensions import override
 
-from ldm.losses.term import LossTerm, Reduction
-from ldm.types import Batch
+from ldm.losses.pixel_error import PixelError
 
 
-class L2(LossTerm):
+class L2(PixelError):
     """Squared error of the reconstructed image.
 
     Args:
@@ -22,21 +19,9 @@ class L2(LossTerm):
         name: Name in the log.
     """
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        reduction: Reduction = "sum",
-        start: int = 0,
-        ramp: int = 0,
-        name: str = "reconstruction",
-    ) -> None:
-        super().__init__(weight, start=start, ramp=ramp)
-        self.reduction, self.name = reduction, name
-
     @override
-    def forward(self, batch: Batch, outputs: Mapping[str, Tensor]) -> Tensor:
-        total = squared_error(outputs["image"], batch["image"])
-        return total / batch["image"][0].numel() if self.reduction == "mean" else total
+    def error(self, output: Tensor, target: Tensor) -> Tensor:
+        return squared_error(output, target)
 
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
