@@ -27,7 +27,7 @@ from ldm.hardware import (
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.lock import held
 from ldm.latents.encode import ShardEncoder, encode_shards
-from ldm.latents.space import latent_scale
+from ldm.latents.space import encoder_sha256, latent_scale
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.artifacts import publish_latents, run_of
 from ldm.runs.folder import RunFolder, WandB, start_wandb
@@ -99,7 +99,11 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     with processes(options.device) as (group, where), ExitStack() as scope:
         checkpoint = Checkpoint.open(options.autoencoder, Autoencoder.name)
         encoder = load_encoder(checkpoint, options, where)
-        source = {"checkpoint": options.autoencoder, "sha256": checkpoint.sha256}
+        source = {
+            "checkpoint": options.autoencoder,
+            "sha256": checkpoint.sha256,
+            "encoder_sha256": encoder_sha256(checkpoint),
+        }
         made_by = {
             "autoencoder": source,
             "image_size": encoder.image_size,

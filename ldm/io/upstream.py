@@ -16,7 +16,7 @@ takes the first of 1 and 4.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -88,12 +88,16 @@ def rebuilding(checkpoint: Checkpoint) -> Iterator[None]:
         _search.reset(token)
 
 
-def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
+def open_upstream(
+    path: str, stage: str | None = None, kind: Callable[[Checkpoint], str] | None = None
+) -> Checkpoint:
     """Open a checkpoint that a stage is built on.
 
     Args:
         path: Checkpoint file or run folder, as the stage's config names it.
         stage: Name of the stage that must have written it; None accepts any.
+        kind: Hash of what the stage depends on: ``--upstream`` may name another file for which it is equal.
+            None takes only the recorded file.
 
     Raises:
         FileNotFoundError: If there is none; the message lists where it was looked for.
@@ -110,6 +114,7 @@ def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
         paths.insert(0, str(find(search.overrides[name])))
     if expected is None:
         return Checkpoint.open(paths[0], stage)
+    named: Checkpoint | None = None
     outcomes: dict[str, Checkpoint | Exception] = {}
     for each in paths:
         try:
@@ -118,13 +123,18 @@ def open_upstream(path: str, stage: str | None = None) -> Checkpoint:
             outcomes[each] = error
             continue
         if checkpoint.sha256 == expected:
-            return checkpoint
+            if named is None or (kind is not None and kind(named) == kind(checkpoint)):
+                return named or checkpoint
+            break
         if name in search.overrides and each == paths[0]:
-            raise ValueError(
-                f"--upstream {name}: '{each}' has SHA-256 {checkpoint.sha256[:12]}, expected "
-                f"{expected[:12]}, that of the checkpoint that the run was built on"
-            )
+            named = checkpoint
         outcomes[each] = checkpoint
+    if named is not None:
+        raise ValueError(
+            f"--upstream {name}: '{paths[0]}' has SHA-256 {named.sha256[:12]}, expected "
+            f"{expected[:12]}, that of the checkpoint that the run was built on"
+            + ("" if kind is None else ", or one with the same encoder and latent scale")
+        )
     raise _not_found(path, expected, outcomes)
 
 

@@ -26,7 +26,7 @@ def open_manifest(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
     """
     manifest = read_latents(out) or {**made_by, "shards": {}}
     then, now = manifest["autoencoder"]["sha256"], made_by["autoencoder"]["sha256"]
-    if then != now:
+    if then != now and _encoder(manifest) != _encoder(made_by):
         raise ValueError(
             f"--out: '{out}' holds latents of another autoencoder (SHA-256 {then[:12]}..., expected "
             f"{now[:12]}...): choose another folder, or delete this one"
@@ -74,6 +74,7 @@ def check_source(
     val: str | list[str],
     image_size: int,
     upstream: Mapping[str, str],
+    encoder: str | None = None,
 ) -> None:
     """Check that latents in the data come from the autoencoder that the stage decodes with.
 
@@ -83,6 +84,7 @@ def check_source(
         val: Validation shards.
         image_size: Side of the images in pixels.
         upstream: Checkpoints that may have encoded latents, with their SHA-256; none leaves validation alone.
+        encoder: ``AutoencoderLatents.encoder_sha256``: any autoencoder that shares it may have, too.
 
     Raises:
         ValueError: If they come from another, or if their origin is unknown.
@@ -95,17 +97,28 @@ def check_source(
             manifest = read_latents(folder)
             if manifest is None:
                 raise ValueError(f"data.train: no {MANIFEST} in '{folder}', expected what ldm.encode wrote")
-            _check(manifest, folder, "data.train", image_size, upstream)
+            _check(manifest, folder, "data.train", image_size, upstream, encoder)
     for folder in folders(val, "data.val"):  # validation uses latents wherever there are some
         if upstream and (manifest := read_latents(folder)) is not None:
-            _check(manifest, folder, "data.val", image_size, upstream)
+            _check(manifest, folder, "data.val", image_size, upstream, encoder)
+
+
+def _encoder(manifest: Mapping[str, Any]) -> str:
+    """Return the hash of encoder and scale; that of the file in a manifest that does not state it."""
+    autoencoder = manifest["autoencoder"]
+    return str(autoencoder.get("encoder_sha256", autoencoder["sha256"]))
 
 
 def _check(
-    manifest: dict[str, Any], folder: Path, name: str, image_size: int, upstream: Mapping[str, str]
+    manifest: dict[str, Any],
+    folder: Path,
+    name: str,
+    image_size: int,
+    upstream: Mapping[str, str],
+    encoder: str | None,
 ) -> None:
     found = manifest["autoencoder"]["sha256"]
-    if found not in upstream.values():
+    if found not in upstream.values() and _encoder(manifest) != encoder:
         expected = ", ".join(f"{path} ({sha[:8]})" for path, sha in sorted(upstream.items()))
         raise ValueError(
             f"{name}: '{folder}': latents were encoded by another autoencoder "

@@ -13,7 +13,8 @@ from ldm.diffusion.guidance import clamped
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.config import Configurable
 from ldm.io.upstream import open_upstream
-from ldm.nets.autoencoder import KLAutoencoder
+from ldm.io.weights import tensors_sha256
+from ldm.nets.autoencoder import ENCODER, KLAutoencoder
 from ldm.nets.frozen import Frozen
 from ldm.types import Batch, Denoise
 
@@ -65,6 +66,11 @@ class LatentSpace(Configurable, nn.Module, ABC):
         return self.channels, image_size // self.factor, image_size // self.factor
 
     @property
+    def encoder_sha256(self) -> str | None:
+        """Hash of what decides the latents, see ``encoder_sha256``; None where nothing was trained."""
+        return None
+
+    @property
     def upstream(self) -> dict[str, str]:
         """Checkpoints that this space is built on, with their SHA-256."""
         return {}
@@ -101,7 +107,7 @@ class AutoencoderLatents(LatentSpace):
 
     def __init__(self, checkpoint: str) -> None:
         super().__init__()
-        found = open_upstream(checkpoint, "autoencoder")
+        found = open_upstream(checkpoint, "autoencoder", encoder_sha256)
         net = found.load_net(KLAutoencoder)
         self.net, self.net_config = Frozen(net), found.net_config
         self.channels, self.factor = net.latent_channels, net.factor
@@ -110,6 +116,7 @@ class AutoencoderLatents(LatentSpace):
             self.register_buffer(name, value.clone().view(1, -1, 1, 1), persistent=False)
         self.image_size = found.state.get("image_size")
         self._upstream = {checkpoint: found.sha256}
+        self._encoder_sha256 = encoder_sha256(found)
 
     @override
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
@@ -133,8 +140,23 @@ class AutoencoderLatents(LatentSpace):
 
     @property
     @override
+    def encoder_sha256(self) -> str:
+        return self._encoder_sha256
+
+    @property
+    @override
     def upstream(self) -> dict[str, str]:
         return self._upstream
+
+
+def encoder_sha256(checkpoint: Checkpoint) -> str:
+    """Hash what decides the latents of an autoencoder: its encoder, and their mean and standard deviation.
+
+    Autoencoders that differ in their decoders alone, as after fine-tuning one, share it.
+    """
+    deciding = ("latent_mean", "latent_std", *(f"net.{name}." for name in ENCODER))
+    weights = checkpoint.state["state_dict"]
+    return tensors_sha256({name: value for name, value in weights.items() if name.startswith(deciding)})
 
 
 def latent_scale(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,9 @@ from ldm.io.config import Configurable
 from ldm.nets.attention import AttentionBlock
 from ldm.nets.layers import Downsample, GroupNorm, ResnetBlock, Upsample
 
+ENCODER, DECODER = ("encoder", "quant_conv"), ("post_quant_conv", "decoder")
+"""Modules of the network that encode, and that decode."""
+
 
 @dataclass(frozen=True)
 class DiagonalGaussian:

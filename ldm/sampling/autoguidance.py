@@ -61,8 +61,8 @@ class Autoguidance(Frozen["Diffusion"], Guidance):
                 f"guidance.checkpoint: '{self.checkpoint}' has another noise schedule, {_about(weak)}, than "
                 f"the model that it guides, {_about(strong)}: a timestep means another noise level to it"
             )
-        ours, theirs = ({*latents.upstream.values()} for latents in (self.module.latents, model.latents))
-        if ours != theirs or self.module.latents.channels != model.latents.channels:
+        ours, theirs = self.module.latents, model.latents
+        if ours.encoder_sha256 != theirs.encoder_sha256 or ours.channels != theirs.channels:
             raise ValueError(
                 f"guidance.checkpoint: '{self.checkpoint}' was trained in the latents of another autoencoder "
                 "than the model that it guides"

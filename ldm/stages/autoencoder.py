@@ -16,14 +16,13 @@ from ldm.losses.kl import KL
 from ldm.losses.l2 import L2
 from ldm.losses.term import LossTerm
 from ldm.metrics.psnr import psnr
-from ldm.nets.autoencoder import KLAutoencoder, check_size
+from ldm.nets.autoencoder import DECODER, ENCODER, KLAutoencoder, check_size
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage
 from ldm.types import Batch
 
-HALVES = {"encoder": ("encoder", "quant_conv"), "decoder": ("post_quant_conv", "decoder")}
-"""Modules of the network that encode, and that decode."""
+HALVES: dict[str, tuple[str, ...]] = {"encoder": ENCODER, "decoder": DECODER}
 
 
 class Autoencoder(Stage):

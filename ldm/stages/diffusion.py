@@ -221,3 +221,7 @@ class Diffusion(Stage):
     def latent_sources(self) -> dict[str, str]:
         """Checkpoint of the latent space, with its SHA-256; in pixels all, none of which fits."""
         return self.latents.upstream or self.upstream()
+
+    def latent_encoder(self) -> str | None:
+        """Hash of the encoder and scale of the latent space."""
+        return self.latents.encoder_sha256

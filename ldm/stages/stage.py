@@ -87,11 +87,15 @@ class Stage(Configurable, SumsTerms, ABC):
         """Checkpoints that may have encoded the latents of the data, with their SHA-256."""
         return self.upstream()
 
+    def latent_encoder(self) -> str | None:
+        """Hash of the encoder and scale that latents of the data must come from, whatever the decoder."""
+        return None
+
     def validate_shards(
         self, fields: Collection[str], train: str | list[str], val: str | list[str], image_size: int
     ) -> None:
         """Check that latents in the data come from the autoencoder that this stage decodes with."""
-        check_source(fields, train, val, image_size, self.latent_sources())
+        check_source(fields, train, val, image_size, self.latent_sources(), self.latent_encoder())
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -197,6 +201,7 @@ class Stage(Configurable, SumsTerms, ABC):
         checkpoint["stage"] = self.name
         checkpoint["config"] = self.config
         checkpoint["upstream"] = self.upstream()
+        checkpoint["latent_encoder"] = self.latent_encoder()
         checkpoint["image_size"] = self.image_size
         checkpoint["optimizer"] = self._optimizer_name
 
@@ -225,12 +230,16 @@ class Stage(Configurable, SumsTerms, ABC):
     def check_upstream(self, checkpoint: dict[str, Any]) -> None:
         """Check that ``checkpoint`` was trained on the very files that this stage was built on.
 
+        An autoencoder may have another decoder by now.
+
         Raises:
             ValueError: If one of them has other contents than then.
         """
-        then = checkpoint["upstream"].values()
+        then, encoder = checkpoint["upstream"].values(), self.latent_encoder()
+        is_same_encoder = encoder is not None and checkpoint.get("latent_encoder") == encoder
+        interchangeable = self.latent_sources() if is_same_encoder else {}
         for path, now in sorted(self.upstream().items()):
-            if now not in then:  # by contents: a run folder may have moved
+            if now not in then and path not in interchangeable:  # by contents: a run folder may have moved
                 raise ValueError(
                     f"upstream checkpoint '{path}' changed since this run began (SHA-256 {now[:12]} now, "
                     f"{' or '.join(sha[:12] for sha in then) or 'none'} then): start a new run folder, or "
