@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from ldm.io.weights import tensors_sha256
 from ldm.losses.balance import LastLayer
 from ldm.losses.term import LossTerm
 from ldm.losses.total import sum_terms
+from ldm.nets.frozen import Frozen
 from ldm.stages.counted import Counted, global_batch_size
 from ldm.types import Batch
 
@@ -36,6 +38,7 @@ class SumsTerms(Counted):
         if len(set(names)) < len(names):
             raise ValueError(f"model.losses: got {', '.join(names[1:])}, expected distinct names, not 'loss'")
         self.terms = nn.ModuleList(terms)
+        self._frozen: dict[str, str] = {}
 
     @property
     def loss_terms(self) -> Sequence[LossTerm]:
@@ -71,6 +74,22 @@ class SumsTerms(Counted):
         if stage == "fit":
             for term in self.loss_terms:
                 term.prepare()
+            self._frozen = dict(_hash_frozen(self.loss_terms))
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["frozen_networks"] = self._frozen
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        for name, then in checkpoint.get("frozen_networks", {}).items():
+            if (now := self._frozen.get(name, then)) != then:
+                raise ValueError(
+                    f"model.losses: the weights of '{name}' are others than when this run began (SHA-256 "
+                    f"{now[:12]} now, {then[:12]} then): restore their file, or start a new run folder"
+                )
 
     @override
     def on_train_start(self) -> None:
@@ -99,6 +118,18 @@ class SumsTerms(Counted):
         super().optimizer_step(*args, **kwargs)
         for term in self.loss_terms:
             term.on_step()
+
+
+def _hash_frozen(terms: Iterable[LossTerm]) -> Iterator[tuple[str, str]]:
+    """Yield the name of each frozen network that loss terms use, and the SHA-256 of its weights."""
+    for term in terms:
+        for name, holder in term.named_modules():
+            if isinstance(holder, Frozen):
+                network = holder
+                while isinstance(network, Frozen):
+                    network = network.module
+                owners = [part for part in name.split(".") if not part.startswith("_")]
+                yield ".".join([term.name, *owners]), tensors_sha256(network.state_dict())
 
 
 def without_terms(module: SumsTerms) -> nn.Module:

@@ -1,12 +1,15 @@
 """An autoencoder against a discriminator by lines of YAML: start, resumption, two processes, bad input."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from comparing import assert_same_run, error_of, metrics, state
 from tiny_runs import Chain
 
 from ldm import fit
+from ldm.checkpointing.writer import AtomicCheckpointIO
 from ldm.latents.space import AutoencoderLatents
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
@@ -94,8 +97,9 @@ def test_what_cannot_be_trained_is_said_in_one_line(fresh, capsys, losses, messa
 
 
 @pytest.mark.slow
-def test_features_of_a_clip_run_judge_images_by_lines_of_yaml(chain, fresh):
-    tower = {"class_path": "CLIPTower", "init_args": {"checkpoint": str(chain.runs / "clip")}}
+def test_features_of_a_clip_run_judge_images_by_lines_of_yaml(chain, fresh, tmp_path, capsys):
+    clip = shutil.copytree(chain.runs / "clip", tmp_path / "clip")
+    tower = {"class_path": "CLIPTower", "init_args": {"checkpoint": str(clip)}}
     block = "model.visual.transformer.resblocks.0"
     width = state(chain.runs / "clip")["config"]["init_args"]["net"]["init_args"]["vision_cfg"]["width"]
     judge = {
@@ -111,12 +115,17 @@ def test_features_of_a_clip_run_judge_images_by_lines_of_yaml(chain, fresh):
     ]
     nll = {"class_path": "LearnedVariance", "init_args": {"terms": [{"class_path": "L1"}]}}
     more = [f"--model.losses={json.dumps(losses)}", f"--model.reconstruction={json.dumps(nll)}"]
-    assert (
-        fit.main(fresh.arguments("autoencoder", *more, "--trainer.max_steps=2", "--model.frozen=[encoder]"))
-        == 0
-    )
+    more.append("--model.frozen=[encoder]")
+    assert fit.main(fresh.arguments("autoencoder", *more, "--trainer.max_steps=2")) == 0
     saved = state(fresh.runs / "autoencoder")
     judges = [name for name in saved["state_dict"] if name.startswith("terms.3.")]
     assert judges and all(name.startswith("terms.3.discriminator.heads.") for name in judges)
     assert float(metrics(fresh.runs / "autoencoder")[0]["train/features"]) > 0
     assert load_stage(str(fresh.runs / "autoencoder"), Autoencoder).terms[0].log_scale.shape == (1,)
+    names = {"features", "adversarial.discriminator"}
+    assert saved["frozen_networks"].keys() == names and len({*saved["frozen_networks"].values()}) == 1
+    weights = torch.load(clip / "checkpoints" / "last.ckpt", weights_only=True)
+    weights["state_dict"]["net.model.visual.proj"] += 1
+    AtomicCheckpointIO().save_checkpoint(weights, clip / "checkpoints" / "last.ckpt")
+    line = error_of(capsys, fresh.arguments("autoencoder", *more, "--trainer.max_steps=4"), fit.main)
+    assert "model.losses: the weights of 'features' are others than when this run began" in line
