@@ -20,7 +20,7 @@ from ldm.nets.text import VOCAB_SIZE
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 """Files of a folder that open_clip opens as ``local-dir:<folder>``."""
-ARGUMENTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+ARGUMENTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_bias")
 """Keys of open_clip's configuration of a plain CLIP."""
 APART, TEXT = "custom_text", "text."
 """Key of models whose text tower is a module of its own, and how the names of its weights then begin."""
@@ -80,6 +80,7 @@ def clip_arguments(model: str | Path) -> dict[str, Any]:
             raise ValueError(f"{model}: {key} is {value}, expected a CLIP of open_clip's own, without it")
     if (size := config["text_cfg"].get("vocab_size", VOCAB_SIZE)) != VOCAB_SIZE:
         raise ValueError(f"{model}: text_cfg.vocab_size is {size}, expected {VOCAB_SIZE}, CLIP's byte pairs")
+    bias = config.get("init_logit_bias")
     return {
         "embed_dim": config["embed_dim"],
         "vision_cfg": {k: v for k, v in config["vision_cfg"].items() if k != "timm_model_pretrained"},
@@ -87,7 +88,7 @@ def clip_arguments(model: str | Path) -> dict[str, Any]:
         "quick_gelu": bool(config.get("quick_gelu", False)),
         "image_mean": list(preprocess.get("mean", OPENAI_DATASET_MEAN)),
         "image_std": list(preprocess.get("std", OPENAI_DATASET_STD)),
-    }
+    } | ({} if bias is None else {"init_logit_bias": bias})
 
 
 def export_clip(run: str | Path, out: str | Path) -> Path:
@@ -107,7 +108,7 @@ def export_clip(run: str | Path, out: str | Path) -> Path:
         checkpoint = Checkpoint.open(run, "clip")
         net, arguments = checkpoint.load_net(CLIPModel), checkpoint.net_config["init_args"]
         preprocess = {"mean": list(net.image_mean), "std": list(net.image_std), "interpolation": "bicubic"}
-        model = {key: arguments[key] for key in ARGUMENTS if key in arguments}
+        model = {key: arguments[key] for key in ARGUMENTS if arguments.get(key) is not None}
         write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocess})
         write_weights(folder / WEIGHTS, net.model.state_dict(), {})
         write_json(folder / "ldm.json", record(checkpoint))

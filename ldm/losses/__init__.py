@@ -5,6 +5,7 @@ from ldm import exports
 __getattr__, __all__ = exports(
     __name__,
     adversarial="Adversarial Game Hinge NonSaturating",
+    contrastive="PairLoss Softmax",
     features="FeatureDistance",
     kl="KL",
     l1="L1",
@@ -12,5 +13,6 @@ __getattr__, __all__ = exports(
     lpips="LPIPS",
     learned_variance="LearnedVariance",
     regularizers="LeCam R1 Regularizer",
+    sigmoid="Sigmoid",
     term="LossTerm",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -32,6 +33,8 @@ class CLIPModel(Configurable, nn.Module):
         image_mean: What the image tower takes off the red, green and blue of an image in [0, 1]. Published
             weights need what they were trained with: OpenAI's and LAION's .48145466, .4578275, .40821073.
         image_std: What it then divides them by: with OpenAI's and LAION's .26862954, .26130258, .27577711.
+        init_logit_bias: Start of the bias of logits that the ``Sigmoid`` loss learns, -10 in its paper; the
+            logit scale then starts at 10, not at 1 / 0.07. None for a network without one.
     """
 
     image_scale: Tensor
@@ -45,12 +48,20 @@ class CLIPModel(Configurable, nn.Module):
         quick_gelu: bool = False,
         image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         image_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        init_logit_bias: float | None = None,
     ) -> None:
         import open_clip  # here: with timm and wandb, which it brings, it is a second of every other start
 
         super().__init__()
         try:
-            self.model = open_clip.CLIP(embed_dim, dict(vision_cfg), dict(text_cfg), quick_gelu=quick_gelu)
+            self.model = open_clip.CLIP(
+                embed_dim,
+                dict(vision_cfg),
+                dict(text_cfg),
+                quick_gelu=quick_gelu,
+                init_logit_scale=-math.log(0.07) if init_logit_bias is None else math.log(10.0),
+                init_logit_bias=init_logit_bias,
+            )
         except TypeError as error:
             raise ValueError(f"net.vision_cfg or net.text_cfg does not fit open_clip: {error}") from error
         self.text_cfg, self.quick_gelu = dict(text_cfg), quick_gelu

@@ -13,6 +13,7 @@ READ = {  # fields and image size, as the configurations stated them before they
     "autoencoder/kl-f8": ({"image"}, 256),
     **{f"autoencoder/kl-{f}": ({"image"}, 256) for f in ("f4", "f16", "f32")},
     "autoencoder/decoder": ({"image"}, 256),
+    "clip/vit-b-16-siglip": ({"image", "text"}, 224),
     "clip/vit-b-32": ({"image", "text"}, 224),
     "conditions/inpainting": ({"latent", "image", "mask"}, 32),
     "conditions/layout": ({"latent", "layout"}, 32),

@@ -25,6 +25,7 @@ MODELS = [
     {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT},
     {"embed_dim": 12, "vision_cfg": VIT, "text_cfg": TEXT, "quick_gelu": True},
     {"embed_dim": 16, "vision_cfg": RESNET, "text_cfg": TEXT, "quick_gelu": True},
+    {"embed_dim": 16, "vision_cfg": VIT, "text_cfg": TEXT, "init_logit_bias": -10.0},
 ]
 PREPROCESS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
 
