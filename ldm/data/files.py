@@ -35,15 +35,18 @@ class ShardFiles:
         """Leave open files behind when this travels to another process."""
         return {**self.__dict__, "_open": OrderedDict()}
 
-    def members(self, shard: int, row: int, names: Iterable[str]) -> tuple[dict[str, bytes], SampleId]:
-        """Read those of the members ``names`` that a sample has.
+    def members(
+        self, shard: int, row: int, names: Iterable[str], limit: int | None = None
+    ) -> tuple[dict[str, bytes], SampleId]:
+        """Read those of the members ``names`` that a sample has, at most ``limit`` bytes of each.
 
         Raises:
             ValueError: If the shard changed since it was summarized, or ends early.
         """
         file, index = self._opened(shard)
         found = {}
-        for name, offset, size in index.spans(row, names):
+        for name, offset, stored in index.spans(row, names):
+            size = stored if limit is None else min(stored, limit)
             found[name] = os.pread(file.fileno(), size, offset)
             if len(found[name]) != size:
                 raise _changed(self.summaries[shard].path)

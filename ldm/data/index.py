@@ -145,9 +145,14 @@ def sidecar(path: str, index_dir: str | None) -> Path:
     return Path(index_dir) / f"{Path(path).stem}-{tag}{INDEX}"
 
 
+def find_index(path: str, index_dir: str | None) -> Path:
+    """Return where the index of a shard lies, building it if it is missing or stale."""
+    return _found(path, index_dir)[0]
+
+
 def load_index(path: str, index_dir: str | None) -> Index:
     """Read the index of a shard, building it if it is missing or stale."""
-    with np.load(_found(path, index_dir)[0], allow_pickle=False) as arrays:
+    with np.load(find_index(path, index_dir), allow_pickle=False) as arrays:
         members = tuple(arrays["members"].tolist())
         return Index(members, arrays["keys"], arrays["offsets"], arrays["sizes"])
 

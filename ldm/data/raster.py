@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -58,6 +58,33 @@ def upright_size(path: Path, formats: tuple[str, ...] = FORMATS) -> tuple[int, i
     """
     with path.open("rb") as file:
         return _opened(file, _upright_size, formats)
+
+
+def stored_size(content: bytes, is_whole: bool = True) -> tuple[int, int]:
+    """Read height and width of an image as ``rgb`` decodes it, without its pixels.
+
+    Args:
+        content: The file or its beginning.
+        is_whole: Whether it is the whole file.
+
+    Raises:
+        ValueError: If it is no image of the formats of shards, or its beginning does not tell.
+    """
+    is_png = content.startswith(_PNG)
+    if is_png and not is_whole:
+        raise ValueError("a PNG may say behind its pixels how it is turned")
+    if is_png and _ends_with_pixels(content):
+        return _opened(io.BytesIO(content), lambda image: _upright_size(image, Image.Image.getexif))
+    return _opened(io.BytesIO(content), _upright_size)
+
+
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+
+
+def _ends_with_pixels(png: bytes) -> bool:
+    """Whether nothing stands behind the pixels: else Pillow decodes them to see it."""
+    last = png.rfind(b"IDAT")
+    return png[last + 8 + int.from_bytes(png[last - 4 : last]) :] == _PNG_END
 
 
 def mask(content: bytes) -> Tensor:
@@ -124,9 +151,9 @@ def _opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[st
         raise ValueError(f"cannot be decoded as an image ({reason:.150})") from error
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
+def _upright_size(image: Image.Image, exif: Callable[[Any], Image.Exif] | None = None) -> tuple[int, int]:
     width, height = image.size
-    return (width, height) if _orientation(image) in _TRANSPOSED else (height, width)
+    return (width, height) if _orientation(image, exif) in _TRANSPOSED else (height, width)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -135,10 +162,10 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, exif: Callable[[Any], Image.Exif] | None = None) -> int:
     """Read the camera's orientation: 1, upright, where it is malformed."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return int((exif or type(image).getexif)(image).get(ExifTags.Base.Orientation, 1))
     except Exception:  # cameras, scanners and editors write anything
         return 1
 
