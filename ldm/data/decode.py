@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm.data import raster
+from ldm.data.view import View
 
 
 class BadSample(ValueError):
@@ -50,6 +51,10 @@ class SampleId:
         return BadSample(f"{self.shard}: sample '{self.key}', member '{member}': {text}", reason)
 
 
+NO_IMAGE = View(0, 0)
+"""View of a sample of which no image is read."""
+
+
 @dataclass(frozen=True)
 class Members:
     """The members of a sample that one field is decoded from.
@@ -57,14 +62,12 @@ class Members:
     Args:
         content: Member name ("jpg", "txt", ...) to its bytes, the preferred member first.
         sample: Shard and key.
-        image_size: Side S of the decoded image in pixels.
-        draw: 63 random bits that choose among several captions; None takes the canonical one.
+        view: What of the image is shown, and which caption is drawn.
     """
 
     content: Mapping[str, bytes]
     sample: SampleId
-    image_size: int = 0
-    draw: int | None = None
+    view: View = NO_IMAGE
 
     def bad(self, member: str, text: str, reason: str) -> BadSample:
         """Make the error for one member, see ``SampleId.bad``."""
@@ -93,12 +96,12 @@ Decode = Callable[[Members], Decoded | None]
 
 
 def pixels(read: Callable[[bytes], Tensor], mode: str = "bicubic", resize: bool = True) -> Decode:
-    """Make the function that decodes an image and takes its central square, (C, S, S).
+    """Make the function that decodes an image and takes what the view shows of it, (C, H, W).
 
     Args:
-        read: Decodes the bytes to (C, H, W) uint8, see ``ldm.data.raster``.
-        mode: How it is resized, see ``raster.square``.
-        resize: Whether it is resized to ``image_size``; otherwise the square keeps its size.
+        read: Decodes the bytes to (C, h, w) uint8, see ``ldm.data.raster``.
+        mode: How it is resized, see ``raster.shown``.
+        resize: Whether it is resized to the view; otherwise the crop keeps its size.
     """
 
     def decode(members: Members) -> Decoded:
@@ -107,16 +110,15 @@ def pixels(read: Callable[[bytes], Tensor], mode: str = "bicubic", resize: bool 
             image = read(content)
         except ValueError as error:
             raise members.bad(name, str(error), "unreadable image") from error
-        square = raster.square(image, members.image_size if resize else None, mode)
-        return Decoded(square, (image.shape[1], image.shape[2]))
+        return Decoded(raster.shown(image, members.view, mode, resize), (image.shape[1], image.shape[2]))
 
     return decode
 
 
 def label_map(members: Members) -> Decoded:
-    """Decode the class of every pixel: (S, S) uint8."""
-    square, size = _classes(members)  # type: ignore[misc]
-    return Decoded(square[0], size)
+    """Decode the class of every pixel: (H, W) uint8."""
+    found, size = _classes(members)  # type: ignore[misc]
+    return Decoded(found[0], size)
 
 
 _classes = pixels(raster.classes, "nearest-exact")
@@ -124,12 +126,12 @@ _classes = pixels(raster.classes, "nearest-exact")
 
 def text(members: Members) -> Decoded | None:
     """Decode a caption."""
-    meta = members.json() if members.draw is not None or "txt" not in members.content else {}
+    meta = members.json() if members.view.draw is not None or "txt" not in members.content else {}
     if (captions := meta.get("captions")) is not None:
         if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
             what = f"'captions' is {captions!r:.60}, expected a list of strings"
             raise members.bad("json", what, "malformed caption")
-        return _caption(captions[(members.draw or 0) % len(captions)], "json", members)
+        return _caption(captions[(members.view.draw or 0) % len(captions)], "json", members)
     if "txt" in members.content:
         try:
             return _caption(members.content["txt"].decode("utf-8-sig"), "txt", members)
@@ -168,7 +170,7 @@ def label(members: Members) -> Decoded | None:
 
 
 def layout(members: Members) -> Decoded | None:
-    """Decode the boxes that lie on the central square: (n, 5) float32."""
+    """Decode the boxes that lie on what is shown of the image: (n, 5) float32."""
     meta = members.json()
     if "layout" not in meta:
         return None
@@ -176,7 +178,7 @@ def layout(members: Members) -> Decoded | None:
     try:
         rows = [(_class(item["label"]), *_box(item["box"])) for item in meta["layout"]]
         boxes = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
-        return Decoded(_cropped(boxes, int(height), int(width)), (int(height), int(width)))
+        return Decoded(_shown(boxes, members.view, int(height), int(width)), (int(height), int(width)))
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         expected = 'expected a list of {"label": 3, "box": [left, top, right, bottom]}, fractions in [0, 1]'
         what = f"'layout' is {meta['layout']!r:.80} ({error!r:.60}), {expected}"
@@ -187,17 +189,20 @@ UNKNOWN_SIZE = (1, 1)
 """Height and width of an image whose layout does not state them."""
 
 
-def _cropped(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Move boxes from the image to its central square; those that lie outside are left out."""
+def _shown(boxes: Tensor, view: View, height: int, width: int) -> Tensor:
+    """Move boxes from the image to what is shown of it; those that lie outside are left out."""
     corners = boxes[:, 1:]
     if not ((corners > -1e-3) & (corners < 1.001)).all() or not (corners[:, :2] < corners[:, 2:]).all():
         raise ValueError("a box is empty or outside")
     if height < 1 or width < 1:
         raise ValueError(f"the image is {width}x{height}")
-    side, (top, left) = min(height, width), raster.corner(height, width)
-    scale = torch.tensor([width, height, width, height]) / side
-    moved = corners * scale - torch.tensor([left, top, left, top]) / side
-    boxes = torch.cat([boxes[:, :1], moved.clamp(0.0, 1.0)], dim=1)
+    top, left, high, wide = view.box(height, width)
+    sides = torch.tensor([wide, high, wide, high])
+    moved = corners * (torch.tensor([width, height, width, height]) / sides)
+    moved = (moved - torch.tensor([left, top, left, top]) / sides).clamp(0.0, 1.0)
+    if view.flip:
+        moved = torch.stack([1 - moved[:, 2], moved[:, 1], 1 - moved[:, 0], moved[:, 3]], dim=1)
+    boxes = torch.cat([boxes[:, :1], moved], dim=1)
     return boxes[(boxes[:, 1:3] < boxes[:, 3:]).all(1)]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, stack
 
 from ldm.data import decode, raster
 from ldm.data.decode import UNKNOWN_SIZE, BadSample, Decode, Members, SampleId
+from ldm.data.view import View
 from ldm.io.images import from_bytes
 from ldm.types import Batch
 
@@ -111,8 +112,7 @@ def decode_sample(
     members: Mapping[str, bytes],
     sample: SampleId,
     fields: Iterable[str],
-    image_size: int,
-    draw: int | None,
+    view: View,
     optional: Iterable[str] = (),
     classes: Mapping[str, int] = _NONE,
 ) -> Sample:
@@ -122,10 +122,8 @@ def decode_sample(
         members: Member name ("jpg", "txt", ...) to its bytes.
         sample: Shard and key.
         fields: Names of fields; others are not decoded.
-        image_size: Side S of the image in pixels, and of what lies on it; the low-resolution image
-            keeps its own.
-        draw: 63 random bits that choose among several captions (training); None takes the canonical
-            caption (evaluation).
+        view: What is shown of the image, and of what lies on it, and which caption is drawn; the
+            low-resolution image keeps its size.
         optional: Names of further fields, each left out where it is missing or bad.
         classes: Number of classes of fields that hold some.
 
@@ -139,7 +137,7 @@ def decode_sample(
     for name, is_required in wanted:
         content = {member: members[member] for member in FIELDS[name].members if member in members}
         try:
-            decoded = FIELDS[name].decode(Members(content, sample, image_size, draw)) if content else None
+            decoded = FIELDS[name].decode(Members(content, sample, view)) if content else None
             if decoded is None:
                 found = ", ".join(members) or "none of them"
                 what = f"missing: it gives the field '{name}' (found {found})"

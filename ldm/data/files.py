@@ -14,6 +14,7 @@ from torch import distributed
 from ldm.data.decode import SampleId
 from ldm.data.fields import Sample, decode_sample, whitelist
 from ldm.data.index import Index, Summary, load_index
+from ldm.data.view import View
 
 _KEEP_OPEN = 64
 
@@ -71,8 +72,7 @@ class ShardFiles:
         shard: int,
         row: int,
         fields: Sequence[str],
-        image_size: int,
-        draw: int | None,
+        view: View,
         optional: Sequence[str] = (),
         classes: Mapping[str, int] | None = None,
     ) -> Sample:
@@ -82,7 +82,7 @@ class ShardFiles:
             BadSample: If it cannot be used.
         """
         members, sample = self.members(shard, row, whitelist((*fields, *optional)))
-        decoded = decode_sample(members, sample, fields, image_size, draw, optional, classes or {})
+        decoded = decode_sample(members, sample, fields, view, optional, classes or {})
         return {**decoded, "key": self.key(shard, row)}
 
     def _opened(self, shard: int) -> tuple[FileIO, Index]:

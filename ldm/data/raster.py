@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from ldm.data.colour import to_srgb
+from ldm.data.view import View
 
 T = TypeVar("T")
 
@@ -111,32 +112,25 @@ def classes(content: bytes) -> Tensor:
     return torch.from_numpy(_opened(io.BytesIO(content), _indices))[None]
 
 
-def square(image: Tensor, size: int | None, mode: str = "bicubic") -> Tensor:
-    """Crop the central square and resize it.
+def shown(image: Tensor, view: View, mode: str = "bicubic", resize: bool = True) -> Tensor:
+    """Crop an image as a view says, resize it and flip it.
 
     Args:
-        image: (C, H, W) uint8.
-        size: Side of the result; None takes the square as large as it is.
+        image: (C, h, w) uint8.
+        view: What of it is shown.
         mode: "bicubic" for images, "nearest-exact" for what must not be mixed.
+        resize: Whether it takes the size of the view; otherwise the crop keeps its own.
 
     Returns:
-        (C, size, size) uint8.
+        (C, H, W) uint8.
     """
-    height, width = image.shape[1:]
-    side = min(height, width)
-    if height != width:
-        top, left = corner(height, width)
-        image = image[:, top : top + side, left : left + side]
-    if size is not None and side != size:
+    top, left, height, width = view.box(*image.shape[1:])
+    image = image[:, top : top + height, left : left + width]
+    size = (view.height, view.width)
+    if resize and (height, width) != size:
         # on uint8 with channels last this path of torch is several times faster than Pillow's
-        image = F.interpolate(image[None], (size, size), mode=mode, antialias=mode == "bicubic")[0]
-    return image.contiguous()
-
-
-def corner(height: int, width: int) -> tuple[int, int]:
-    """Return top and left of the central square."""
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2
+        image = F.interpolate(image[None], size, mode=mode, antialias=mode == "bicubic")[0]
+    return (image.flip(-1) if view.flip else image).contiguous()
 
 
 def _opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:

@@ -27,6 +27,7 @@ from ldm.data.source import (
 from ldm.data.stored import check_fields, num_giving
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
+from ldm.data.view import View
 
 NUM_CHECKED, MAX_UNKNOWN = 100, 0.05
 """Training samples whose classes are looked at before the first step, and the share of them that may be
@@ -143,19 +144,18 @@ class IndexedSource(Source, Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         """Return the sample at a global position.
 
-        A bad sample never shifts a position: it is replaced by the next position's sample, with the captions
-        drawn for ``position``.
+        A bad sample never shifts a position: it is replaced by the next position's sample, with what is drawn
+        for ``position``.
 
         Raises:
             ValueError: If ``MAX_BAD`` samples in a row cannot be used.
         """
-        draw = self.spec.draw(position)
-        return first_usable(lambda tried: self._read(tried, draw), range(position, position + MAX_BAD))
+        view = self.spec.view(position)
+        return first_usable(lambda tried: self._read(tried, view), range(position, position + MAX_BAD))
 
-    def _read(self, position: int, draw: int) -> Sample:
+    def _read(self, position: int, view: View) -> Sample:
         shard, row = self.order.locate(position)
-        spec = self.spec
-        return self.files.sample(shard, row, spec.fields, spec.image_size, draw, classes=spec.classes)
+        return self.files.sample(shard, row, self.spec.fields, view, classes=self.spec.classes)
 
     @override
     def check(self) -> None:
@@ -165,7 +165,7 @@ class IndexedSource(Source, Dataset[Sample]):
         for position in checked:
             shard, row = self.order.locate(position)
             try:
-                self.files.sample(shard, row, [*classes], self.spec.image_size, None, classes=classes)
+                self.files.sample(shard, row, [*classes], self.spec.view(position), classes=classes)
             except BadSample as error:
                 found += [error] if error.reason == UNKNOWN_CLASS else []
         if len(found) > max(1, MAX_UNKNOWN * len(checked)):

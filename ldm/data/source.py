@@ -21,6 +21,7 @@ from ldm.data.files import ShardFiles
 from ldm.data.index import fingerprint
 from ldm.data.order import mix
 from ldm.data.raster import DECODER
+from ldm.data.view import View
 from ldm.hardware import check_shared_memory
 
 MAX_BAD = 100
@@ -43,9 +44,10 @@ class SampleSpec:
     seed: int
     classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def draw(self, *position: int) -> int:
-        """Return 63 random bits for the sample at ``position``: a function of (seed, position) alone."""
-        return mix(self.seed, 0xD4A3, *position) >> 1
+    def view(self, *position: int) -> View:
+        """Return what the sample at ``position`` shows: a function of (seed, position) alone."""
+        draw = mix(self.seed, 0xD4A3, *position) >> 1
+        return View(self.image_size, self.image_size, draw=draw)
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,8 @@ class EvaluationSet(Dataset[Sample]):
 
     def _read(self, position: int) -> Sample:
         shard, row = self._locate(position)
-        return self.files.sample(
-            shard, row, self.required, self.image_size, None, self.optional, self.classes
-        )
+        view = View(self.image_size, self.image_size)
+        return self.files.sample(shard, row, self.required, view, self.optional, self.classes)
 
     def loader(self, batch_size: int, num_workers: int, process: DataRank) -> DataLoader[Sample]:
         """Make the loader of one process.

@@ -255,9 +255,9 @@ def _decoded(raw: Iterable[dict[str, Any]], spec: SampleSpec) -> Iterator[Sample
 def _decode(raw: dict[str, Any], spec: SampleSpec) -> Sample:
     sample = SampleId(raw["__url__"], raw["__key__"])
     members = {name: raw[name] for name in whitelist(spec.fields) if name in raw}
-    # the key, not a counter, draws the caption: a counter would depend on the worker
-    draw = spec.draw(raw["turn"], int.from_bytes(sample.key.encode()[-8:], "big"))
-    decoded = decode_sample(members, sample, spec.fields, spec.image_size, draw, classes=spec.classes)
+    # the key, not a counter, draws: a counter would depend on the worker
+    view = spec.view(raw["turn"], int.from_bytes(sample.key.encode()[-8:], "big"))
+    decoded = decode_sample(members, sample, spec.fields, view, classes=spec.classes)
     return {**decoded, "turn": raw["turn"], "shard": sample.shard}
 
 

@@ -22,6 +22,7 @@ from ldm.data.decode import BadSample
 from ldm.data.fields import FIELDS, LATENT, decode_sample, whitelist
 from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, summarize_all
+from ldm.data.view import View
 from ldm.data.writer import tar_writer
 from ldm.distributed.group import Group, SingleProcess
 from ldm.hardware import Inference, inference
@@ -136,12 +137,12 @@ class EncodingDataset(Dataset[EncodingItem]):
 
     def __init__(self, files: ShardFiles, image_size: int) -> None:
         self.files = files
-        self.image_size = image_size
+        self.view = View(image_size, image_size)
 
     def __getitem__(self, position: tuple[int, int]) -> EncodingItem:
         members, sample = self.files.members(*position, whitelist())
         try:
-            image = decode_sample(members, sample, ["image"], self.image_size, None)["image"]
+            image = decode_sample(members, sample, ["image"], self.view)["image"]
         except BadSample as error:
             return EncodingItem(sample.key, members, None, str(error))
         return EncodingItem(sample.key, members, image)

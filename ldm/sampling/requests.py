@@ -11,6 +11,7 @@ from typing import Any
 from ldm.data.decode import SampleId
 from ldm.data.fields import FIELDS, Sample, collate, decode_sample
 from ldm.data.readers import Indexed
+from ldm.data.view import View
 from ldm.types import Batch
 
 
@@ -157,7 +158,7 @@ def read_files(files: Mapping[str, str], size: int) -> Sample:
         members = FIELDS[field].members
         member = next((name for name in members if path.endswith(f".{name}")), members[0])
         content = {member: Path(path).read_bytes()}
-        sample |= decode_sample(content, SampleId(_option(field), path), [field], size, None)
+        sample |= decode_sample(content, SampleId(_option(field), path), [field], View(size, size))
     sample.pop("key", None)
     return sample
 

@@ -14,6 +14,7 @@ from tiny_shards import png, write_tar
 from ldm.data.decode import BadSample, SampleId
 from ldm.data.fields import collate, decode_sample, whitelist
 from ldm.data.module import Shards
+from ldm.data.view import View
 
 SAMPLE = SampleId("shards/train-000003.tar", "000042")
 FIELDS = ["image", "mask", "low_res", "label_map", "layout"]
@@ -27,7 +28,7 @@ def encoded(pixels: np.ndarray, format: str = "PNG", **options) -> bytes:
 
 def read(fields, size=8, **members):
     names = {name.replace("_", "."): content for name, content in members.items()}
-    return decode_sample(names, SAMPLE, fields, size, None)
+    return decode_sample(names, SAMPLE, fields, View(size, size))
 
 
 def scene(height: int, width: int, left: int, top: int, side: int) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from ldm.data.decode import BadSample, Members, SampleId, text
 from ldm.data.fields import collate, converted, decode_sample, whitelist
+from ldm.data.view import View
 
 SAMPLE = SampleId("shards/train-000003.tar", "000042")
 
@@ -25,11 +26,11 @@ def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
 
 
 def image_of(content: bytes, size: int, kind: str = "png") -> torch.Tensor:
-    return decode_sample({kind: content}, SAMPLE, ["image"], size, None)["image"]
+    return decode_sample({kind: content}, SAMPLE, ["image"], View(size, size))["image"]
 
 
 def text_of(members: dict[str, bytes], draw: int | None) -> str:
-    return decode_sample(members, SAMPLE, ["text"], 8, draw)["text"]
+    return decode_sample(members, SAMPLE, ["text"], View(8, 8, draw=draw))["text"]
 
 
 def test_an_image_of_the_right_size_is_exact():
@@ -101,7 +102,7 @@ def test_captions_are_drawn_in_training_and_canonical_in_evaluation():
 
 def test_labels_come_from_cls_or_json():
     def label(members):
-        return decode_sample(members, SAMPLE, ["label"], 8, None)["label"]
+        return decode_sample(members, SAMPLE, ["label"], View(8, 8))["label"]
 
     assert label({"cls": b" 7\n"}) == 7
     assert label({"json": b'{"label": 3}'}) == 3
@@ -117,7 +118,7 @@ def latent(array: np.ndarray, **options) -> bytes:
 def test_latents_are_float16_until_they_are_on_the_device_and_their_images_are_not_decoded():
     array = np.random.default_rng(0).normal(size=(8, 4, 4)).astype(np.float16)
     members = {"latent.npy": latent(array), "png": b"not an image"}
-    sample = decode_sample(members, SAMPLE, ["latent"], 32, None)
+    sample = decode_sample(members, SAMPLE, ["latent"], View(32, 32))
     assert set(sample) == {"key", "latent"}
     assert np.array_equal(sample["latent"].numpy(), array) and sample["latent"].dtype == torch.float16
     there = converted(collate([sample]))["latent"]
@@ -181,7 +182,7 @@ BAD = {
 def test_bad_members_are_named_with_shard_key_and_reason(name):
     field, members, message = BAD[name]
     with pytest.raises(BadSample, match=f"shards/train-000003.tar: sample '000042', .*{message}"):
-        decode_sample(members, SAMPLE, [field], 8, None)
+        decode_sample(members, SAMPLE, [field], View(8, 8))
 
 
 def test_no_exif_that_bytes_can_hold_ends_in_anything_but_an_image():

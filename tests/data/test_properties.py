@@ -30,6 +30,7 @@ from ldm.data.order import Order
 from ldm.data.source import DataRank, EvaluationSet, rank_batches
 from ldm.data.tar import expand
 from ldm.data.tar_stream import read_samples
+from ldm.data.view import View
 from ldm.data.writer import tar_writer
 from ldm.io.images import read_text, write_png
 from ldm.rng import SampleNoise
@@ -151,7 +152,7 @@ def test_keys_and_captions_come_back_as_they_were_written(captions):
     for key, caption in captions.items():
         for draw, text in ((None, caption.removeprefix("\ufeff")), (5, caption)):
             try:
-                sample = decode_sample(found[key], SampleId("a.tar", key), ["text"], 8, draw)
+                sample = decode_sample(found[key], SampleId("a.tar", key), ["text"], View(8, 8, draw=draw))
                 assert sample["text"] == text.strip() != ""
             except BadSample as error:
                 assert error.reason == "empty caption" and not text.strip()
@@ -186,7 +187,7 @@ def test_a_folder_is_packed_whatever_its_files_are_called(captions):
         files = ShardFiles([summarize(str(out / "train-000000.tar"), None)], None)
         found = {}
         for row in range(files.summaries[0].count):
-            sample = files.sample(0, row, ["image", "text"], 8, None)
+            sample = files.sample(0, row, ["image", "text"], View(8, 8))
             meta = json.loads(files.members(0, row, ("json",))[0]["json"])
             found[meta["file"]] = sample["text"]
         assert found == good
