@@ -11,6 +11,7 @@ import io
 import resource
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import webdataset
 from PIL import Image
 from torch.nn import functional as F
 
+from ldm.data.bucket_order import BucketOrder
 from ldm.data.fields import whitelist
 from ldm.data.index import Summary, scan, summarize_all
 from ldm.data.module import Shards
@@ -99,6 +101,32 @@ def ordering(num_shards: int, per_shard: int, group: int) -> tuple[float, float,
     return planned, sought, 20_000 / (time.perf_counter() - started)
 
 
+def bucketing(
+    num_shards: int, per_shard: int, num_buckets: int, batch_size: int
+) -> tuple[float, float, float]:
+    """Return seconds and MB up to the first sample in buckets, counts included, and samples per second then.
+
+    Each bucket has 3/4 of the samples of the one before it.
+    """
+    shares = 0.75 ** np.arange(num_buckets)
+    counts = np.random.default_rng(0).multinomial(per_shard, shares / shares.sum(), size=num_shards)
+    started = time.perf_counter()
+    order = BucketOrder(counts, 0, 8, batch_size)
+    order.locate(0)
+    planned = time.perf_counter() - started
+    started = time.perf_counter()
+    for position in range(len(order) // 2, len(order) // 2 + 20_000):
+        order.locate(position)
+    rate = 20_000 / (time.perf_counter() - started)
+    tracemalloc.start()
+    order = BucketOrder(counts, 0, 8, batch_size)
+    for batch in range(1024):  # of every bucket
+        order.locate(batch * batch_size)
+    peak = tracemalloc.get_traced_memory()[1] + counts.nbytes
+    tracemalloc.stop()
+    return planned, peak / 1e6, rate
+
+
 def files(folder: Path, samples: int, batches: int) -> dict[str, str]:
     """Measure what reads shards."""
     photos = shard(folder / "images.tar", samples, "jpg", [image(i) for i in range(32)])
@@ -119,6 +147,7 @@ def files(folder: Path, samples: int, batches: int) -> dict[str, str]:
 def orders() -> dict[str, str]:
     """Measure the order of a billion samples."""
     planned, sought, located = ordering(100_000, 10_000, 8)
+    first, memory, rate = bucketing(100_000, 10_000, 20, 256)
     summaries = [
         Summary(f"{i:06d}.tar", 1, 1, 10_000, dict.fromkeys(whitelist(), 10_000)) for i in range(100_000)
     ]
@@ -131,6 +160,8 @@ def orders() -> dict[str, str]:
         "table of 100,000 shards: read": f"{table * 1e3:.0f} ms",
         "order of a billion samples in 100,000 shards: first sample": f"{planned * 1e3:.0f} ms",
         "any other sample; samples per second from there": f"{sought * 1e3:.0f} ms; {located:,.0f}",
+        "the same in 20 buckets: first sample": f"{first * 1e3:.0f} ms",
+        "memory of all buckets' orders; samples per second": f"{memory:.0f} MB; {rate:,.0f}",
     }
 
 

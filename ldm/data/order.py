@@ -66,27 +66,28 @@ class Order:
     """Maps a global position to (shard, row).
 
     Args:
-        counts: Number of samples of each shard, all >= 1.
+        counts: Number of samples of each shard; some may be 0.
         seed: Seed of the order.
         group_shards: K, the number of shards permuted jointly.
 
     Raises:
-        ValueError: If ``counts`` is empty or holds a number below 1, or ``group_shards`` is below 1.
+        ValueError: If ``counts`` holds no sample or a negative number, or ``group_shards`` is below 1.
     """
 
-    def __init__(self, counts: Sequence[int], seed: int, group_shards: int) -> None:
-        if not len(counts) or min(counts) < 1:
-            raise ValueError(f"counts: got {list(counts)!r:.80}, expected at least one shard, none empty")
+    def __init__(self, counts: Sequence[int] | np.ndarray, seed: int, group_shards: int) -> None:
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self._total = int(self.counts.sum())  # once: it is needed for each sample
+        if not self._total or self.counts.min() < 0:
+            raise ValueError(f"counts: got {list(counts)!r:.80}, expected at least one sample")
         if group_shards < 1:
             raise ValueError(f"group_shards: got {group_shards}, expected at least 1")
-        self.counts = np.asarray(counts, dtype=np.int64)
         self.seed = seed
         self.group_shards = group_shards
         self._epoch: _Epoch | None = None
         self._group: _Group | None = None
 
     def __len__(self) -> int:
-        return int(self.counts.sum())
+        return self._total
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return (shard, row in the shard) of the sample at a global position >= 0."""

@@ -80,10 +80,16 @@ def test_a_large_store_seeks_at_once():
     assert order._group is not None and len(order._group.rows) == 80_000
 
 
-def test_empty_shards_and_groups_are_refused():
+def test_empty_shards_are_passed_over():
+    order, full = Order([0, 3, 0, 0, 2, 0], 0, 2), {(1, 0), (1, 1), (1, 2), (4, 0), (4, 1)}
+    for epoch in range(4):
+        assert {order.locate(5 * epoch + i) for i in range(5)} == full
+
+
+def test_orders_and_groups_of_nothing_are_refused():
     with pytest.raises(ValueError, match="counts"):
         Order([], 0, 1)
     with pytest.raises(ValueError, match="counts"):
-        Order([3, 0], 0, 1)
+        Order([0, 0], 0, 1)
     with pytest.raises(ValueError, match="group_shards: got 0"):
         Order([3], 0, 0)
