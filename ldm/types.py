@@ -111,10 +111,12 @@ class Denoiser(Protocol):
                 x_t itself with the others.
             t: (B,), how noisy each sample is: timesteps, int64 in [0, T - 1], 0 almost clean, or float32
                 between them; with ``EDM`` the float32 c_noise = ln(sigma / alpha) / 4, which may be negative.
+                An objective with two times, as ``DenoiserDims.times`` says, gives (B, 2).
             cond: What conditions the B samples, with the fields that ``DenoiserDims`` announced.
 
         Returns:
-            (B, C, h, w), of any floating dtype: the objective computes in float32.
+            (B, C, h, w), or as many channels as ``DenoiserDims.output`` says, of any floating dtype: the
+            objective computes in float32.
         """
         ...
 
@@ -270,3 +272,12 @@ class DenoiserDims:
     """E: width of ``Cond.vector``; None without a vector."""
     spatial: int = 0
     """C': channels of ``Cond.spatial``; 0 without it."""
+    output: int | None = None
+    """Channels of the output; None: C. An objective that learns the variance wants 2 C."""
+    times: int = 1
+    """Times that the network gets: 1, then t is (B,); or 2, then it is (B, 2)."""
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.sample if self.output is None else self.output

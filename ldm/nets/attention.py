@@ -118,9 +118,7 @@ class TransformerBlock(nn.Module):
         """Map (B, N, width) to the same; ``context`` (B, L, D), ``mask`` (B, L) bool, True = attend."""
         normed = self.norm1(x)
         x = x + self.attn1(normed, normed)
-        if self.cross:
-            if context is None:
-                raise ValueError("the denoiser was built for condition tokens, but the condition has none")
+        if self.cross and context is not None:
             x = x + self.attn2(self.norm2(x), context, mask)
         return x + self.ff(self.norm3(x))
 

@@ -11,21 +11,61 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.types import Cond, DenoiserDims
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0, shift: int = 0) -> Tensor:
     """Embed timesteps in sines and cosines of geometric frequencies (Vaswani et al. 2017, sec. 3.5).
 
     Args:
         t: (B,) timesteps, integer or fractional.
         dim: Even width of the embedding.
         max_period: Period of the slowest frequency, in steps / (2 pi).
+        shift: 1 to reach that; with 0 the slowest is one step of the progression faster.
 
     Returns:
         (B, dim) float32, cosines first.
     """
-    exponent = torch.arange(dim // 2, dtype=torch.float32, device=t.device) / (dim // 2)
-    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponent)
+    # multiplied before it is divided, as other programs do: phases are exact to 1e-4 only
+    exponent = -math.log(max_period) * torch.arange(dim // 2, dtype=torch.float32, device=t.device)
+    angles = t.float()[:, None] * torch.exp(exponent / (dim // 2 - shift))
     return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def concat_map(x: Tensor, spatial: Tensor | None, channels: int) -> Tensor:
+    """Concatenate a condition's map to the noisy latent.
+
+    Args:
+        x: (B, C, h, w).
+        spatial: (B, channels, h, w), or None if ``channels`` is 0.
+        channels: What the denoiser was built for.
+
+    Raises:
+        ValueError: If the map has other channels or another size.
+    """
+    found = (0, *x.shape[2:]) if spatial is None else (spatial.shape[1], *spatial.shape[2:])
+    if found != (channels, *x.shape[2:]):
+        raise ValueError(
+            f"the denoiser was built for condition maps of {channels} channels and the size "
+            f"of the latent, {x.shape[2]}x{x.shape[3]}, got {found[0]} channels of {found[1]}x{found[2]}"
+        )
+    return x if spatial is None else torch.cat([x, spatial.to(x.dtype)], dim=1)
+
+
+def check_condition(cond: Cond, widths: DenoiserDims) -> None:
+    """Check that a condition has tokens and a vector where a denoiser was built for them, and only there.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    fields = {"tokens": (cond.tokens, widths.tokens), "a vector": (cond.vector, widths.vector)}
+    for name, (found, built) in fields.items():
+        if found is None and built is not None:
+            raise ValueError(
+                f"the denoiser was built for {name} as its condition, but the condition has none"
+            )
+        if found is not None and built is None:
+            raise ValueError(f"the condition has {name}, for which the denoiser was built without a place")
 
 
 class GroupNorm(nn.GroupNorm):

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from ldm.io.config import Configurable
 from ldm.nets.attention import Transformer2D
-from ldm.nets.layers import Downsample, GroupNorm, ResnetBlock, TimestepMLP, Upsample, timestep_embedding
+from ldm.nets.layers import (
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    TimestepMLP,
+    Upsample,
+    check_condition,
+    concat_map,
+    timestep_embedding,
+)
 from ldm.types import Cond, DenoiserDims
 
 
@@ -51,6 +60,7 @@ class UNet(Configurable, nn.Module):
         self.factor = 2 ** (len(channels) - 1)
         time_width = 4 * channels[0]
         self.time_embedding = TimestepMLP(channels[0], time_width)
+        self.interval_embedding = TimestepMLP(channels[0], time_width) if widths.times == 2 else None
         self.class_embedding = None if widths.vector is None else nn.Linear(widths.vector, time_width)
         self.conv_in = nn.Conv2d(widths.sample + widths.spatial, channels[0], 3, padding=1)
         options = _LevelOptions(time_width, widths.tokens, norm_groups, linear_projection)
@@ -59,29 +69,31 @@ class UNet(Configurable, nn.Module):
         self.mid_block = options.stack([channels[-1]] * 2, channels[-1], heads[-1], num_transformers=1)
         self.up_blocks = _up(options, levels, layers_per_block, skips)
         self.conv_norm_out = GroupNorm(norm_groups, channels[0], eps=1e-5)
-        self.conv_out = nn.Conv2d(channels[0], widths.sample, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[0], widths.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """Predict the output of the objective, from a noisy latent.
 
         Args:
             x: x_t, (B, C, h, w) with h and w divisible by ``factor``.
-            t: (B,) timesteps; 0 is almost clean.
+            t: (B,) timesteps; 0 is almost clean. (B, 2) where ``widths`` says so.
             cond: Condition with the fields that ``widths`` names.
 
         Returns:
-            (B, C, h, w): noise, velocity or x_0, whichever it was trained for.
+            (B, C, h, w): noise, velocity or x_0, whichever it was trained for; or as many channels
+            as ``widths`` says.
 
         Raises:
-            ValueError: If the size cannot be halved often enough.
+            ValueError: If the size cannot be halved often enough, or the condition has other fields.
         """
+        check_condition(cond, self.widths)
         if x.shape[2] % self.factor or x.shape[3] % self.factor:
             raise ValueError(
                 f"denoiser.block_out_channels: {len(self.down_blocks)} levels need sizes divisible by "
                 f"{self.factor}, got {x.shape[2]}x{x.shape[3]}: use fewer levels or another size of images"
             )
         time = self._embed(t, cond, x.dtype)
-        hidden = self.conv_in(self._with_map(x, cond.spatial))
+        hidden = self.conv_in(concat_map(x, cond.spatial, self.widths.spatial))
         if cond.tokens is not None:  # once, not for each projection of them
             cond = replace(cond, tokens=cond.tokens.to(hidden.dtype))
         skips = [hidden]
@@ -97,23 +109,13 @@ class UNet(Configurable, nn.Module):
         kinds = (ResnetBlock, Transformer2D, Downsample, Upsample)
         return [module for module in self.modules() if isinstance(module, kinds)]
 
-    def _with_map(self, x: Tensor, spatial: Tensor | None) -> Tensor:
-        found = (0, *x.shape[2:]) if spatial is None else (spatial.shape[1], *spatial.shape[2:])
-        if found != (self.widths.spatial, *x.shape[2:]):
-            raise ValueError(
-                f"the denoiser was built for condition maps of {self.widths.spatial} channels and the size "
-                f"of the latent, {x.shape[2]}x{x.shape[3]}, got {found[0]} channels of {found[1]}x{found[2]}"
-            )
-        return x if spatial is None else torch.cat([x, spatial.to(x.dtype)], dim=1)
-
     def _embed(self, t: Tensor, cond: Cond, dtype: torch.dtype) -> Tensor:
-        waves = timestep_embedding(t, self.time_embedding.linear_1.in_features)
-        time = self.time_embedding(waves.to(dtype))
-        if self.class_embedding is None:
-            return time
-        if cond.vector is None:
-            raise ValueError("the denoiser was built for a condition vector, but the condition has none")
-        return time + self.class_embedding(cond.vector)
+        width = self.time_embedding.linear_1.in_features
+        first = t if self.interval_embedding is None else t[:, 0]
+        time = self.time_embedding(timestep_embedding(first, width).to(dtype))
+        if self.interval_embedding is not None:
+            time = time + self.interval_embedding(timestep_embedding(t[:, 1], width).to(dtype))
+        return time if self.class_embedding is None else time + self.class_embedding(cond.vector)
 
 
 class Stack(nn.Module):
