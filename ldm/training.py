@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from enum import Enum
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -21,6 +21,7 @@ from ldm import ROOMS, import_exports
 from ldm.callbacks.ema import EMA
 from ldm.callbacks.lineage import Lineage
 from ldm.callbacks.profile import Profile
+from ldm.callbacks.record import Record
 from ldm.callbacks.sample_grid import SampleGrid
 from ldm.callbacks.watchdog import Watchdog
 from ldm.checkpointing.callback import Checkpoints
@@ -33,12 +34,12 @@ from ldm.io.checkpoint import Checkpoint
 from ldm.io.lock import held
 from ldm.io.upstream import keep_upstream, rebuilding, upstream_options
 from ldm.loggers.directions import directions
-from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.finished import Finished, check_steps, check_stopped
 from ldm.runs.folder import RunFolder, start_wandb
 from ldm.runs.options import CONFIG, HELP, OPTIONS, WandB
-from ldm.runs.precision import Precision, check_precision
+from ldm.runs.precision import Precision
 from ldm.runs.recipe import CONFIGS, Recipe, names_class
+from ldm.runs.settings import check_same
 from ldm.runs.trainer import Trainer, ending, settle
 from ldm.runs.weights import frozen_at_random, keep_weights
 from ldm.stages.counted import global_batch_size
@@ -102,7 +103,8 @@ class FitCLI(LightningCLI):
             if _is_first():
                 keep_upstream(self.run_folder.folder, self.model.upstream())
         if self.checkpoint is not None:
-            check_stopped(self.name, self.checkpoint.file, self.checkpoint.state, self.trainer)
+            with self._finished_as_configured():
+                check_stopped(self.name, self.checkpoint.file, self.checkpoint.state, self.trainer)
         self.checkpoint = None  # keeps a file on the disk that training will replace
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -136,7 +138,18 @@ class FitCLI(LightningCLI):
         if self.checkpoint is not None:
             _warn(keep_weights(self.config, self.start))
             wanted = self.config.trainer
-            check_steps(self.name, self.checkpoint, wanted.max_steps, wanted.limit_val_batches != 0)
+            with self._finished_as_configured():
+                check_steps(self.name, self.checkpoint, wanted.max_steps, wanted.limit_val_batches != 0)
+
+    @contextmanager
+    def _finished_as_configured(self) -> Iterator[None]:
+        """A finished run that is called with other settings is an error."""
+        try:
+            yield
+        except Finished as reason:
+            now = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, skip_link_targets=False))
+            check_same(reason, now, self.run_folder.folder / "config.yaml")
+            raise
 
     def _follow_launcher(self) -> None:
         """Train on the processes that torchrun started: with fewer, each would train a model of its own."""
@@ -147,24 +160,6 @@ class FitCLI(LightningCLI):
             if count is not None and str(got) not in (str(default), str(count)):
                 raise ValueError(f"trainer.{name}: got {got}, but torchrun started {count}: leave it out")
             self.config.trainer[name] = count or got
-
-
-class Record(SaveConfigCallback):
-    """Writes what the run was started with, once its data are known to be there."""
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write nothing of a run whose processes compute in different precisions."""
-        check_precision(trainer, self.config.trainer.precision)
-        super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write them into the run folder, and give them to W&B; called on the first process only."""
-        text = self.parser.dump(self.config, skip_unset=False, skip_link_targets=False)
-        run = RunFolder(trainer.default_root_dir)
-        run.record(text)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbSamplesLogger):
-                logger.keep_files(run.records)
 
 
 def build(arguments: Sequence[str] | None = None, scope: ExitStack | None = None) -> FitCLI:

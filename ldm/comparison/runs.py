@@ -6,12 +6,14 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ldm.runs.settings import flat
 
 Points = list[tuple[float, float]]
 """(samples seen, value), in order."""
@@ -75,9 +77,9 @@ def _read(folder: Path, name: str) -> ComparedRun:
         raise ValueError(
             f"'{folder}' is no run folder: expected config.yaml and metrics.csv, as ldm.fit leaves them"
         )
-    settings = dict(_flat(_load(folder / "config.yaml")))
+    settings = dict(flat(_load(folder / "config.yaml")))
     settings.pop("run", None)  # the folder itself: it always differs
-    environment = dict(_flat(_load(folder / "environment.json")))
+    environment = dict(flat(_load(folder / "environment.json")))
     curves, records = _curves(folder / "metrics.csv"), _records(folder / "evaluations.jsonl")
     images, directions = _images(folder / "images"), _load(folder / "metrics.json")
     return ComparedRun(name, settings, environment, curves, images, records, directions)
@@ -99,18 +101,6 @@ def _load(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Flatten nested settings to dotted keys; ``class_path`` and ``init_args`` are left out of them."""
-    inner: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else []
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        inner = list(enumerate(value))
-    if not inner:
-        yield key, str(value)
-    for name, item in inner:
-        part = "" if name in ("class_path", "init_args") else str(name)
-        yield from _flat(item, f"{key}.{part}".strip("."))
 
 
 def _curves(path: Path) -> dict[str, Points]:

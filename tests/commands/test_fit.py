@@ -122,6 +122,18 @@ def test_a_finished_run_reports_it_and_changes_nothing(chain, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in (chain.runs / "clip").rglob("*")}
 
 
+def test_a_finished_run_that_is_called_with_other_settings_says_which_and_is_an_error(chain, capsys):
+    before = {p: p.stat().st_mtime_ns for p in (chain.runs / "clip").rglob("*")}
+    assert fit.main(chain.arguments("clip", "--model.optimizer.lr=0.25")) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: --run 'clip' is finished, and was trained with other settings")
+    assert "model.optimizer.lr: 0.005, now 0.25)" in line
+    of_the_machine = ["--data.num_workers=1", "--trainer.devices=1", "--trainer.max_steps=7"]
+    assert fit.main(chain.arguments("clip", *of_the_machine, "--wandb.project=other")) == 0
+    assert "finished, 8 of 7 steps are done" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in (chain.runs / "clip").rglob("*")}
+
+
 @pytest.mark.slow
 def test_earlier_configurations_are_kept_if_they_differ(fresh):
     run = fresh.runs / "clip"

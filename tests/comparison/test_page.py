@@ -9,8 +9,9 @@ import pytest
 
 from ldm import compare
 from ldm.comparison.page import _values, best, measured_otherwise, thinned, validated_otherwise
-from ldm.comparison.runs import EvaluationRecord, _flat, read_runs
+from ldm.comparison.runs import EvaluationRecord, read_runs
 from ldm.loggers.metrics_csv import MetricsCSV
+from ldm.runs.settings import flat
 
 HOVER = """
 const area = document.querySelector('.plot .nsewdrag'), box = area.getBoundingClientRect();
@@ -267,4 +268,4 @@ def test_values_of_contrastive_stages_are_ranked_among_equally_many_pairs(folder
 
 
 def _flatten(settings):
-    return dict(_flat(settings))
+    return dict(flat(settings))
