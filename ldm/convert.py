@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentParser
 
+from ldm.checkpointing.post_hoc import reconstruct
 from ldm.cli import command_parser, run_command
 from ldm.interop.compvis import export_file, import_file
 from ldm.interop.diffusers import export_pipeline, import_folder
@@ -19,7 +20,7 @@ from ldm.interop.open_clip import export_clip, import_clip
 from ldm.interop.transformers import export_text, import_text
 from ldm.io.upstream import OPTION, upstream_options
 
-HELP = """Bring weights of other programs here, or write ours as they read them.
+HELP = """Bring weights of other programs here, write ours as they read them, or make another average of ours.
 
 Each command has its own --help. Nothing is downloaded; pickles are read without running what is in them."""
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "to-open-clip": export_clip,
     "from-transformers": import_text,
     "to-transformers": export_text,
+    "post-hoc-ema": reconstruct,
 }
 """Functions whose arguments and docstrings are the command line; those of a dataclass are options too."""
 EXPORTS_OF_DIFFUSION = (export_pipeline, export_file, export_text)

@@ -10,6 +10,7 @@ __getattr__, __all__ = exports(
     denoising_grid="DenoisingGrid",
     ema="EMA",
     evaluation="Evaluation",
+    post_hoc_ema="PostHocEMA",
     progress="ProgressBar",
     retrieval="ValidationRetrieval",
     sample_grid="SampleGrid",

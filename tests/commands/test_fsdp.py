@@ -10,6 +10,7 @@ import pytest
 import torch
 from one_after_another import PROGRAM, fit_all, start
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_runs import ROOT
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -28,6 +29,8 @@ SETTINGS = [
     "--trainer.limit_val_batches=2",
     "--data.batch_size=4",
     "--ema.decay=0.5",
+    "--trainer.callbacks+=PostHocEMA",
+    "--trainer.callbacks.every_n_steps=5",
     "--watchdog.timeout=120",
     "--sample_grid.num=9",  # the first process draws twice, the second once: they do not keep step
 ]
@@ -99,8 +102,16 @@ def test_ten_steps_are_the_same_however_weights_are_split(runs, other):
             assert ours == two[key], key
     assert distance(one, two, "/state_dict/") < 1e-6  # 0.1e-6 measured
     assert distance(one, two, "/raw/") < 1e-6
+    assert distance(one, two, "/averages/") < 1e-6
     assert distance(one, two, "/exp_avg") < 2e-5  # of all gradients so far; 3e-6 measured
     assert distance(one, two, "/exp_avg_sq") < 2e-5
+
+
+@pytest.mark.slow
+def test_snapshots_of_averages_hold_full_weights(runs):
+    paths = [runs / name / "averages" / "step=00000010.safetensors" for name in ("ddp", "fsdp fsdp")]
+    one, two = ({f"/{name}": value for name, value in load_file(path).items()} for path in paths)
+    assert one.keys() == two.keys() and distance(one, two, "/1.") < 1e-6
 
 
 @pytest.mark.slow
