@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt, restricted_number_type
 from torch import Tensor
-from tqdm import tqdm
 
 import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm import __version__
 from ldm.cli import check_multiple, command_parser, default_device, run_command
-from ldm.data.fields import FIELDS, converted
+from ldm.data.fields import FIELDS
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.hardware import (
     Inference,
     device,
     explaining_memory,
-    inference,
     inference_precision,
     warn_of_emulation,
 )
 from ldm.io.checkpoint import Checkpoint
-from ldm.io.images import check_finite, from_bytes, grid, to_bytes, write_png
+from ldm.io.images import from_bytes, grid, write_png
 from ldm.io.upstream import OPTION, upstream_options
+from ldm.sampling.draw import Redraw, draw
 from ldm.sampling.output import GRID, image_path, output_folder
-from ldm.sampling.prompts import read_prompts
+from ldm.sampling.preview import Previewed, write_previews
+from ldm.sampling.prompts import Prompt, read_in_chunks, read_prompt_file
 from ldm.sampling.requests import (
     SampleOptions,
-    SampleRequest,
     as_batch,
+    check_guidance,
     expand_requests,
     file_options,
     read_files,
 )
-from ldm.types import Batch
 
 if TYPE_CHECKING:
     from ldm.stages.diffusion import Diffusion
@@ -53,6 +51,7 @@ Strength = restricted_number_type("Strength", float, [(">", 0), ("<=", 1)])
 HELP = """Draw images with a trained diffusion stage.
 
   python -m ldm.sample --checkpoint runs/demo/diffusion --prompt "a large red ring in the center"
+  python -m ldm.sample --checkpoint runs/demo/diffusion --prompts prompts.txt --negative-prompt "blurred"
   python -m ldm.sample --checkpoint runs/demo/digits --labels 0 1 2 3 --num-per-prompt 8 --guidance 2
 
 A model conditioned on images, maps or layouts gets them from files, or from the samples of shards:
@@ -70,36 +69,13 @@ chunks. The folder may have images of the same call, and no others. An image dep
 copy, seed, model and sampler, not on the others of the call."""
 
 
-@dataclass(frozen=True)
-class Redraw:
-    """An image to start from instead of noise (SDEdit).
-
-    Args:
-        image: (3, H, W) in [-1, 1].
-        strength: Fraction of the trajectory from noise to image that is repeated, in (0, 1].
-        mask: (1, H, W), 1 where to paint, 0 where the image is kept; None paints everywhere.
-    """
-
-    image: Tensor
-    strength: float
-    mask: Tensor | None
-
-
 def parser() -> ArgumentParser:
     """Describe the command line."""
     parser = command_parser("ldm.sample", HELP)
     add = parser.add_argument
     add("--checkpoint", type=str, required=True, help="Run folder or .ckpt of a diffusion stage.")
     add("--upstream", **OPTION)
-    add("--prompt", type=str, action="append", help="Caption to draw; may be repeated.")
-    add("--prompts", type=str | None, help="File with one caption per line.")
-    add("--labels", type=int, nargs="+", help="Class labels to draw.")
-    add(
-        "--num",
-        type=PositiveInt | None,
-        help="Number of images without caption and label, or of samples of --shards.",
-    )
-    add("--num-per-prompt", type=PositiveInt, default=1, help="Images of each prompt, label or sample.")
+    _add_subjects(parser)
     _add_conditions(parser)
     add(
         "--strength",
@@ -127,9 +103,38 @@ def parser() -> ArgumentParser:
         default="auto",
         help="What networks compute in; auto: bf16 on a GPU that has it, else 32.",
     )
+    add("--preview", type=PositiveInt | None, help="Write what is estimated so far every so many steps.")
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
     add("--out", type=str | None, help="Folder for the images; default: samples, or samples-2 ...")
     return parser
+
+
+def _add_subjects(parser: ArgumentParser) -> None:
+    """Add what is drawn."""
+    add = parser.add_argument
+    add("--prompt", type=str, action="append", help="Caption to draw; may be repeated.")
+    add(
+        "--prompts", type=str | None, help="File with one caption per line, or .jsonl with negative ones too."
+    )
+    add(
+        "--negative-prompt",
+        type=str | None,
+        help="Caption to guide away from, instead of the empty one; of all images without one of their own.",
+    )
+    add(
+        "--long-prompts",
+        type=Literal["cut", "chunks"],
+        default="cut",
+        help="What becomes of captions longer than the context of a CLIP text tower: cut, with a warning, or "
+        "read in chunks of 75 tokens, whose tokens are all attended to.",
+    )
+    add("--labels", type=int, nargs="+", help="Class labels to draw.")
+    add(
+        "--num",
+        type=PositiveInt | None,
+        help="Number of images without caption and label, or of samples of --shards.",
+    )
+    add("--num-per-prompt", type=PositiveInt, default=1, help="Images of each prompt, label or sample.")
 
 
 def _add_conditions(parser: ArgumentParser) -> None:
@@ -162,6 +167,8 @@ def load_diffusion(checkpoint: Checkpoint, options: Namespace, objects: Namespac
         stage.sampler.num_steps = options.steps
     if (guidance := objects.guidance) is not None:
         stage.guidance = ClassifierFree(guidance) if isinstance(guidance, float | int) else guidance
+    if options.long_prompts == "chunks":
+        read_in_chunks(stage.conditioner)
     if options.size is not None:
         check_multiple("--size", options.size, stage.latents.factor)
         stage.image_size = options.size
@@ -176,7 +183,11 @@ def sample_options(options: Namespace) -> SampleOptions:
     """Collect the options that name what to draw."""
     files = {field: getattr(options, field) for field in file_options()}
     return SampleOptions(
-        prompts=(options.prompt or []) + (read_prompts(options.prompts) if options.prompts else []),
+        prompts=[
+            *(Prompt(text) for text in options.prompt or ()),
+            *(read_prompt_file(options.prompts) if options.prompts else ()),
+        ],
+        negative=options.negative_prompt,
         labels=options.labels or [],
         files={field: path for field, path in files.items() if path is not None},
         shards=options.shards,
@@ -209,34 +220,6 @@ def redraw(options: Namespace, reads: Sequence[str], size: int) -> Redraw | None
     return Redraw(from_bytes(sample["image"]), strength, None if mask is None else mask.float())
 
 
-def draw(
-    stage: Diffusion,
-    requests: Sequence[SampleRequest],
-    seed: int,
-    batch_size: int,
-    start: Redraw | None = None,
-    precision: Inference = "32",
-) -> Iterator[Tensor]:
-    """Draw images one after the other, (3, H, W) uint8, with a progress bar."""
-    with tqdm(total=len(requests), desc="sample", unit=" images", disable=len(requests) < 2) as bar:
-        for first in range(0, len(requests), batch_size):
-            batch = on_device(as_batch(requests[first : first + batch_size]), stage.device)
-            with inference(precision, stage.device):
-                if start is None:
-                    images = stage.generate(batch, seed)
-                else:
-                    images = stage.redraw(batch, seed, start.image, start.strength, start.mask)
-            check_finite(images, batch["key"])
-            bar.update(len(images))
-            yield from to_bytes(images).cpu()
-
-
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch, and turn its images, masks and maps into what stages know."""
-    moved = {name: field.to(device) if isinstance(field, Tensor) else field for name, field in batch.items()}
-    return converted(cast(Batch, moved))
-
-
 def settings(
     stage: Diffusion, checkpoint: Checkpoint, options: Namespace, start: Redraw | None
 ) -> dict[str, str]:
@@ -254,6 +237,7 @@ def settings(
         "checkpoint_sha256": checkpoint.sha256,
         **{field: path for field, path in files.items() if path is not None},
         **({} if start is None else {"strength": str(start.strength)}),
+        **({"long_prompts": "chunks"} if options.long_prompts == "chunks" else {}),
         "software": f"ldm {__version__}",
     }
 
@@ -274,8 +258,12 @@ def sample(arguments: Sequence[str] | None = None) -> None:
     stage.conditioner.check(as_batch(requests))
     start = redraw(options, reads, size)
     metadata = settings(stage, checkpoint, options, start)
-    texts = [{"prompt": each.subject, "key": each.key, **metadata} for each in requests]
+    texts = [{**each.metadata, **metadata} for each in requests]
+    check_guidance(stage.guidance, requests)
     out = output_folder(options.out, texts)
+    if options.preview is not None:
+        show = write_previews(out, [each.key for each in requests], stage.latents.decode)
+        stage.guidance = Previewed(stage.guidance, options.preview, show)
     first: list[Tensor] = []
     if options.precision == "bf16" and (
         warning := warn_of_emulation("--precision", "bf16-mixed", stage.device)

@@ -25,6 +25,8 @@ class Batch(TypedDict, total=False):
     """(B, 3, H, W) float32 in [-1, 1] on the device (uint8 in [0, 255] until it is there)."""
     text: list[str]
     """Captions. Text stays text until it meets the module that owns the tokenizer."""
+    negative_text: list[str]
+    """Captions to guide away from, in sampling: the null condition is of them instead of empty ones."""
     label: Tensor
     """(B,) int64 class labels."""
     latent: Tensor

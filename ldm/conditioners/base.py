@@ -47,7 +47,10 @@ class Conditioner(Configurable, nn.Module, ABC):
 
     @abstractmethod
     def null(self, batch: Batch) -> Cond:
-        """Return the null condition, for as many samples and of the same shapes as ``batch``."""
+        """Return the null condition, for as many samples and of the same shapes as ``batch``.
+
+        Where the batch has ``negative_text``, a conditioner of captions returns the condition of these.
+        """
 
     def check(self, batch: Batch) -> None:
         """Check a user's request before sampling; warn of captions that are truncated, as training does.

@@ -61,7 +61,12 @@ class Composite(Conditioner):
         """Return the null conditions of those that training drops; of all if it drops none."""
         spares = self.drops and self.dropout == 0.0
         return self._join(
-            [member(batch) if spares and not member.drops else member.null(batch) for member in self.members]
+            [
+                member(batch)
+                if spares and not member.drops and not _is_negative(member, batch)
+                else member.null(batch)
+                for member in self.members
+            ]
         )
 
     def dropped(self, batch: Batch, noise: SampleNoise) -> Cond:
@@ -116,6 +121,11 @@ class Composite(Conditioner):
             torch.stack(vectors).sum(0) if vectors else None,
             _join_maps(maps),
         )
+
+
+def _is_negative(member: Conditioner, batch: Batch) -> bool:
+    """Whether the null condition of a conditioner is that of captions to guide away from."""
+    return "negative_text" in batch and "text" in member.reads
 
 
 def _join_masks(tokens: list[Tensor], masks: list[Tensor | None]) -> Tensor | None:

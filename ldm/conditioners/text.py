@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from ldm.io.checkpoint import Checkpoint, instantiate
 from ldm.io.upstream import open_upstream
 from ldm.nets.clip import CLIPModel
 from ldm.nets.frozen import Frozen
-from ldm.nets.text import TextTower, num_tokens
-from ldm.types import Batch, Cond
+from ldm.nets.text import TextTower, num_chunks, num_tokens
+from ldm.types import Batch, Cond, send
 
 
 class CLIPText(Conditioner):
@@ -32,6 +33,9 @@ class CLIPText(Conditioner):
     """
 
     reads = ("text",)
+    long_prompts: Literal["cut", "chunks"] = "cut"
+    """What becomes of captions longer than the context. The tokens of chunks are concatenated; shorter
+    captions of a batch are filled up with chunks that nothing attends to."""
 
     def __init__(
         self, checkpoint: str, dropout: float = 0.1, frozen: bool = True, clip_skip: int = 0
@@ -54,22 +58,43 @@ class CLIPText(Conditioner):
     @override
     def forward(self, batch: Batch) -> Cond:
         self._require(batch)
-        return Cond(tokens=self._tokens(batch["text"]))
+        return self._cond(batch["text"], self._num_chunks(batch))
 
     @override
     def check(self, batch: Batch) -> None:
-        counts = {text: num_tokens(text) for text in batch["text"]}
+        if self.long_prompts == "chunks":
+            return
+        texts = [*batch["text"], *batch.get("negative_text", [])]
+        counts = {text: num_tokens(text) for text in texts}
         context, longest = self.tower.context_length, max(counts, key=lambda text: counts[text])
-        if num := sum(counts[text] > context for text in batch["text"]):
+        if num := sum(counts[text] > context for text in texts):
             warnings.warn(
-                f"{num} of {len(batch['text'])} captions are cut to the {context} tokens of the text tower: "
+                f"{num} of {len(texts)} captions are cut to the {context} tokens of the text tower: "
                 f"'{longest:.60}' has {counts[longest]}, begin and end marks included",
                 stacklevel=2,
             )
 
     @override
     def null(self, batch: Batch) -> Cond:
-        return Cond(tokens=self._null_tokens().expand(len(batch["key"]), -1, -1))
+        chunks = self._num_chunks(batch)
+        if "negative_text" not in batch and chunks == 1:
+            return Cond(tokens=self._null_tokens().expand(len(batch["key"]), -1, -1))
+        return self._cond(batch.get("negative_text", [""] * len(batch["key"])), chunks)
+
+    def _num_chunks(self, batch: Batch) -> int:
+        """Count the chunks of the longest caption: the condition and the null condition have as many."""
+        if self.long_prompts == "cut":
+            return 1
+        texts = [*batch.get("text", []), *batch.get("negative_text", [])]
+        return max((num_chunks(text, self.tower.context_length) for text in texts), default=1)
+
+    def _cond(self, text: list[str], chunks: int) -> Cond:
+        if chunks == 1:
+            return Cond(tokens=self._tokens(text))
+        tokens = self.tower.encode_chunks(text, chunks).float()
+        used = torch.tensor([num_chunks(caption, self.tower.context_length) for caption in text])
+        mask = (torch.arange(chunks) < used[:, None]).repeat_interleave(self.tower.context_length, dim=1)
+        return Cond(tokens=tokens, mask=send(mask, tokens.device))
 
     def _null_tokens(self) -> Tensor:
         """Encode the empty caption, (1, L, D): once, where the tower is frozen."""

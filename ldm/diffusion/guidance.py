@@ -27,6 +27,11 @@ class Guidance(Configurable, nn.Module, ABC):
         """Checkpoints of networks of its own, with their SHA-256."""
         return {}
 
+    @property
+    def uses_uncond(self) -> bool:
+        """Whether it uses the estimate without condition, or of what is guided away from."""
+        return True
+
     @abstractmethod
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
         """Combine.
@@ -39,6 +44,8 @@ class Guidance(Configurable, nn.Module, ABC):
 
 class Unguided(Guidance):
     """The conditional estimate as it is."""
+
+    uses_uncond = False
 
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
         """Return the conditional estimate; the other is not computed."""
@@ -58,6 +65,11 @@ class ClassifierFree(Guidance):
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.scale = scale
+
+    @property
+    def uses_uncond(self) -> bool:
+        """At all scales but 1."""
+        return self.scale != 1.0
 
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
         """Extrapolate from the unconditional estimate through the conditional one."""
@@ -93,6 +105,11 @@ class Rescaled(Guidance):
         super().__init__()
         self.scale = scale
         self.rescale = rescale
+
+    @property
+    def uses_uncond(self) -> bool:
+        """At all scales but 1."""
+        return self.scale != 1.0
 
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
         """Guide, then restore each sample's standard deviation over (C, h, w)."""
@@ -133,6 +150,11 @@ class Interval(Guidance):
     def upstream(self) -> dict[str, str]:
         """Those of the guidance inside."""
         return self.guidance.upstream
+
+    @property
+    def uses_uncond(self) -> bool:
+        """If the guidance inside does."""
+        return self.guidance.uses_uncond
 
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
         """Choose by timestep; samples of one call may be inside and outside."""

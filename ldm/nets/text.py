@@ -5,6 +5,7 @@ Parameters carry the names of transformers' ``CLIPTextModel``, so that weights n
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +171,16 @@ class TextTower(nn.Module):
         """Map B captions to tokens (B, L, D)."""
         return self(self.tokenize(text))
 
+    def encode_chunks(self, text: list[str], count: int) -> Tensor:
+        """Map B captions of any length to the tokens of ``count`` chunks each, (B, count L, D).
+
+        A chunk is L - 2 byte pairs between marks, encoded by itself, as A1111's web UI and compel do.
+        Captions with fewer chunks are filled up with empty ones.
+        """
+        length, device = self.context_length, self.final_layer_norm.weight.device
+        ids = tokenize_chunks(text, length, count, self.pad_id)
+        return self(send(ids, device)).unflatten(0, (len(text), count)).flatten(1, 2)
+
     def tokenize(self, text: list[str]) -> Tensor:
         """Encode captions as byte pairs with begin and end marks; what does not fit is cut off.
 
@@ -205,6 +216,25 @@ def tokenize(text: list[str], context_length: int, pad_id: int = 0) -> Tensor:
     rows = [_cut(_ids(caption), context_length) for caption in text]
     filled = [row + (pad_id,) * (context_length - len(row)) for row in rows]
     return torch.tensor(filled, dtype=torch.int64).view(-1, context_length)
+
+
+def tokenize_chunks(text: list[str], context_length: int, count: int, pad_id: int = 0) -> Tensor:
+    """Encode captions as chunks of ``context_length`` - 2 byte pairs, each with begin and end marks.
+
+    Returns:
+        (B ``count``, ``context_length``) int64: the chunks of a caption follow each other.
+    """
+    size = context_length - 2
+    rows = []
+    for begin, *pairs, end in map(_ids, text):
+        rows += [(begin, *pairs[i * size : (i + 1) * size], end) for i in range(count)]
+    filled = [row + (pad_id,) * (context_length - len(row)) for row in rows]
+    return torch.tensor(filled, dtype=torch.int64).view(-1, context_length)
+
+
+def num_chunks(caption: str, context_length: int) -> int:
+    """Count the chunks that a caption has in ``tokenize_chunks``, at least one."""
+    return max(1, math.ceil((num_tokens(caption) - 2) / (context_length - 2)))
 
 
 def num_tokens(caption: str) -> int:

@@ -41,6 +41,8 @@ class Autoguidance(Frozen["Diffusion"], Guidance):
         self.checkpoint, self.sha256 = checkpoint, found.sha256
         self.scale = scale
 
+    uses_uncond = False
+
     @property
     @override
     def upstream(self) -> dict[str, str]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 from ldm.data.decode import SampleId
 from ldm.data.fields import FIELDS, Sample, collate, decode_sample
 from ldm.data.readers import Indexed
 from ldm.data.view import View
+from ldm.diffusion.guidance import Guidance
+from ldm.sampling.prompts import Prompt
 from ldm.types import Batch
 
 
@@ -25,20 +27,22 @@ class SampleOptions:
     """Options of a command line that select the images to draw.
 
     Args:
-        prompts: Captions.
+        prompts: Captions, each with one to guide away from, or None.
         labels: Classes.
         files: Path of the file for each field that is given by one.
         shards: Pattern of shards whose samples are drawn, or None.
         num: Number of samples, or of images without caption and label.
         copies: Images of each prompt, label or sample.
+        negative: Caption to guide away from where a prompt has none of its own, or None.
     """
 
-    prompts: list[str]
+    prompts: list[Prompt]
     labels: list[int]
     files: dict[str, str]
     shards: str | None
     num: int | None
     copies: int
+    negative: str | None = None
 
     def given(self) -> dict[str, str]:
         """Return the fields that it gives, with the option that gives each."""
@@ -66,6 +70,16 @@ class SampleRequest:
         """Name that the image's random numbers belong to."""
         return f"{self.subject}/{self.copy}"
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What its file says of it: prompt and key, and what is guided away from."""
+        negative = self.fields.get("negative_text")
+        return {
+            "prompt": self.subject,
+            "key": self.key,
+            **({"negative_prompt": negative} if negative else {}),
+        }
+
 
 def as_batch(requests: Sequence[SampleRequest]) -> Batch:
     """Collate requests, on the CPU."""
@@ -84,6 +98,7 @@ def expand_requests(options: SampleOptions, reads: Sequence[str], size: int) -> 
         ValueError: If nothing is requested, or a field of the model is missing, or another is given.
     """
     samples = list(_of_shards(options, reads, size) if options.shards else _of_options(options, reads, size))
+    samples = _with_negatives(samples, options.negative, reads)
     copies: Counter[str] = Counter()
     result = []
     for subject, fields in samples:
@@ -91,6 +106,33 @@ def expand_requests(options: SampleOptions, reads: Sequence[str], size: int) -> 
             result.append(SampleRequest(subject, copies[subject], fields))
             copies[subject] += 1
     return result
+
+
+def check_guidance(guidance: Guidance, requests: Sequence[SampleRequest]) -> None:
+    """Check that what is to be guided away from has an effect.
+
+    Raises:
+        ValueError: If guidance does not use the estimate that it takes the place of.
+    """
+    if any(request.fields.get("negative_text") for request in requests) and not guidance.uses_uncond:
+        raise ValueError(
+            f"--negative-prompt: the guidance is {type(guidance).__name__}, which does not use it: expected "
+            "e.g. --guidance 3"
+        )
+
+
+def _with_negatives(
+    samples: list[tuple[str, Sample]], default: str | None, reads: Sequence[str]
+) -> list[tuple[str, Sample]]:
+    """Give all samples a caption to guide away from, if any has one: the empty one is the null condition."""
+    if default is None and not any("negative_text" in fields for _, fields in samples):
+        return samples
+    if "text" not in reads:
+        raise ValueError(
+            f"--negative-prompt: the model is conditioned on {' and '.join(reads) or 'nothing'}, expected "
+            "one that is conditioned on captions"
+        )
+    return [(subject, {"negative_text": default or "", **fields}) for subject, fields in samples]
 
 
 def _of_shards(options: SampleOptions, reads: Sequence[str], size: int) -> Iterator[tuple[str, Sample]]:
@@ -112,14 +154,14 @@ def _of_shards(options: SampleOptions, reads: Sequence[str], size: int) -> Itera
 def _of_options(options: SampleOptions, reads: Sequence[str], size: int) -> Iterator[tuple[str, Sample]]:
     _check(options, reads)
     fields = read_files({name: path for name, path in options.files.items() if name in reads}, size)
-    subjects: list[Mapping[str, Any]] = [{}] * (1 if options.num is None else options.num)
-    if "text" in reads:
-        subjects = [{"text": prompt} for prompt in options.prompts]
-    if "label" in reads:
-        subjects = [{**subject, "label": label} for subject in subjects for label in options.labels]
-    for subject in subjects:
+    prompts = options.prompts if "text" in reads else [None] * (1 if options.num is None else options.num)
+    labels = options.labels if "label" in reads else [None]
+    for prompt, label in product(prompts, labels):
+        subject: Sample = {} if prompt is None else {"text": prompt.text}
+        subject |= {} if label is None else {"label": label}
+        negative = {} if prompt is None or prompt.negative is None else {"negative_text": prompt.negative}
         name = ", ".join(str(value) for value in subject.values()) or "image"
-        yield name, {**fields, **subject}
+        yield name, {**fields, **subject, **negative}
 
 
 def _check(options: SampleOptions, reads: Sequence[str]) -> None:

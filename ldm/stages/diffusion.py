@@ -196,7 +196,8 @@ class Diffusion(Stage):
         return pair
 
     def _null(self, batch: Batch) -> Cond:
-        if self.conditioner.reads and not self.conditioner.drops:
+        is_trained = self.conditioner.drops or "negative_text" in batch
+        if self.conditioner.reads and not is_trained:
             warnings.warn(
                 "model.guidance: uses the estimate without condition, which this model was not trained for: "
                 "model.conditioner.dropout is 0; expected e.g. 0.1 in training, or no guidance (scale 1)",

@@ -1,4 +1,4 @@
-"""Every command of README and of three pages exists and takes the options that it is shown with."""
+"""Every command of README and of four pages exists and takes the options that it is shown with."""
 
 import importlib.util
 import re
@@ -9,7 +9,7 @@ from tiny_runs import ROOT
 
 from ldm import compare, convert, encode, evaluate, fit, sample
 
-DOCS = ("own-images", "autoencoder", "averages")
+DOCS = ("own-images", "autoencoder", "averages", "sampling")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS)]
 PARSED = {
     "ldm.sample": sample,

@@ -87,6 +87,32 @@ def test_a_caption_that_does_not_fit_is_cut_with_a_warning(chain, tmp_path):
         assert len(draw(chain.runs / "diffusion", tmp_path, *prompts)) == 2
 
 
+def test_a_caption_that_does_not_fit_may_be_read_in_chunks(chain, tmp_path):
+    run, long = chain.runs / "diffusion", "red " * 40
+    both = draw(run, tmp_path / "both", "--prompt=a red ring", f"--prompt={long}", "--long-prompts=chunks")
+    # the same as without the other, and not what the cut caption gives
+    assert (both[:1] - draw(run, tmp_path / "short", "--prompt=a red ring")).abs().max() <= 1
+    with pytest.warns(UserWarning, match="1 of 1 captions are cut"):
+        assert (both[1:] - draw(run, tmp_path / "cut", f"--prompt={long}")).abs().max() > 1
+    assert read_text(tmp_path / "both" / "000000.png")["long_prompts"] == "chunks"
+
+
+def test_a_negative_prompt_takes_the_place_of_the_empty_caption(chain, tmp_path):
+    run, guided = chain.runs / "diffusion", ["--guidance=5", "--prompt=a red ring"]
+    plain = draw(run, tmp_path / "plain", *guided)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a blue square", "negative_prompt": ""}\n{"prompt": "a blue square"}')
+    more = [f"--prompts={prompts}", "--negative-prompt=a large blue ring"]
+    found = draw(run, tmp_path / "negative", *guided, *more, "--preview=2")
+    assert (found[:1] - plain).abs().max() > 1
+    square = draw(run, tmp_path / "square", "--guidance=5", "--prompt=a blue square")
+    assert (found[1:2] - square).abs().max() <= 1
+    texts = [read_text(tmp_path / "negative" / f"{i:06d}.png") for i in range(3)]
+    negative = [text.get("negative_prompt") for text in texts]
+    assert negative == ["a large blue ring", None, "a large blue ring"]
+    assert [path.name for path in (tmp_path / "negative" / "previews").iterdir()] == ["000000-step-002.png"]
+
+
 def test_another_call_into_the_same_folder_is_refused(chain, tmp_path, capsys):
     command = [f"--checkpoint={chain.runs / 'diffusion'}", "--steps=1", "--device=cpu", f"--out={tmp_path}"]
     assert sample.main([*command, "--prompt=a", "--num-per-prompt=2"]) == 0
@@ -197,6 +223,10 @@ def test_guidance_may_be_a_class(chain, tmp_path):
         (["--prompt=a", "--steps=0"], "--steps: got 0, expected a number >0"),
         (["--prompt=a", "--steps=9999"], "9999"),
         (["--prompts=nowhere.txt"], "nowhere.txt"),
+        (
+            ["--prompt=a", "--negative-prompt=b", "--guidance=1"],
+            "--negative-prompt: the guidance is ClassifierFree, which does not use it: expected e.g.",
+        ),
         (["--prompt=a", "--checkpoint=nowhere"], "checkpoint 'nowhere' does not exist"),
         (["--promt=a"], "--promt"),
     ],
@@ -212,6 +242,11 @@ def test_a_checkpoint_of_another_stage_and_an_unknown_class(chain, digits, tmp_p
     assert "is of stage 'clip', expected stage 'diffusion'" in line
     line = error_of(capsys, [f"--checkpoint={digits}", "--labels", "10"], sample.main)
     assert "label 10 is no class of the model, expected 0 to 9" in line
+    more = ["--labels", "1", "--negative-prompt=b"]
+    line = error_of(capsys, [f"--checkpoint={digits}", *more], sample.main)
+    assert "--negative-prompt: the model is conditioned on label, expected one that" in line
+    line = error_of(capsys, [f"--checkpoint={digits}", "--labels", "1", "--long-prompts=chunks"], sample.main)
+    assert "--long-prompts: the conditioner is ClassLabel, expected one with a CLIP text tower" in line
 
 
 def test_a_model_conditioned_on_the_image_redraws_none():

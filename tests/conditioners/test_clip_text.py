@@ -4,6 +4,8 @@ import pytest
 import torch
 from clip_tokens import text_tokens
 
+from ldm.conditioners.composite import Composite
+from ldm.conditioners.label import ClassLabel
 from ldm.conditioners.text import CLIPText
 from ldm.io.checkpoint import header
 from ldm.nets.clip import CLIPModel
@@ -147,3 +149,61 @@ def test_the_text_tower_alone_and_the_full_clip_build_the_same_denoiser_from_a_s
     torch.manual_seed(3)
     CLIPText(clip[0])
     assert torch.equal(torch.rand(3), expected)
+
+
+def in_chunks(path):
+    conditioner = CLIPText(path)
+    conditioner.long_prompts = "chunks"
+    return conditioner
+
+
+WORDS = ["red", "ring", "blue", "square", "green", "disc", "pink", "star", "big", "cat"]  # a byte pair each
+
+
+def test_a_long_caption_is_its_chunks_one_after_the_other(clip):
+    parts = [" ".join(WORDS[:6]), " ".join(WORDS[6:])]  # of 8 tokens, begin and end marks included
+    whole = in_chunks(clip[0])({"text": [" ".join(WORDS), "a cat"]})
+    alone = CLIPText(clip[0])({"text": [*parts, "a cat"]}).tokens
+    assert whole.tokens.shape == (2, 16, 16)
+    torch.testing.assert_close(whole.tokens[0], alone[:2].flatten(0, 1))
+    torch.testing.assert_close(whole.tokens[1, :8], alone[2])
+    assert whole.mask[0].all() and whole.mask[1].tolist() == [True] * 8 + [False] * 8
+
+
+def test_captions_that_fit_are_read_as_ever(clip):
+    batch = {"key": ["a", "b"], "text": ["a cat", " ".join(WORDS[:6])]}
+    ours, theirs = in_chunks(clip[0]), CLIPText(clip[0])
+    assert torch.equal(ours(batch).tokens, theirs(batch).tokens) and ours(batch).mask is None
+    assert torch.equal(ours.null(batch).tokens, theirs.null(batch).tokens)
+
+
+def test_an_image_does_not_depend_on_the_length_of_other_captions(clip):
+    stage = diffusion(clip[0], frozen=True).eval()
+    stage.conditioner.long_prompts = "chunks"
+    x, t = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([500, 500])
+    batch = {"key": ["a", "b"], "text": ["a cat", " ".join(WORDS)]}
+    alone = {"key": ["a"], "text": ["a cat"]}
+    with torch.no_grad():
+        for found, expected in zip(
+            stage.cond_and_uncond(batch)(x, t), stage.cond_and_uncond(alone)(x[:1], t[:1]), strict=True
+        ):
+            torch.testing.assert_close(found[:1], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_null_condition_is_that_of_what_is_guided_away_from(clip):
+    batch = {**DATA, "negative_text": ["a dog", "", " ".join(WORDS)]}
+    for conditioner in (CLIPText(clip[0]), in_chunks(clip[0])):
+        null, negative = conditioner.null(batch), conditioner({"text": batch["negative_text"]})
+        assert torch.equal(null.tokens, negative.tokens)
+        assert conditioner(batch).tokens.shape == null.tokens.shape  # they are computed in one pass
+    empty = CLIPText(clip[0]).null({**DATA, "negative_text": [""] * 3}).tokens
+    torch.testing.assert_close(empty, CLIPText(clip[0]).null(DATA).tokens)
+
+
+def test_combined_with_another_condition_what_is_guided_away_from_counts(clip):
+    label = ClassLabel(3)
+    batch = {**DATA, "label": torch.arange(3), "negative_text": ["a dog"] * 3}
+    for dropout in (0.0, 0.5):
+        text = CLIPText(clip[0], dropout=dropout)
+        null = Composite([text, label]).null(batch)
+        assert torch.equal(null.tokens, text({"text": batch["negative_text"]}).tokens)

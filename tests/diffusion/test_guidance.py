@@ -123,3 +123,18 @@ def test_bad_settings_are_refused_by_name():
         Rescaled(3.0, rescale=1.5)
     with pytest.raises(ValueError, match=r"guidance\.low must be at most guidance\.high, got 9 and 3"):
         Interval(Unguided(), low=9, high=3)
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        Unguided(),
+        *(kind(scale) for kind in (ClassifierFree, Rescaled) for scale in (0.0, 1.0, 3.0)),
+        *(Interval(ClassifierFree(scale), 0, 999) for scale in (1.0, 3.0)),
+    ],
+)
+def test_a_guidance_knows_whether_it_uses_the_unconditional_estimate(guidance):
+    evaluated = []
+    model = Model(cond, lambda x, t: evaluated.append(t) or x.cos())
+    guidance(model, {})(X_T, T)
+    assert guidance.uses_uncond == bool(evaluated)
