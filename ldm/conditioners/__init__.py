@@ -13,5 +13,5 @@ __getattr__, __all__ = exports(
     semantic="SemanticMap",
     spatial="Spatial",
     super_resolution="SuperResolution",
-    text="CLIPText",
+    text="CLIPText NewText",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -18,18 +19,17 @@ from ldm.nets.text import TextTower, num_chunks, num_tokens
 from ldm.types import Batch, Cond, send
 
 
-class CLIPText(Conditioner):
-    """Token sequence of a CLIP's text tower, after its last layer norm.
+class TowerText(Conditioner):
+    """Token sequence of a text tower with CLIP's graph, after its last layer norm.
 
     All context positions are attended to, padding included, and the null condition is the empty
     caption: what Stable Diffusion does, so that its pipelines can sample an exported model.
 
     Args:
-        checkpoint: Checkpoint or run folder of a CLIP stage, or a text tower that ``ldm.convert`` wrote.
+        tower: The tower.
         dropout: Fraction of training samples that get the empty caption.
-        frozen: Do not train the tower, nor save it in checkpoints of this stage. False fine-tunes it with the
-            denoiser.
-        clip_skip: Last layers to leave out; 1 gives the penultimate layer's tokens.
+        frozen: Do not train the tower, nor save it in checkpoints of this stage.
+        upstream: Checkpoints that the tower was read from, with their SHA-256.
     """
 
     reads = ("text",)
@@ -37,15 +37,11 @@ class CLIPText(Conditioner):
     """What becomes of captions longer than the context. The tokens of chunks are concatenated; shorter
     captions of a batch are filled up with chunks that nothing attends to."""
 
-    def __init__(
-        self, checkpoint: str, dropout: float = 0.1, frozen: bool = True, clip_skip: int = 0
-    ) -> None:
+    def __init__(self, tower: TextTower, dropout: float, frozen: bool, upstream: Mapping[str, str]) -> None:
         super().__init__(dropout)
-        found = open_upstream(checkpoint)
-        tower = load_tower(found).clip_skip(clip_skip)
         self.text: nn.Module = Frozen(tower) if frozen else tower
         self.token_width, self.context_length = tower.width, tower.context_length
-        self._upstream = {checkpoint: found.sha256}
+        self._upstream = dict(upstream)
         self._null: dict[tuple[torch.device, torch.dtype, torch.dtype | None], Tensor] = {}
 
     @property
@@ -115,6 +111,44 @@ class CLIPText(Conditioner):
     @override
     def upstream(self) -> dict[str, str]:
         return self._upstream
+
+
+class CLIPText(TowerText):
+    """Token sequence of a CLIP's text tower, after its last layer norm.
+
+    Args:
+        checkpoint: Checkpoint or run folder of a CLIP stage, or a text tower that ``ldm.convert`` wrote.
+        dropout: Fraction of training samples that get the empty caption.
+        frozen: Do not train the tower, nor save it in checkpoints of this stage. False fine-tunes it with the
+            denoiser.
+        clip_skip: Last layers to leave out; 1 gives the penultimate layer's tokens.
+    """
+
+    def __init__(
+        self, checkpoint: str, dropout: float = 0.1, frozen: bool = True, clip_skip: int = 0
+    ) -> None:
+        found = open_upstream(checkpoint)
+        tower = load_tower(found).clip_skip(clip_skip)
+        super().__init__(tower, dropout, frozen, {checkpoint: found.sha256})
+
+
+class NewText(TowerText):
+    """Token sequence of a text tower that is trained from scratch, with the denoiser: no CLIP is needed.
+
+    Args:
+        width: D of the tokens.
+        layers: Layers of the tower.
+        heads: Heads of each attention; divides ``width``.
+        context_length: Tokens of a caption, begin and end marks included.
+        dropout: Fraction of training samples that get the empty caption.
+    """
+
+    def __init__(
+        self, width: int, layers: int, heads: int, context_length: int = 77, dropout: float = 0.1
+    ) -> None:
+        tower = TextTower(width, layers, heads, context_length)
+        tower.initialise()
+        super().__init__(tower, dropout, frozen=False, upstream={})
 
 
 def load_tower(checkpoint: Checkpoint) -> TextTower:

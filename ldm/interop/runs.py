@@ -13,7 +13,7 @@ from torch import nn
 from ldm.conditioners.base import Conditioner
 from ldm.conditioners.composite import Composite
 from ldm.conditioners.inpainting import Inpainting
-from ldm.conditioners.text import CLIPText
+from ldm.conditioners.text import CLIPText, TowerText
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.prediction import Prediction
 from ldm.interop.checkpoints import write_checkpoint
@@ -170,19 +170,19 @@ def _conditioner(model: TextToImage, text: str) -> dict[str, Any]:
     return named(Composite, conditioners=[captions, named(Inpainting)])
 
 
-def _text(conditioner: Conditioner) -> CLIPText:
+def _text(conditioner: Conditioner) -> TowerText:
     """Find the captions' conditioner where it is the only one, or is combined with a mask."""
     conditioners = conditioner.members if type(conditioner) is Composite else [conditioner]
     kinds = [type(member) for member in conditioners]
     projected = isinstance(conditioner, Composite) and bool(list(conditioner.projections.parameters()))
-    if kinds not in ([CLIPText], [CLIPText, Inpainting]) or projected:
+    if not issubclass(kinds[0], TowerText) or kinds[1:] not in ([], [Inpainting]) or projected:
         found = " and ".join(kind.__name__ for kind in kinds)
         found += " with projected tokens" if projected else ""
         raise ValueError(
             f"model.conditioner is {found}, expected CLIPText, or CLIPText and Inpainting: Stable "
             "Diffusion's formats know no other conditions"
         )
-    assert isinstance(conditioners[0], CLIPText)
+    assert isinstance(conditioners[0], TowerText)
     return conditioners[0]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.conditioners.text import CLIPText, load_tower
+from ldm.conditioners.text import TowerText, load_tower
 from ldm.interop import tokenizer
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.files import new_folder, record
@@ -160,7 +160,7 @@ def write_text_encoder(tower: TextTower, folder: str | Path) -> None:
 
 def _tower_of_diffusion(checkpoint: Checkpoint) -> TextTower:
     conditioner = load_stage(checkpoint, Diffusion).conditioner
-    towers = [module.tower for module in conditioner.modules() if isinstance(module, CLIPText)]
+    towers = [module.tower for module in conditioner.modules() if isinstance(module, TowerText)]
     if len(towers) != 1:
         found = type(conditioner).__name__
         raise ValueError(

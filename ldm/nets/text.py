@@ -6,8 +6,9 @@ Parameters carry the names of transformers' ``CLIPTextModel``, so that weights n
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +149,22 @@ class TextTower(nn.Module):
         return Layer(
             CausalAttention(self.width, self.heads), MLP(self.width, hidden_width, activation), self.width
         )
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw weights as Radford et al. 2021 do in their program: narrow, the more so what layers add."""
+        nn.init.normal_(self.embeddings.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.embeddings.position_embedding.weight, std=0.01)
+        narrow = self.width**-0.5
+        for layer in cast(Iterable[Layer], self.encoder.layers):
+            attention, added = layer.self_attn, narrow * (2 * self.layers) ** -0.5
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+                nn.init.normal_(linear.weight, std=narrow)
+                nn.init.zeros_(linear.bias)
+            for linear in (attention.out_proj, layer.mlp.fc2):
+                nn.init.normal_(linear.weight, std=added)
+            nn.init.zeros_(attention.out_proj.bias)
+            nn.init.normal_(layer.mlp.fc1.weight, std=(2 * self.width) ** -0.5)
 
     @property
     def layers(self) -> int:

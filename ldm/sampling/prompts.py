@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm.conditioners.base import Conditioner
-from ldm.conditioners.text import CLIPText
+from ldm.conditioners.text import TowerText
 from ldm.io.weights import recognise
 
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -69,7 +69,7 @@ def read_in_chunks(conditioner: Conditioner) -> None:
     Raises:
         ValueError: If it has no such tower.
     """
-    towers = [module for module in conditioner.modules() if isinstance(module, CLIPText)]
+    towers = [module for module in conditioner.modules() if isinstance(module, TowerText)]
     if not towers:
         raise ValueError(
             f"--long-prompts: the conditioner is {type(conditioner).__name__}, expected one with a CLIP text "

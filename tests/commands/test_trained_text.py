@@ -1,9 +1,12 @@
 """A text tower that is trained along with its denoiser, by the real command."""
 
+import json
+
 import pytest
 import torch
+from transformers import CLIPTextModel
 
-from ldm import fit
+from ldm import convert, fit
 from ldm.conditioners.text import CLIPText
 from ldm.io.checkpoint import Checkpoint
 from ldm.stages.diffusion import Diffusion
@@ -26,3 +29,18 @@ def test_it_is_averaged_and_saved_like_the_denoiser(fresh):
     assert all(not torch.equal(start[k.removeprefix(PREFIX)], v) for k, v in text.items())
     stage = load_stage(str(fresh.runs / "diffusion"), Diffusion)
     assert all(torch.equal(v, text[PREFIX + k]) for k, v in stage.conditioner.tower.state_dict().items())
+
+
+def test_a_tower_from_scratch_needs_no_clip_and_leaves_as_stable_diffusions(fresh, tmp_path):
+    arguments = {"width": 16, "layers": 1, "heads": 2, "context_length": 20}
+    new = {"class_path": "NewText", "init_args": arguments}
+    more = [f"--model.conditioner={json.dumps(new)}", "--trainer.max_steps=2"]
+    assert fit.main(fresh.arguments("diffusion", *more)) == 0
+    run = fresh.runs / "diffusion"
+    assert list(Checkpoint.open(run).upstream) == ["runs/demo/autoencoder"]
+    assert convert.main(["to-diffusers", f"--run={run}", f"--out={tmp_path / 'out'}"]) == 0
+    theirs = CLIPTextModel.from_pretrained(tmp_path / "out" / "text_encoder")
+    tower = load_stage(str(run), Diffusion).conditioner.tower
+    ids = tower.tokenize(["a small red ring"])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).last_hidden_state, tower(ids), rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ from clip_tokens import text_tokens
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import image_transform
 
+from ldm.conditioners.text import NewText
 from ldm.nets.clip import CLIPModel
 from ldm.nets.text import TextTower, num_tokens
 
@@ -150,3 +151,29 @@ def test_the_image_tower_gets_inputs_with_the_configured_statistics():
         == set(openai.state_dict())
         == {f"model.{k}" for k in plain.model.state_dict()}
     )
+
+
+def test_a_new_tower_starts_like_open_clips():
+    config = {"context_length": 32, "width": 64, "heads": 4, "layers": 3}
+    torch.manual_seed(0)
+    theirs = CLIPModel(16, VISION, config).text_tower().state_dict()
+    ours = TextTower(64, 3, 4, 32)
+    ours.initialise()
+    for name, weight in ours.state_dict().items():
+        spread = theirs[name].std().item()
+        if weight.ndim == 2:
+            assert weight.std().item() == pytest.approx(spread, rel=0.1 if weight.numel() > 2000 else 0.2), (
+                name
+            )
+        elif "mlp" not in name:
+            assert torch.equal(weight, theirs[name]), name  # biases 0, norms 1
+
+
+def test_a_new_tower_conditions_and_is_trained():
+    conditioner = NewText(16, 2, 2, context_length=8)
+    batch = {"key": ["0", "1"], "text": ["a cat", "two dogs"]}
+    tokens = conditioner(batch).tokens
+    assert tokens.shape == (2, 8, 16) and conditioner.token_width == 16 and not conditioner.upstream
+    tokens.square().sum().backward()
+    assert all(weight.grad is not None for weight in conditioner.parameters())
+    assert torch.equal(conditioner.null(batch).tokens[0], conditioner({**batch, "text": ["", ""]}).tokens[0])
