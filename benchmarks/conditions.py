@@ -59,7 +59,9 @@ def references(autoencoder: str, shards: str, num: int) -> dict[str, dict[str, f
 
 def _reconstructed(latents: AutoencoderLatents, batch: Batch) -> Tensor:
     image = batch["image"]
-    return latents.decode(latents.encode(batch, image.new_zeros(len(image), *latents.shape(image.shape[-1]))))
+    return latents.decode(
+        latents.encode(batch, image.new_zeros(len(image), *latents.shape(*image.shape[-2:])))
+    )
 
 
 def _enlarged(batch: Batch) -> Tensor:

@@ -56,7 +56,7 @@ class GeneratedImages:
 def noise(stage: Diffusion, keys: list[str], seed: int) -> Tensor:
     """Return the noise (B, C, h, w) that ``stage.generate`` begins with."""
     assert stage.image_size is not None
-    shape = stage.latents.shape(stage.image_size)
+    shape = stage.latents.shape(stage.image_size, stage.image_size)
     return SampleNoise(seed, keys).like(torch.empty(len(keys), *shape))
 
 

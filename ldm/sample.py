@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -13,7 +13,8 @@ from torch import Tensor
 
 import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm import __version__
-from ldm.cli import check_multiple, command_parser, default_device, run_command
+from ldm.cli import command_parser, default_device, run_command
+from ldm.data.buckets import Size
 from ldm.data.fields import FIELDS
 from ldm.diffusion.guidance import ClassifierFree, Guidance
 from ldm.diffusion.samplers.sampler import Sampler
@@ -25,19 +26,19 @@ from ldm.hardware import (
     warn_of_emulation,
 )
 from ldm.io.checkpoint import Checkpoint
-from ldm.io.images import from_bytes, grid, write_png
+from ldm.io.images import grid, write_png
 from ldm.io.upstream import OPTION, upstream_options
 from ldm.sampling.draw import Redraw, draw
 from ldm.sampling.output import GRID, image_path, output_folder
 from ldm.sampling.preview import Previewed, write_previews
 from ldm.sampling.prompts import Prompt, read_in_chunks, read_prompt_file
+from ldm.sampling.redraw import STRENGTH, redraw
 from ldm.sampling.requests import (
     SampleOptions,
     as_batch,
     check_guidance,
     expand_requests,
     file_options,
-    read_files,
 )
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 
 GRID_SIZE = 64
 """Images of the grid, at most."""
-STRENGTH = 0.75
-"""Default of --strength."""
 Strength = restricted_number_type("Strength", float, [(">", 0), ("<=", 1)])
 HELP = """Draw images with a trained diffusion stage.
 
@@ -96,6 +95,8 @@ def parser() -> ArgumentParser:
     )
     add("--seed", type=int, default=0, help="Seed of the random numbers.")
     add("--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained.")
+    add("--height", type=PositiveInt | None, help="Height of the images in pixels; default: --size.")
+    add("--width", type=PositiveInt | None, help="Width of the images in pixels; default: --size.")
     add("--batch-size", type=PositiveInt, default=64, help="Images drawn at once.")
     add(
         "--precision",
@@ -169,14 +170,29 @@ def load_diffusion(checkpoint: Checkpoint, options: Namespace, objects: Namespac
         stage.guidance = ClassifierFree(guidance) if isinstance(guidance, float | int) else guidance
     if options.long_prompts == "chunks":
         read_in_chunks(stage.conditioner)
-    if options.size is not None:
-        check_multiple("--size", options.size, stage.latents.factor)
-        stage.image_size = options.size
-    if stage.image_size is None:
+    stage.image_size = options.size or stage.image_size
+    return stage.to(device(options.device))
+
+
+def sample_size(stage: Diffusion, options: Namespace) -> Size:
+    """Find height and width of the images to draw.
+
+    Raises:
+        ValueError: If they are not known, or cannot be halved often enough.
+    """
+    for name in ("size", "height", "width"):
+        if (side := getattr(options, name)) is not None and side % stage.multiple:
+            factor = stage.latents.factor
+            raise ValueError(
+                f"--{name}: got {side}, expected a multiple of {stage.multiple}: of the autoencoder's factor "
+                f"{factor} times {stage.multiple // factor} of the network"
+            )
+    size = Size(options.height or stage.image_size or 0, options.width or stage.image_size or 0)
+    if not (size.height and size.width):
         raise ValueError(
             f"--size: '{options.checkpoint}' does not record the size of its images, expected it here"
         )
-    return stage.to(device(options.device))
+    return size
 
 
 def sample_options(options: Namespace) -> SampleOptions:
@@ -196,32 +212,8 @@ def sample_options(options: Namespace) -> SampleOptions:
     )
 
 
-def redraw(options: Namespace, reads: Sequence[str], size: int) -> Redraw | None:
-    """Read the image to start from; None if there is none, or if the model is conditioned on it.
-
-    Raises:
-        ValueError: If --mask or --strength have no image.
-    """
-    if "image" in reads:
-        if options.strength is not None:
-            raise ValueError("--strength: the model is conditioned on --image, it redraws no image")
-        return None
-    if options.image is None:
-        for name in ("mask", "strength"):
-            if getattr(options, name) is not None:
-                raise ValueError(f"--{name}: there is no image to redraw, expected --image")
-        return None
-    strength = options.strength if options.strength is not None else 1.0 if options.mask else STRENGTH
-    files = {field: getattr(options, field) for field in ("image", "mask")}
-    sample: dict[str, Any] = dict(
-        read_files({k: path for k, path in files.items() if path is not None}, size)
-    )
-    mask = sample.get("mask")
-    return Redraw(from_bytes(sample["image"]), strength, None if mask is None else mask.float())
-
-
 def settings(
-    stage: Diffusion, checkpoint: Checkpoint, options: Namespace, start: Redraw | None
+    stage: Diffusion, checkpoint: Checkpoint, options: Namespace, size: Size, start: Redraw | None
 ) -> dict[str, str]:
     """Record how images are drawn, for the text chunks of their files."""
     from ldm.evaluation.record import describe_sampling
@@ -231,7 +223,7 @@ def settings(
         **{name: str(value) for name, value in describe_sampling(stage).items()},
         "steps": str(stage.sampler.num_steps or stage.objective.schedule.num_steps),
         "seed": str(options.seed),
-        "size": str(stage.image_size),
+        "size": str(size.height if size.height == size.width else size),
         "precision": inference_precision(options.precision, stage.device),
         "checkpoint": options.checkpoint,
         "checkpoint_sha256": checkpoint.sha256,
@@ -253,11 +245,12 @@ def sample(arguments: Sequence[str] | None = None) -> None:
     options = command.parse_args(arguments)
     checkpoint = Checkpoint.open(options.checkpoint, "diffusion")
     stage = load_diffusion(checkpoint, options, command.instantiate(options))
-    reads, size = stage.conditioner.reads, int(stage.image_size or 0)
+    reads = stage.conditioner.reads
+    stage.sample_size = size = sample_size(stage, options)
     requests = expand_requests(sample_options(options), reads, size)
     stage.conditioner.check(as_batch(requests))
     start = redraw(options, reads, size)
-    metadata = settings(stage, checkpoint, options, start)
+    metadata = settings(stage, checkpoint, options, size, start)
     texts = [{**each.metadata, **metadata} for each in requests]
     check_guidance(stage.guidance, requests)
     out = output_folder(options.out, texts)

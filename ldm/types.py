@@ -40,6 +40,9 @@ class Batch(TypedDict, total=False):
     layout: list[Tensor]
     """B times (n, 5) float32: class, left, top, right, bottom of each object; fractions of the image's side
     in [0, 1], from the top left corner."""
+    size: Tensor
+    """(B, 6) float32, pixels: height and width of the image before anything was resized, top and left of the
+    crop in the resized image, height and width of the crop."""
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from ldm.metrics.feature_metrics import FeatureMetrics
 from ldm.metrics.frechet import Frechet
 from ldm.metrics.psnr import PSNR
 from ldm.metrics.retrieval import recall_at_1
-from ldm.sample import draw
+from ldm.sampling.draw import draw
 from ldm.sampling.requests import SampleRequest
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.diffusion import Diffusion

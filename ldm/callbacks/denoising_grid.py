@@ -102,7 +102,7 @@ def _encoded(pl_module: Any, batch: Batch) -> Tensor:
         zeros = torch.zeros_like(batch["latent"].chunk(2, dim=1)[0])
     else:
         image = batch["image"]
-        zeros = image.new_zeros(len(image), *space.shape(image.shape[-1]))
+        zeros = image.new_zeros(len(image), *space.shape(*image.shape[-2:]))
     x0: Tensor = space.encode(batch, zeros)
     return x0
 

@@ -11,6 +11,7 @@ __getattr__, __all__ = exports(
     layout="Layout",
     none="Unconditional",
     semantic="SemanticMap",
+    size="ImageSize",
     spatial="Spatial",
     super_resolution="SuperResolution",
     text="CLIPText NewText",

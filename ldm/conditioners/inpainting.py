@@ -42,7 +42,7 @@ class Inpainting(Spatial):
         return Cond(spatial=seen.expand(len(batch["mask"]), -1, -1, -1))
 
     def _seen(self, image: Tensor, mask: Tensor) -> Tensor:
-        size = self._latent_size(image.shape[-1])
+        size = self._latent_size(image)
         masked: Batch = {"image": image * (1.0 - mask)}
         latent = self.latents.encode(masked, image.new_zeros(len(image), self.latents.channels, *size))
         return torch.cat([F.interpolate(mask, size, mode="nearest"), latent], dim=1)

@@ -34,14 +34,14 @@ class SemanticMap(Spatial):
         """Encode ``batch["label_map"]``, (B, H, W) int64."""
         self._require(batch)
         label_map = batch["label_map"]
-        size = self._latent_size(label_map.shape[-1])
+        size = self._latent_size(label_map)
         return Cond(spatial=self.mix(class_fractions(label_map, size, self.num_classes)))
 
     def null(self, batch: Batch) -> Cond:
         """Return 0, the map without any class."""
         self._require(batch)
         label_map = batch["label_map"]
-        size = self._latent_size(label_map.shape[-1])
+        size = self._latent_size(label_map)
         shape = (len(label_map), self.spatial_channels, *size)
         return Cond(spatial=torch.zeros(shape, device=label_map.device))
 

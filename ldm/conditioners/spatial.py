@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ldm.conditioners.base import Conditioner
 from ldm.latents.space import LatentSpace
 
@@ -29,6 +31,7 @@ class Spatial(Conditioner):
             )
         return self._latents
 
-    def _latent_size(self, image_size: int) -> tuple[int, int]:
-        _, height, width = self.latents.shape(image_size)
+    def _latent_size(self, image: Tensor, scale: int = 1) -> tuple[int, int]:
+        """Height and width of the latent of images (..., H, W), or of ones ``scale`` times as large."""
+        _, height, width = self.latents.shape(*(scale * side for side in image.shape[-2:]))
         return height, width

@@ -31,7 +31,7 @@ class SuperResolution(Spatial):
         """Resize ``batch["low_res"]``, (B, 3, h', w') in [-1, 1]."""
         self._require(batch)
         low = batch["low_res"]
-        size = self._latent_size(self.scale * low.shape[-1])
+        size = self._latent_size(low, self.scale)
         resized = F.interpolate(low, size, mode="bicubic", antialias=True)
         return Cond(spatial=resized.clamp(-1.0, 1.0))
 
@@ -39,14 +39,17 @@ class SuperResolution(Spatial):
         """Return grey, 0."""
         self._require(batch)
         low = batch["low_res"]
-        size = self._latent_size(self.scale * low.shape[-1])
+        size = self._latent_size(low, self.scale)
         return Cond(spatial=low.new_zeros(len(low), 3, *size))
 
     def check_values(self, batch: Batch) -> None:
         """Check that images are ``scale`` times as large as their low-resolution copies."""
         low, image = batch.get("low_res"), batch.get("image")
-        if low is not None and image is not None and image.shape[-1] != self.scale * low.shape[-1]:
-            raise ValueError(
-                f"images of size {image.shape[-1]} have low-resolution copies of size {low.shape[-1]}, "
-                f"expected {image.shape[-1] / self.scale:g} at conditioner.scale={self.scale}"
-            )
+        if low is None or image is None:
+            return
+        for side, of_low in zip(image.shape[-2:], low.shape[-2:], strict=True):
+            if side != self.scale * of_low:
+                raise ValueError(
+                    f"images of size {side} have low-resolution copies of size {of_low}, "
+                    f"expected {side / self.scale:g} at conditioner.scale={self.scale}"
+                )

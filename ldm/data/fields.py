@@ -43,6 +43,7 @@ class Field:
         highest: Finds the highest class in a sample's value, where it holds classes; -1 if it has none.
         help: What the file is that ``option`` names: it is decoded as the first of ``members``. None if
             ``option`` takes no file but values, each of which makes an image.
+        is_implied: Whether any image gives it: then it is loaded only where it is asked for by name.
     """
 
     members: tuple[str, ...]
@@ -53,6 +54,7 @@ class Field:
     option: str | None = None
     help: str | None = None
     highest: Callable[[Any], int] | None = None
+    is_implied: bool = False
 
 
 class Packed(list[Tensor]):
@@ -98,6 +100,7 @@ FIELDS: dict[str, Field] = {
         _BOXES,
         lambda boxes: _highest(boxes[:, :1]),
     ),
+    "size": Field(("json", *IMAGES), decode.size, json_keys=("height", "width"), is_implied=True),
 }
 """Name of each field, as in ``Batch``, to how it is read."""
 

@@ -42,9 +42,9 @@ class Shards(L.LightningDataModule):
         num_workers: Processes that read and decode; 0 reads in the training process.
         reader: ``Indexed`` (local files, exact) or ``Streaming`` (webdataset's pipeline, also URLs).
         fields: What training samples load: any of image, text, label, latent, mask, low_res, label_map,
-            layout. None loads what the stage reads, latents instead of images where the shards hold them;
-            image and text for a LightningModule that does not say. Validation loads the image and what the
-            stage reads, and where all shards have them captions, labels and ``fields``.
+            layout, size. None loads what the stage reads, latents instead of images where the shards hold
+            them; image and text for a LightningModule that does not say. Validation loads the image and what
+            the stage reads, and where all shards have them captions, labels and ``fields``.
     """
 
     def __init__(

@@ -94,7 +94,8 @@ class Reader(ABC):
         read = {"image", *reads(("latent",) if "latent" in found else ())}
         required = [name for name in FIELDS if name in read]
         check_fields(files, required, option)
-        rest = [name for name in found if name not in read and (optional is None or name in optional)]
+        wanted = [name for name in found if optional is None or name in optional]
+        rest = [name for name in wanted if name not in read and not FIELDS[name].is_implied]
         samples = EvaluationSet(files, required, image_size, rest, classes)
         samples.check(option)
         return samples

@@ -53,17 +53,18 @@ class LatentSpace(Configurable, nn.Module, ABC):
         """Constrain estimates of x0 to the range of the space; latents are unbounded."""
         return denoise
 
-    def shape(self, image_size: int) -> tuple[int, int, int]:
-        """Shape (C, h, w) of the latent of a square image.
+    def shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape (C, h, w) of the latent of an image.
 
         Raises:
-            ValueError: If the size is not a multiple of ``factor``.
+            ValueError: If a side is not a multiple of ``factor``.
         """
-        if image_size % self.factor:
-            raise ValueError(
-                f"data.image_size={image_size} is not a multiple of the latent space's factor {self.factor}"
-            )
-        return self.channels, image_size // self.factor, image_size // self.factor
+        for side in (height, width):
+            if side % self.factor:
+                raise ValueError(
+                    f"data.image_size={side} is not a multiple of the latent space's factor {self.factor}"
+                )
+        return self.channels, height // self.factor, width // self.factor
 
     @property
     def encoder_sha256(self) -> str | None:

@@ -107,6 +107,11 @@ class DiT(Configurable, nn.Module):
         hidden = self.proj_out(self.norm_out(hidden) * (1 + scale[:, None]) + shift[:, None])
         return _images(hidden, height, self.patch_size)
 
+    @property
+    def factor(self) -> int:
+        """What heights and widths of latents are multiples of."""
+        return self.patch_size
+
     def blocks(self) -> list[nn.Module]:
         """Return the transformer blocks, first one first; each returns hidden states (B, N, hidden) first."""
         return list(self.transformer_blocks)

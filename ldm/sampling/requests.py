@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from ldm.data.decode import SampleId
+from ldm.data.buckets import Size
+from ldm.data.decode import SampleId, uncropped
 from ldm.data.fields import FIELDS, Sample, collate, decode_sample
 from ldm.data.readers import Indexed
 from ldm.data.view import View
@@ -86,24 +87,26 @@ def as_batch(requests: Sequence[SampleRequest]) -> Batch:
     return collate([{**request.fields, "key": request.key} for request in requests])
 
 
-def expand_requests(options: SampleOptions, reads: Sequence[str], size: int) -> list[SampleRequest]:
+def expand_requests(options: SampleOptions, reads: Sequence[str], size: Size) -> list[SampleRequest]:
     """List the images to draw with a model that is conditioned on the fields ``reads``.
 
     Args:
         options: The options.
-        reads: Fields that the model reads.
-        size: Side of its images in pixels, to which files are cropped and resized.
+        reads: Fields that the model reads; "size" is that of images which were never resized or cropped.
+        size: Height and width of its images in pixels, to which files are cropped and resized.
 
     Raises:
         ValueError: If nothing is requested, or a field of the model is missing, or another is given.
     """
-    samples = list(_of_shards(options, reads, size) if options.shards else _of_options(options, reads, size))
+    given = [name for name in reads if name != "size"]
+    samples = list(_of_shards(options, given, size) if options.shards else _of_options(options, given, size))
     samples = _with_negatives(samples, options.negative, reads)
     copies: Counter[str] = Counter()
     result = []
+    sized = {"size": uncropped(*size)} if "size" in reads else {}
     for subject, fields in samples:
         for _ in range(options.copies):
-            result.append(SampleRequest(subject, copies[subject], fields))
+            result.append(SampleRequest(subject, copies[subject], {**fields, **sized}))
             copies[subject] += 1
     return result
 
@@ -135,11 +138,16 @@ def _with_negatives(
     return [(subject, {"negative_text": default or "", **fields}) for subject, fields in samples]
 
 
-def _of_shards(options: SampleOptions, reads: Sequence[str], size: int) -> Iterator[tuple[str, Sample]]:
+def _of_shards(options: SampleOptions, reads: Sequence[str], size: Size) -> Iterator[tuple[str, Sample]]:
     assert options.shards is not None
     if surplus := sorted(set(options.given().values())):
         raise ValueError(f"--shards: the samples are the requests, got {' and '.join(surplus)} too")
-    evaluation = Indexed().evaluation(options.shards, size, "--shards", lambda _: reads, ())
+    if size.height != size.width and (squares := sorted({*reads} & {*file_options()})):
+        raise ValueError(
+            f"--shards: its samples are read as squares, got images of {size} and a model that reads "
+            f"{' and '.join(squares)}: expected one --size, or files"
+        )
+    evaluation = Indexed().evaluation(options.shards, size.width, "--shards", lambda _: reads, ())
     if lacking := sorted(set(reads) - set(evaluation.fields)):
         raise ValueError(
             f"--shards: '{options.shards}' gives {', '.join(evaluation.fields)}, but the model is "
@@ -151,7 +159,7 @@ def _of_shards(options: SampleOptions, reads: Sequence[str], size: int) -> Itera
         yield str(fields.get("text", sample["key"])), fields
 
 
-def _of_options(options: SampleOptions, reads: Sequence[str], size: int) -> Iterator[tuple[str, Sample]]:
+def _of_options(options: SampleOptions, reads: Sequence[str], size: Size) -> Iterator[tuple[str, Sample]]:
     _check(options, reads)
     fields = read_files({name: path for name, path in options.files.items() if name in reads}, size)
     prompts = options.prompts if "text" in reads else [None] * (1 if options.num is None else options.num)
@@ -184,12 +192,12 @@ def _check(options: SampleOptions, reads: Sequence[str]) -> None:
         )
 
 
-def read_files(files: Mapping[str, str], size: int) -> Sample:
+def read_files(files: Mapping[str, str], size: Size) -> Sample:
     """Decode files as the members of one sample: cropped and resized as in training.
 
     Args:
         files: Field to path.
-        size: Side of the images in pixels.
+        size: Height and width of the images in pixels.
 
     Raises:
         OSError: If a file cannot be read.
@@ -200,7 +208,7 @@ def read_files(files: Mapping[str, str], size: int) -> Sample:
         members = FIELDS[field].members
         member = next((name for name in members if path.endswith(f".{name}")), members[0])
         content = {member: Path(path).read_bytes()}
-        sample |= decode_sample(content, SampleId(_option(field), path), [field], View(size, size))
+        sample |= decode_sample(content, SampleId(_option(field), path), [field], View(*size))
     sample.pop("key", None)
     return sample
 

@@ -42,6 +42,8 @@ class Diffusion(Stage):
 
     name = "diffusion"
     generate_shows_input = False
+    sample_size: tuple[int, int] | None = None
+    """Height and width of the images to draw; None: the square trained on."""
 
     def __init__(
         self,
@@ -124,26 +126,34 @@ class Diffusion(Stage):
             mean = batch["latent"].chunk(2, dim=1)[0]
         else:
             image = batch["image"]
-            mean = image.new_empty(len(image), *self.latents.shape(image.shape[-1]))
+            mean = image.new_empty(len(image), *self.latents.shape(*image.shape[-2:]))
         return self.latents.encode(batch, noise.like(mean))
 
     @torch.no_grad()
     def generate(self, batch: Batch, seed: int) -> Tensor:
         """Draw one image per sample of ``batch``, conditioned on it.
 
-        The size is that of ``batch["image"]``, or else the one trained on.
+        The size is that of ``batch["image"]``, or else ``sample_size``, or else the square trained on.
 
         Returns:
             (B, 3, H, W) float32 in [-1, 1].
         """
-        size = batch["image"].shape[-1] if "image" in batch else self.image_size
-        if size is None:
-            raise ValueError("the image size is unknown: give batch['image'] or train first")
         noise = SampleNoise(seed, batch["key"])
-        x = noise.like(torch.empty(len(batch["key"]), *self.latents.shape(size), device=self.device))
+        shape = self.latents.shape(*self._sample_size(batch))
+        x = noise.like(torch.empty(len(batch["key"]), *shape, device=self.device))
         denoise = self.latents.constrain(self.guidance(self, batch))
         steps = self._steps()
         return self.latents.decode(self.sampler(denoise, steps, steps[0].start_std * x, noise.like))
+
+    def _sample_size(self, batch: Batch) -> tuple[int, int]:
+        """Return height and width of the images to draw."""
+        if "image" in batch:
+            return batch["image"].shape[-2], batch["image"].shape[-1]
+        if self.sample_size is not None:
+            return self.sample_size
+        if self.image_size is None:
+            raise ValueError("the image size is unknown: give batch['image'] or train first")
+        return self.image_size, self.image_size
 
     @torch.no_grad()
     def redraw(
@@ -163,7 +173,7 @@ class Diffusion(Stage):
         """
         noise = SampleNoise(seed, batch["key"])
         image = image.to(self.device).expand(len(batch["key"]), -1, -1, -1)
-        mean = image.new_zeros(len(image), *self.latents.shape(image.shape[-1]))
+        mean = image.new_zeros(len(image), *self.latents.shape(*image.shape[-2:]))
         known = self.latents.encode({"key": batch["key"], "image": image}, mean)
         steps = self._steps()
         steps = steps[len(steps) - max(1, round(strength * len(steps))) :]
@@ -211,6 +221,11 @@ class Diffusion(Stage):
     def _network(self, cond: Cond) -> Network:
         denoiser: Denoiser = self.denoiser
         return lambda x, t: denoiser(x, t, cond)
+
+    @property
+    def multiple(self) -> int:
+        """What heights and widths of images are multiples of, for latent space and denoiser."""
+        return self.latents.factor * int(getattr(self.denoiser, "factor", 1))
 
     def _steps(self) -> list[Step]:
         return self.sampler.steps(self.objective.schedule)

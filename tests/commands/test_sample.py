@@ -12,6 +12,7 @@ from tiny_runs import ROOT
 from torchvision.transforms.functional import pil_to_tensor
 
 from ldm import fit, sample
+from ldm.data.buckets import Size
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.images import from_bytes, read_text, to_bytes
 from ldm.sample import redraw
@@ -127,6 +128,28 @@ def test_labels_and_size(digits, tmp_path):
     assert read_text(tmp_path / "000005.png")["prompt"] == "4"
 
 
+def test_images_of_any_height_and_width(chain, tmp_path):
+    images = draw(
+        chain.runs / "diffusion", tmp_path / "a", "--prompt=a red ring", "--height=24", "--width=48"
+    )
+    assert images.shape == (1, 3, 24, 48)
+    assert read_text(tmp_path / "a" / "000000.png")["size"] == "48x24"
+    higher = draw(chain.runs / "diffusion", tmp_path / "b", "--prompt=a red ring", "--height=48")
+    assert higher.shape == (1, 3, 48, 32)
+
+
+def test_an_image_of_any_shape_is_redrawn(chain, tmp_path):
+    old = torch.randint(0, 256, (32, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(old.numpy()).save(tmp_path / "old.png")
+    mask = torch.zeros(32, 64, dtype=torch.uint8)
+    mask[:, 40:] = 255
+    Image.fromarray(mask.numpy()).save(tmp_path / "mask.png")
+    files = [f"--image={tmp_path / 'old.png'}", f"--mask={tmp_path / 'mask.png'}"]
+    found = draw(chain.runs / "diffusion", tmp_path / "out", "--prompt=a red ring", *files, "--width=64")
+    is_kept = (found[0] == old.permute(2, 0, 1)).all(0)
+    assert is_kept[:, :40].all() and not is_kept[:, 40:].all()
+
+
 @pytest.fixture
 def image(tmp_path):
     path = tmp_path / "old.png"
@@ -209,7 +232,15 @@ def test_guidance_may_be_a_class(chain, tmp_path):
         (["--shards=nowhere-*.tar"], "nowhere-*.tar"),
         (["--labels", "3"], "is conditioned on text: got --labels, expected --prompt or --prompts"),
         ([], "conditioned on text: got nothing, expected --prompt or --prompts, or --shards"),
-        (["--prompt=a", "--size=33"], "--size: got 33, expected a multiple of the autoencoder's factor"),
+        (
+            ["--prompt=a", "--size=33"],
+            "--size: got 33, expected a multiple of 8: of the autoencoder's factor",
+        ),
+        (
+            ["--prompt=a", "--width=36"],
+            "--width: got 36, expected a multiple of 8: of the autoencoder's factor",
+        ),
+        (["--prompt=a", "--height=36"], "factor 4 times 2 of the network"),
         (["--prompt=a", "--sampler=Oiler"], "sampler: got Oiler, expected the import path of a class"),
         (
             ["--prompt=a", "--guidance=Intervall"],
@@ -252,9 +283,9 @@ def test_a_checkpoint_of_another_stage_and_an_unknown_class(chain, digits, tmp_p
 def test_a_model_conditioned_on_the_image_redraws_none():
     options = Namespace(image="old.png", mask="mask.png", strength=0.3)
     with pytest.raises(ValueError, match="--strength: the model is conditioned on --image"):
-        redraw(options, ["image", "mask"], 32)
+        redraw(options, ["image", "mask"], Size(32, 32))
     options.strength = None
-    assert redraw(options, ["image", "mask"], 32) is None
+    assert redraw(options, ["image", "mask"], Size(32, 32)) is None
 
 
 @pytest.mark.slow

@@ -172,3 +172,30 @@ def test_validation_loads_every_field_and_training_those_it_reads(conditioned):
     assert set(next(iter(data.train_dataloader()))) == {"key", "mask"}
     with pytest.raises(ValueError, match=r"data\.fields: asks for \['text'\]"):
         module(conditioned, "mask", "text").setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (View(16, 16), [48, 96, 0, 8, 16, 16]),  # resized to 16x32, cropped in the middle
+        (View(16, 16, crop=(0.0, 0.999)), [48, 96, 0, 16, 16, 16]),
+        (View(32, 16), [48, 96, 0, 24, 32, 16]),  # of 32x64 the 16 columns in the middle
+        (View(24, 48), [48, 96, 0, 0, 24, 48]),
+    ],
+)
+def test_the_size_says_how_the_image_was_resized_and_cropped(view, expected):
+    wide = encoded(np.zeros((48, 96, 3), np.uint8))
+    assert decode_sample({"png": wide}, SAMPLE, ["size"], view)["size"].tolist() == expected
+    stated = json.dumps({"height": 48, "width": 96}).encode()
+    assert decode_sample({"json": stated}, SAMPLE, ["size"], view)["size"].tolist() == expected
+
+
+def test_the_original_size_is_that_before_the_shard_was_made():
+    meta = {"height": 48, "width": 96, "original_height": 480, "original_width": 960}
+    found = decode_sample({"json": json.dumps(meta).encode()}, SAMPLE, ["size"], View(24, 48))["size"]
+    assert found.tolist() == [480, 960, 0, 0, 24, 48]
+    with pytest.raises(BadSample, match=r"'original_height' and 'original_width' are .* above 0"):
+        meta["original_width"] = "960"
+        decode_sample({"json": json.dumps(meta).encode()}, SAMPLE, ["size"], View(24, 48))
+    with pytest.raises(BadSample, match="missing: it gives the field 'size'"):
+        decode_sample({"json": b"{}"}, SAMPLE, ["size"], View(24, 48))

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from ldm import sample as command
 from ldm.data import decode, raster
+from ldm.data.buckets import Size
 from ldm.data.fields import FIELDS, Field, collate, converted, whitelist
 from ldm.data.index import load_index, sidecar, summarize
 from ldm.data.module import Indexed, Shards, Streaming
+from ldm.sampling import draw
 from ldm.sampling.requests import as_batch, expand_requests
 
 
@@ -60,15 +62,16 @@ def test_a_new_row_gets_its_field_from_shards_into_a_batch(depth, shard, reader)
 def test_a_new_row_gets_its_field_from_an_option_of_sample(depth, shard, tmp_path):
     (tmp_path / "near.png").write_bytes(grey(200))
     options = command.parser().parse_args(["--checkpoint=x", f"--depth={tmp_path / 'near.png'}"])
-    batch = as_batch(expand_requests(command.sample_options(options), ["depth"], 8))
+    batch = as_batch(expand_requests(command.sample_options(options), ["depth"], Size(8, 8)))
     assert torch.equal(
-        command.on_device(batch, torch.device("cpu"))["depth"], torch.full((1, 1, 8, 8), 200 / 255)
+        draw.on_device(batch, torch.device("cpu"))["depth"], torch.full((1, 1, 8, 8), 200 / 255)
     )
     options = command.parser().parse_args(["--checkpoint=x", f"--shards={shard}"])
-    requests = expand_requests(command.sample_options(options), ["depth"], 8)
+    requests = expand_requests(command.sample_options(options), ["depth"], Size(8, 8))
     assert [int(request.fields["depth"].max()) for request in requests] == [0, 50, 100, 150]
     with pytest.raises(ValueError, match="got nothing, expected --depth"):
-        expand_requests(command.sample_options(command.parser().parse_args(["--checkpoint=x"])), ["depth"], 8)
+        nothing = command.parser().parse_args(["--checkpoint=x"])
+        expand_requests(command.sample_options(nothing), ["depth"], Size(8, 8))
 
 
 def test_an_index_made_with_another_table_is_made_anew(shard, monkeypatch):

@@ -12,6 +12,7 @@ from profiles import DISPLAY_P3, profile
 from tiny_shards import write_tar
 
 from data import folder
+from ldm.data.buckets import Size
 from ldm.data.module import Shards
 from ldm.data.raster import DECODER, upright_size
 from ldm.evaluation.files import open_images
@@ -78,7 +79,7 @@ def test_a_folder_gives_the_pixels_of_a_shard(file, tmp_path):
     expected = of_shard(shard)
     assert expected.shape == (3, SIDE, SIDE)
     assert torch.equal(open_images(str(file.parent), "--images")[0]["image"], expected)
-    assert torch.equal(read_files({"image": str(file)}, SIDE)["image"], expected)
+    assert torch.equal(read_files({"image": str(file)}, Size(SIDE, SIDE))["image"], expected)
     for resize in (None, SIDE):
         out = tmp_path / f"out{resize}"
         folder.pack_folder(file.parent, out, "none", val_fraction=0, resize=resize)
