@@ -127,7 +127,11 @@ class Denoiser(Protocol):
 
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""``(x_t (B, C, h, w), t (B,)) -> x0_hat (B, C, h, w)``. Samplers and guidance see nothing else."""
+"""``(x_t (B, C, h, w), t (B,)) -> x0_hat (B, C, h, w)``. Samplers and guidance see nothing else.
+
+A sampler that says so in ``reads_variance`` gets what the model says of the variance behind it,
+(B, 2 C, h, w); one with two ``times`` gives (B, 2), the timesteps before and after its step.
+"""
 
 
 class Conditional(Protocol):

@@ -4,11 +4,15 @@ from ldm import exports
 
 __getattr__, __all__ = exports(
     __name__,
+    contrastive_flow="ContrastiveFlow",
     guidance="ClassifierFree Guidance Interval Rescaled Unguided",
+    learned_variance="LearnedVariance",
+    mean_flow="MeanFlow",
     objective="Objective",
     prediction="EDM Epsilon Flow Prediction Velocity X0",
+    resolution_flow="ResolutionFlow",
     schedule="Betas Cosine Linear RectifiedFlow ScaledLinear Schedule ZeroTerminalSNR",
     timesteps="LogNormal LogitNormal LowDiscrepancy TimestepDistribution UniformTimesteps",
     variance_exploding="VarianceExploding",
-    weighting="EDMWeighting MinSNR Simple SoftMinSNR Uniform VariationalBound Weighting",
+    weighting="EDMWeighting FlowError MinSNR Simple SoftMinSNR Uniform VariationalBound Weighting",
 )

@@ -80,8 +80,8 @@ class ClassifierFree(Guidance):
         estimates = model.cond_and_uncond(batch)
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            cond, uncond = estimates(x_t, t)
-            return uncond + self.scale * (cond - uncond)
+            (cond, rest), uncond = _split(estimates(x_t, t), x_t)
+            return _joined(uncond + self.scale * (cond - uncond), rest)
 
         return guided
 
@@ -118,10 +118,10 @@ class Rescaled(Guidance):
         estimates = model.cond_and_uncond(batch)
 
         def guided(x_t: Tensor, t: Tensor) -> Tensor:
-            cond, uncond = estimates(x_t, t)
+            (cond, rest), uncond = _split(estimates(x_t, t), x_t)
             x0 = uncond + self.scale * (cond - uncond)
             wanted, found = (each.flatten(1).std(1).clamp_min(1e-8) for each in (cond, x0))
-            return x0 * (1 + self.rescale * (wanted / found - 1)).view(-1, 1, 1, 1)
+            return _joined(x0 * (1 + self.rescale * (wanted / found - 1)).view(-1, 1, 1, 1), rest)
 
         return guided
 
@@ -161,7 +161,8 @@ class Interval(Guidance):
         cond, guided = model.cond(batch), self.guidance(model, batch)
 
         def within(x_t: Tensor, t: Tensor) -> Tensor:
-            inside = (t >= self.low) & (t <= self.high)
+            first = t if t.ndim == 1 else t[:, 0]
+            inside = (first >= self.low) & (first <= self.high)
             if not inside.any():
                 return cond(x_t, t)
             if inside.all():
@@ -181,8 +182,8 @@ def extrapolated(base: Denoise, through: Denoise, scale: float) -> Denoise:
     """
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
-        x0 = base(x_t, t)
-        return x0 + scale * (through(x_t, t) - x0)
+        (towards, rest), x0 = _split((through(x_t, t), base(x_t, t)), x_t)
+        return _joined(x0 + scale * (towards - x0), rest)
 
     return guided
 
@@ -210,3 +211,13 @@ def inpainted(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
         mask: 1 where to paint, 0 where x0 is known; broadcasts over ``known``.
     """
     return lambda x_t, t: torch.where(mask > 0, denoise(x_t, t), known)
+
+
+def _split(estimates: tuple[Tensor, Tensor], x_t: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Take x0_hat of two estimates, and of the first one what follows it: a learned variance, or nothing."""
+    channels = x_t.shape[1]
+    return (estimates[0][:, :channels], estimates[0][:, channels:]), estimates[1][:, :channels]
+
+
+def _joined(x0: Tensor, rest: Tensor) -> Tensor:
+    return torch.cat([x0, rest], dim=1) if rest.shape[1] else x0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,11 @@ class Objective(Configurable):
     Raises:
         ValueError: If the schedule ends in pure noise, from which ``Epsilon`` and ``EDM`` cannot recover x0.
     """
+
+    outputs: ClassVar[int] = 1
+    """Channels of the network's output, over C."""
+    times: ClassVar[int] = 1
+    """Times that the network gets, see ``DenoiserDims.times``."""
 
     def __init__(
         self,
@@ -98,8 +104,11 @@ class Objective(Configurable):
         x0, noise = x0.float(), noise.float()
         alpha, sigma = self.schedule.at(t, x0)
         output = self._output(model, self.schedule.add_noise(x0, noise, t), t, alpha, sigma)
-        error = output - self.prediction.target(x0, noise, alpha, sigma)
-        return self.weight(t.to(x0.device)) * error.square().flatten(1).mean(1)
+        return self._weighted(output - self.prediction.target(x0, noise, alpha, sigma), t)
+
+    def training_loss(self, model: Network, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return what training minimises: ``loss``, unless that is no measure of a single sample."""
+        return self.loss(model, x0, noise, t)
 
     def weight(self, t: Tensor) -> Tensor:
         """Look up how much the squared error of the raw output counts.
@@ -134,6 +143,14 @@ class Objective(Configurable):
             return self.prediction.x0(self._output(model, x_t, t, alpha, sigma), x_t, alpha, sigma)
 
         return denoise
+
+    def variance_denoiser(self, model: Network) -> Denoise:
+        """Turn the raw network into what samplers that use a learned variance get; here x0_hat alone."""
+        return self.denoiser(model)
+
+    def _weighted(self, error: Tensor, t: Tensor) -> Tensor:
+        """Weigh the squared error of the raw output of each sample, (B,)."""
+        return self.weight(t.to(error.device)) * error.square().flatten(1).mean(1)
 
     def _output(self, model: Network, x_t: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Run the network on the input and time of the prediction; float32 in any precision."""

@@ -135,6 +135,25 @@ class EDMWeighting(X0Weighting):
         return _snr(alpha, sigma) + self.sigma_data**-2
 
 
+class FlowError(X0Weighting):
+    """Weight 1 on the error of the straight line's velocity eps - x0, whatever the network predicts.
+
+    With ``X0`` on ``RectifiedFlow``: x-prediction with velocity loss (Li & He 2025, arXiv:2511.13720).
+
+    Args:
+        floor: Smallest sigma in its denominator, > 0: an error of x0_hat is one of the velocity over sigma.
+    """
+
+    def __init__(self, floor: float = 0.05) -> None:
+        if floor <= 0:
+            raise ValueError(f"weighting.floor must be > 0, got {floor}")
+        self.floor = floor
+
+    def x0(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Return (alpha + sigma)**2 / sigma**2."""
+        return ((alpha + sigma) / sigma.clamp_min(self.floor)).square()
+
+
 def _snr(alpha: Tensor, sigma: Tensor) -> Tensor:
     return (alpha / sigma).square()
 

@@ -61,18 +61,26 @@ class Diffusion(Stage):
         self.image_size = latents.image_size
         self.conditioner = conditioner
         conditioner.bind(latents)
+        self.objective = objective or Objective()
         self.denoiser = denoiser(
             DenoiserDims(
                 latents.channels,
                 conditioner.token_width,
                 conditioner.vector_width,
                 conditioner.spatial_channels,
+                self.objective.outputs * latents.channels,
+                self.objective.times,
             )
         )
-        self.objective = objective or Objective()
         self.context_length = conditioner.context_length
         self.sampler = sampler or DDIM()
+        if self.sampler.times > self.objective.times:
+            raise ValueError(
+                f"model.sampler: {type(self.sampler).__name__} needs the objective MeanFlow, got "
+                f"{type(self.objective).__name__}"
+            )
         self.guidance = guidance or Unguided()
+        self._keeps_variance = False
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
         """Name the fields of a batch that the latent space and the conditioner read."""
@@ -99,7 +107,8 @@ class Diffusion(Stage):
         """Average the loss over all samples, and over those in each quarter of the timesteps."""
         t, loss = self._regress(batch, noise)
         means = {"loss": (loss.mean(), len(loss))}
-        quarter = t * QUARTERS // self.objective.schedule.num_steps
+        first = t if t.ndim == 1 else t[:, 0]
+        quarter = first * QUARTERS // self.objective.schedule.num_steps
         for i in range(QUARTERS):
             inside = loss[quarter == i]
             # one without samples in this batch is logged all the same: processes must agree on the names
@@ -107,11 +116,12 @@ class Diffusion(Stage):
         return means
 
     def _regress(self, batch: Batch, noise: SampleNoise) -> tuple[Tensor, Tensor]:
-        """Return timesteps and losses of the samples, (B,) each."""
+        """Return timesteps of the samples, (B,) or (B, 2), and their losses, (B,)."""
         cond = self.conditioner.dropped(batch, noise) if self.training else self.conditioner(batch)
         latent = self._encode(batch, noise)
         t, eps = self.objective.draw(latent, noise, self._positions(len(latent)))
-        return t, self.objective.loss(self._network(cond), latent, eps, t)
+        loss = self.objective.training_loss if self.training else self.objective.loss
+        return t, loss(self._network(cond), latent, eps, t)
 
     def _positions(self, count: int) -> Tensor | None:
         """Positions of the samples in the training stream: rank r of w has r, r + w, ... of each batch's."""
@@ -141,7 +151,9 @@ class Diffusion(Stage):
         noise = SampleNoise(seed, batch["key"])
         shape = self.latents.shape(*self._sample_size(batch))
         x = noise.like(torch.empty(len(batch["key"]), *shape, device=self.device))
+        self._keeps_variance = self.sampler.reads_variance  # of the estimates that are made here
         denoise = self.latents.constrain(self.guidance(self, batch))
+        self._keeps_variance = False
         steps = self._steps()
         return self.latents.decode(self.sampler(denoise, steps, steps[0].start_std * x, noise.like))
 
@@ -216,7 +228,9 @@ class Diffusion(Stage):
         return self.conditioner.null(batch)
 
     def _denoise(self, cond: Cond) -> Denoise:
-        return self.objective.denoiser(self._network(cond))
+        objective = self.objective
+        make = objective.variance_denoiser if self._keeps_variance else objective.denoiser
+        return make(self._network(cond))
 
     def _network(self, cond: Cond) -> Network:
         denoiser: Denoiser = self.denoiser

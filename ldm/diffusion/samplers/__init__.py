@@ -9,6 +9,7 @@ __getattr__, __all__ = exports(
     dpm_solver="DPMSolver DPMSolverSDE",
     euler="Euler EulerAncestral",
     heun="Heun",
+    mean_flow="MeanFlowSampler",
     plms="PLMS",
     sampler="Sampler",
     spacing="Karras Leading Linspace Trailing",

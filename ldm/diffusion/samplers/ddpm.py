@@ -17,12 +17,16 @@ from ldm.types import Denoise
 class DDPM(Sampler):
     """Ancestral sampling: Ho et al. 2020 (arXiv:2006.11239), Algorithm 2.
 
-    The variance is the smaller of the paper's two, beta-tilde: that of q(x_s | x_t, x_0).
+    The variance is the smaller of the paper's two, beta-tilde: that of q(x_s | x_t, x_0). A model that was
+    trained with ``LearnedVariance`` says itself how far towards the larger one it lies (Nichol & Dhariwal
+    2021, arXiv:2102.09672, Eq. 15).
 
     Args:
         num_steps: Calls of the denoiser; all timesteps of the schedule unless given.
         spacing: Which timesteps; equal steps from the noisiest unless given.
     """
+
+    reads_variance = True
 
     def __init__(self, num_steps: int | None = None, spacing: Spacing | None = None) -> None:
         super().__init__(num_steps, spacing)
@@ -34,9 +38,11 @@ class DDPM(Sampler):
         x = x.float()
         for step in steps:
             from_x0, from_x, std = posterior(step)
-            x = from_x0 * denoise(x, step.timesteps(x)).float() + from_x * x
+            x0, v = denoise(x, step.timesteps(x)).float().tensor_split([x.shape[1]], dim=1)
+            x = from_x0 * x0 + from_x * x
             if std > 0:
-                x = x + std * noise(x)
+                scale = std if v.shape[1] == 0 else std * _widening(step, v)
+                x = x + scale * noise(x)
         return x
 
 
@@ -54,3 +60,9 @@ def posterior(step: Step) -> tuple[float, float, float]:
     kept = (step.next_sigma / step.sigma) ** 2
     beta = step.sigma**2 - (ratio * step.next_sigma) ** 2
     return step.next_alpha * beta / step.sigma**2, ratio * kept, math.sqrt(beta * kept)
+
+
+def _widening(step: Step, v: Tensor) -> Tensor:
+    """Return the learned deviation over that of beta-tilde: v = -1 is 1, v = 1 that of beta."""
+    widest = step.sigma / step.next_sigma  # beta / beta-tilde is its square
+    return torch.exp(math.log(widest) * (v.clamp(-1, 1) + 1) / 2)

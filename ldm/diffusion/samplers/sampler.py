@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ class Sampler(Configurable, ABC):
         num_steps: Steps of the trajectory; None takes all timesteps of the schedule.
         spacing: Which timesteps; equal steps from the noisiest unless given.
     """
+
+    reads_variance: ClassVar[bool] = False
+    """Whether it uses a learned variance, which then follows x0_hat in the channels of the estimate."""
+    times: ClassVar[int] = 1
+    """Times that it gives the denoiser: 2 asks for an estimate over the whole step."""
 
     def __init__(self, num_steps: int | None, spacing: Spacing | None = None) -> None:
         self.num_steps = num_steps
