@@ -64,6 +64,12 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("--keep-images", action="store_true", help="Keep the images with the latents.")
     parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="Also store the latent of each image with left and right exchanged, latent.flip.npy, for "
+        "data.augment.flip.",
+    )
+    parser.add_argument(
         "--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained."
     )
     parser.add_argument(
@@ -108,6 +114,7 @@ def encode(arguments: Sequence[str] | None = None) -> None:
             "autoencoder": source,
             "image_size": encoder.image_size,
             "keep_images": encoder.keep_images,
+            "flip": encoder.flip,
         }
         if group.rank == 0:
             scope.enter_context(held(Path(options.out), "--out"))
@@ -140,7 +147,14 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
     if warning := warn_of_emulation("--precision", precision, where):
         print(warning, file=sys.stderr)
     return ShardEncoder(
-        stage.net, where, size, options.batch_size, workers, options.keep_images, options.precision
+        stage.net,
+        where,
+        size,
+        options.batch_size,
+        workers,
+        options.keep_images,
+        options.precision,
+        options.flip,
     )
 
 

@@ -6,6 +6,7 @@ __getattr__, __all__ = exports(
     __name__,
     activation_checkpointing="ActivationCheckpointing",
     bad_samples="BadSamples",
+    caption_lengths="CaptionLengths",
     compile="Compile",
     denoising_grid="DenoisingGrid",
     ema="EMA",

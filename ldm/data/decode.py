@@ -126,19 +126,41 @@ _classes = pixels(raster.classes, "nearest-exact")
 
 def text(members: Members) -> Decoded | None:
     """Decode a caption."""
-    meta = members.json() if members.view.draw is not None or "txt" not in members.content else {}
+    view = members.view
+    meta = members.json() if view.draw is not None or "txt" not in members.content else {}
+    if (key := next((k for k in view.captions if _has_caption(k, members, meta)), None)) is not None:
+        return _txt(members) if key == "txt" else _of_key(key, members, meta)
     if (captions := meta.get("captions")) is not None:
-        if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
-            what = f"'captions' is {captions!r:.60}, expected a list of strings"
-            raise members.bad("json", what, "malformed caption")
-        return _caption(captions[(members.view.draw or 0) % len(captions)], "json", members)
+        return _drawn(captions, "captions", members)
     if "txt" in members.content:
-        try:
-            return _caption(members.content["txt"].decode("utf-8-sig"), "txt", members)
-        except UnicodeDecodeError as error:
-            what = f"is not UTF-8 ({error.reason} at byte {error.start})"
-            raise members.bad("txt", what, "malformed caption") from error
+        return _txt(members)
     return _caption(meta["caption"], "json", members) if "caption" in meta else None
+
+
+def _has_caption(key: str, members: Members, meta: Mapping[str, Any]) -> bool:
+    return "txt" in members.content if key == "txt" else meta.get(key) is not None
+
+
+def _of_key(key: str, members: Members, meta: Mapping[str, Any]) -> Decoded:
+    """Decode a caption, or one of several, under a key of json."""
+    found = meta[key]
+    return _caption(found, "json", members) if isinstance(found, str) else _drawn(found, key, members)
+
+
+def _txt(members: Members) -> Decoded:
+    try:
+        return _caption(members.content["txt"].decode("utf-8-sig"), "txt", members)
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 ({error.reason} at byte {error.start})"
+        raise members.bad("txt", what, "malformed caption") from error
+
+
+def _drawn(captions: Any, key: str, members: Members) -> Decoded:
+    """Decode one of several captions: a list of strings."""
+    if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
+        what = f"'{key}' is {captions!r:.60}, expected a list of strings"
+        raise members.bad("json", what, "malformed caption")
+    return _caption(captions[(members.view.draw or 0) % len(captions)], "json", members)
 
 
 def _caption(caption: Any, member: str, members: Members) -> Decoded:

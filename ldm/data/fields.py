@@ -23,7 +23,7 @@ Sample = dict[str, Any]
 samples: why each of them could not be used."""
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-LATENT = "latent.npy"
+LATENT, FLIPPED_LATENT = "latent.npy", "latent.flip.npy"
 UNKNOWN_CLASS = "unknown class"
 """Reason of bad samples with a class that the model lacks."""
 _NONE: Mapping[str, int] = {}
@@ -41,6 +41,7 @@ class Field:
         json_keys: Keys of the member "json" that give it.
         option: Option of ``ldm.sample`` that gives it; None if there is none.
         highest: Finds the highest class in a sample's value, where it holds classes; -1 if it has none.
+        flipped: Member that is read instead where the view is flipped; None if the value itself can be.
         help: What the file is that ``option`` names: it is decoded as the first of ``members``. None if
             ``option`` takes no file but values, each of which makes an image.
         is_implied: Whether any image gives it: then it is loaded only where it is asked for by name.
@@ -54,7 +55,18 @@ class Field:
     option: str | None = None
     help: str | None = None
     highest: Callable[[Any], int] | None = None
+    flipped: str | None = None
     is_implied: bool = False
+
+    def read(self, flip: bool | None) -> tuple[str, ...]:
+        """List the members that it is read from.
+
+        Args:
+            flip: Whether the view is flipped; None: it may be.
+        """
+        if self.flipped is None or flip is False:
+            return self.members
+        return (self.flipped,) if flip else (*self.members, self.flipped)
 
 
 class Packed(list[Tensor]):
@@ -80,7 +92,7 @@ FIELDS: dict[str, Field] = {
     "image": Field(IMAGES, _rgb, stack, from_bytes, (), "--image", "Image to condition on, or to redraw."),
     "text": Field(("txt", "json"), decode.text, list, None, ("caption", "captions"), "--prompt or --prompts"),
     "label": Field(("cls", "json"), decode.label, torch.tensor, None, ("label",), "--labels", highest=int),
-    "latent": Field((LATENT,), decode.latent, stack, Tensor.float),
+    "latent": Field((LATENT,), decode.latent, stack, Tensor.float, flipped=FLIPPED_LATENT),
     "mask": Field(
         ("mask.png",), _mask, stack, Tensor.float, (), "--mask", "Image that is white where to paint."
     ),
@@ -105,10 +117,15 @@ FIELDS: dict[str, Field] = {
 """Name of each field, as in ``Batch``, to how it is read."""
 
 
-def whitelist(fields: Collection[str] | None = None) -> tuple[str, ...]:
-    """List the members that ``fields`` are read from; None takes all fields. No other member is ever read."""
+def whitelist(fields: Collection[str] | None = None, flip: bool | None = None) -> tuple[str, ...]:
+    """List the members that fields are read from. No other member is ever read.
+
+    Args:
+        fields: Names of fields; None takes all.
+        flip: Whether the view is flipped; None: it may be.
+    """
     rows = [field for name, field in FIELDS.items() if fields is None or name in fields]
-    return tuple(dict.fromkeys(member for field in rows for member in field.members))
+    return tuple(dict.fromkeys(member for field in rows for member in field.read(flip)))
 
 
 def decode_sample(
@@ -138,13 +155,14 @@ def decode_sample(
     sizes: dict[str, tuple[int, int]] = {}
     wanted = [(name, True) for name in fields] + [(name, False) for name in optional]
     for name, is_required in wanted:
-        content = {member: members[member] for member in FIELDS[name].members if member in members}
+        names = FIELDS[name].read(view.flip)
+        content = {member: members[member] for member in names if member in members}
         try:
             decoded = FIELDS[name].decode(Members(content, sample, view)) if content else None
             if decoded is None:
                 found = ", ".join(members) or "none of them"
                 what = f"missing: it gives the field '{name}' (found {found})"
-                raise sample.bad(" or ".join(FIELDS[name].members), what, f"missing {name}")
+                raise sample.bad(" or ".join(names), what, f"missing {name}")
             if name in classes:
                 _check_classes(name, next(iter(content)), decoded.value, classes[name], sample)
             sized = {} if decoded.size is None else {next(iter(content)): decoded.size}

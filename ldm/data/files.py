@@ -81,7 +81,7 @@ class ShardFiles:
         Raises:
             BadSample: If it cannot be used.
         """
-        members, sample = self.members(shard, row, whitelist((*fields, *optional)))
+        members, sample = self.members(shard, row, whitelist((*fields, *optional), view.flip))
         decoded = decode_sample(members, sample, fields, view, optional, classes or {})
         return {**decoded, "key": self.key(shard, row)}
 

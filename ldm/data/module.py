@@ -19,6 +19,7 @@ from ldm.data.manifest import latents_size
 from ldm.data.readers import Indexed, Reader
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
 from ldm.data.streaming import Streaming
+from ldm.data.view import NO_AUGMENT, Augment
 from ldm.types import Batch, HasClasses, ReadsFields, ValidatesBatch, ValidatesShards, progress_of
 
 __all__ = ["Indexed", "Shards", "Streaming"]
@@ -45,6 +46,7 @@ class Shards(L.LightningDataModule):
             layout, size. None loads what the stage reads, latents instead of images where the shards hold
             them; image and text for a LightningModule that does not say. Validation loads the image and what
             the stage reads, and where all shards have them captions, labels and ``fields``.
+        augment: Flips, crops and captions that are drawn for training samples, never for validation.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Shards(L.LightningDataModule):
         num_workers: int = 0,
         reader: Reader = Indexed(),  # noqa: B008  (stateless)
         fields: Sequence[str] | None = None,
+        augment: Augment = NO_AUGMENT,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
@@ -70,7 +73,7 @@ class Shards(L.LightningDataModule):
                 raise ValueError(f"data.{name}: got {value}, expected at least {lowest}")
         self.train_shards, self.val_shards = train, val
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.reader = reader
+        self.reader, self.augment = reader, augment
         self.fields = DEFAULT_FIELDS if fields is None else check_names(fields, "data.fields")
         self._image_size = image_size
         self._is_derived = {"fields": fields is None, "image_size": image_size is None}
@@ -126,7 +129,7 @@ class Shards(L.LightningDataModule):
         """The training samples; opened on first use."""
         if self._source is None:
             self._seed = _global_seed()
-            spec = SampleSpec(self.fields, self.image_size, self._seed, self._classes)
+            spec = SampleSpec(self.fields, self.image_size, self._seed, self._classes, self.augment)
             self._source = self.reader.open(self.train_shards, spec)
         return self._source
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -24,7 +26,7 @@ from ldm.data.source import (
     make_loader,
     rank_batches,
 )
-from ldm.data.stored import check_fields, num_giving
+from ldm.data.stored import check_fields, check_flipped, num_giving
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
 from ldm.data.view import View
@@ -124,6 +126,7 @@ class Indexed(Reader):
     def open(self, patterns: str | Sequence[str], spec: SampleSpec) -> IndexedSource:
         files = self.files(patterns, "data.train")
         check_fields(files, spec.fields, "data.fields")
+        check_flipped(files, spec.fields, spec.augment.flip)
         return IndexedSource(files, spec, self.group_shards)
 
 
@@ -172,6 +175,18 @@ class IndexedSource(Source, Dataset[Sample]):
         if len(found) > max(1, MAX_UNKNOWN * len(checked)):
             what = f"{len(found)} of the first {len(checked)} samples have classes that the model lacks"
             raise ValueError(f"data.train: {what}, e.g. {found[0]}")
+
+    @override
+    def captions(self, num: int, seconds: float) -> list[str]:
+        found: list[str] = []
+        end = time.monotonic() + seconds
+        for position in range(min(num, len(self.order))):
+            if time.monotonic() > end:
+                break
+            with suppress(BadSample):
+                shard, row = self.order.locate(position)
+                found.append(self.files.sample(shard, row, ["text"], self.spec.view(position))["text"])
+        return found
 
     @override
     def identity(self) -> dict[str, Any]:

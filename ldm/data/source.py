@@ -21,7 +21,7 @@ from ldm.data.files import ShardFiles
 from ldm.data.index import fingerprint
 from ldm.data.order import mix
 from ldm.data.raster import DECODER
-from ldm.data.view import View
+from ldm.data.view import NO_AUGMENT, Augment, View
 from ldm.hardware import check_shared_memory
 
 MAX_BAD = 100
@@ -35,19 +35,28 @@ class SampleSpec:
     Args:
         fields: Names of fields.
         image_size: Side of the images in pixels.
-        seed: Seed of the order and of the choice of captions.
+        seed: Seed of the order and of all that is drawn.
         classes: Number of classes of the fields that hold some: a sample with others is a bad one.
+        augment: What is drawn for each sample.
     """
 
     fields: tuple[str, ...]
     image_size: int
     seed: int
     classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    augment: Augment = NO_AUGMENT
+
+    def __post_init__(self) -> None:
+        if "latent" in self.fields and self.augment.crop == "random":
+            raise ValueError(
+                "data.augment.crop: got random, but the latents were encoded from central squares, expected "
+                "center (or data.fields with the image)"
+            )
 
     def view(self, *position: int) -> View:
         """Return what the sample at ``position`` shows: a function of (seed, position) alone."""
         draw = mix(self.seed, 0xD4A3, *position) >> 1
-        return View(self.image_size, self.image_size, draw=draw)
+        return self.augment.view(self.image_size, self.image_size, draw)
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,10 @@ class Source(ABC):
             ValueError: If they do not.
         """
         return None
+
+    def captions(self, num: int, seconds: float) -> list[str]:
+        """Read captions of the first ``num`` samples, for so many seconds; none without random access."""
+        return []
 
     @abstractmethod
     def loader(

@@ -35,6 +35,21 @@ def _in_json(files: ShardFiles, shard: int, field: str) -> bool:
     return False
 
 
+def check_flipped(files: ShardFiles, fields: Sequence[str], flip: float) -> None:
+    """Check that all samples have the flipped ones of values that cannot be flipped themselves.
+
+    Raises:
+        ValueError: If some are to be flipped and one lacks its flipped value.
+    """
+    for name in [FIELDS[field].flipped for field in fields if flip]:
+        for summary in files.summaries if name else ():
+            if lacking := summary.count - summary.present[name or ""]:
+                raise ValueError(
+                    f"data.augment.flip: got {flip}, but {lacking} of {summary.count} samples of "
+                    f"{summary.path} have no {name}: encode them with ldm.encode --flip, or leave flip at 0"
+                )
+
+
 def check_fields(files: ShardFiles, fields: Sequence[str], option: str) -> None:
     """Warn of samples that lack one of ``fields``, which others replace.
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from ldm.data.decode import BadSample
-from ldm.data.fields import FIELDS, LATENT, decode_sample, whitelist
+from ldm.data.fields import FIELDS, FLIPPED_LATENT, LATENT, decode_sample, whitelist
 from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, summarize_all
 from ldm.data.view import View
@@ -43,6 +43,7 @@ class ShardEncoder:
         batch_size: Images encoded at once.
         num_workers: Processes that read and decode images; 0: this one does.
         keep_images: Whether the new shards keep the images.
+        flip: Whether they also get the latents of the flipped images.
         precision: What it computes in.
     """
 
@@ -53,13 +54,19 @@ class ShardEncoder:
     num_workers: int
     keep_images: bool
     precision: Inference = "32"
+    flip: bool = False
 
-    @torch.no_grad()
-    def latents(self, images: torch.Tensor) -> torch.Tensor:
-        """Encode images (B, 3, S, S) uint8 to (B, 2C, h, w) float16: mean and standard deviation.
+    def members(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Encode images (B, 3, S, S) uint8 to the members that the new samples get, (B, 2C, h, w) each.
 
         On a GPU nothing waits: they are computed when they are read.
         """
+        flipped = {FLIPPED_LATENT: self.latents(images.flip(-1))} if self.flip else {}
+        return {LATENT: self.latents(images), **flipped}
+
+    @torch.no_grad()
+    def latents(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode images (B, 3, S, S) uint8 to (B, 2C, h, w) float16: mean and standard deviation."""
         with inference(self.precision, self.device):
             found = self.net.encode(from_bytes(images.to(self.device, non_blocking=True)))
         posterior = DiagonalGaussian(found.mean.float(), found.log_var.float())
@@ -182,7 +189,7 @@ def _encode_shard(
     with tar_writer(target) as writer, ThreadPoolExecutor(1) as thread:  # writes while the next is encoded
         writing: deque[Future[None]] = deque()
         for items, images in batches:
-            latents = None if images is None else encoder.latents(images)
+            latents = {} if images is None else encoder.members(images)
             writing.append(thread.submit(_write, writer, items, latents, encoder.keep_images))
             if len(writing) > 2:
                 writing.popleft().result()
@@ -203,15 +210,17 @@ def _collate(items: list[EncodingItem]) -> EncodingBatch:
 
 
 def _write(
-    writer: TarWriter, items: list[EncodingItem], latents: torch.Tensor | None, keep_images: bool
+    writer: TarWriter, items: list[EncodingItem], latents: dict[str, torch.Tensor], keep_images: bool
 ) -> None:
-    """Write the new samples: those of the good items."""
+    """Write the new samples: those of the good items, with their latents by member."""
     good = [item for item in items if item.bad is None]
-    dropped = (LATENT,) if keep_images else (LATENT, *FIELDS["image"].members)
-    arrays: Iterable[np.ndarray] = [] if latents is None else latents.cpu().numpy()
-    for item, latent in zip(good, arrays, strict=True):
+    replaced = FIELDS["latent"].read(None)
+    dropped = replaced if keep_images else (*replaced, *FIELDS["image"].members)
+    arrays = {name: of_all.cpu().numpy() for name, of_all in latents.items()}
+    for row, item in enumerate(good):
         kept = {name: member for name, member in item.members.items() if name not in dropped}
-        writer.write({"__key__": item.key, **kept, LATENT: _npy(latent)})
+        new = {name: _npy(of_all[row]) for name, of_all in arrays.items()}
+        writer.write({"__key__": item.key, **kept, **new})
 
 
 def _is_done(manifest: dict[str, Any], summary: Summary, out: Path) -> bool:

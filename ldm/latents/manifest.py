@@ -31,11 +31,12 @@ def open_manifest(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
             f"--out: '{out}' holds latents of another autoencoder (SHA-256 {then[:12]}..., expected "
             f"{now[:12]}...): choose another folder, or delete this one"
         )
-    for name in ("image_size", "keep_images"):
-        if manifest[name] != made_by[name]:
+    for name in ("image_size", "keep_images", "flip"):
+        earlier, later = manifest.get(name, False), made_by.get(name, False)
+        if earlier != later:
             raise ValueError(
-                f"--out: '{out}' was encoded with {name} {manifest[name]}, expected {made_by[name]}: choose "
-                "another folder, or delete this one"
+                f"--out: '{out}' was encoded with {name} {earlier}, expected {later}: choose another "
+                "folder, or delete this one"
             )
     noted = {_noted(path) for path in _notes(out)}
     if not manifest["shards"] and (foreign := {path.name for path in out.glob("*.tar")} - noted):

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from comparing import error_of
+from PIL import Image
 from tiny_runs import ROOT
 
 from ldm import encode, fit
 from ldm.data.module import Shards
+from ldm.io.images import from_bytes
 from ldm.latents import encode as encoding
 from ldm.latents.manifest import note_shard
 from ldm.stages.autoencoder import Autoencoder
@@ -172,3 +174,22 @@ def test_latents_of_another_autoencoder_are_not_mixed(chain, fresh, capsys):
     other = f"--autoencoder={fresh.runs / 'autoencoder'}"
     line = error_of(capsys, [*chain.encode(), other], encode.main)
     assert "holds latents of another autoencoder" in line
+
+
+def test_flipped_latents_are_those_of_the_flipped_images(chain, tmp_path, capsys):
+    command = [
+        *chain.encode(),
+        f"--out={tmp_path / 'flipped'}",
+        f"--shards={chain.shards / 'train-000000.tar'}",
+    ]
+    assert encode.main([*command, "--flip", "--keep-images"]) == 0
+    assert "flip True, expected False" in error_of(capsys, [*command, "--keep-images"], encode.main)
+    found = members(tmp_path / "flipped" / "train-000000.tar")
+    key = next(name for name in found if name.endswith(".png")).removesuffix(".png")
+    pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(found[f"{key}.png"])))).permute(2, 0, 1)[None]
+    net = load_stage(str(chain.runs / "autoencoder"), Autoencoder).net
+    for name, image in (("latent", pixels), ("latent.flip", pixels.flip(-1))):
+        with torch.no_grad():
+            posterior = net.encode(from_bytes(image))
+        expected = torch.cat([posterior.mean, posterior.std], 1)[0].numpy()
+        np.testing.assert_allclose(array(found[f"{key}.{name}.npy"]), expected, rtol=2e-3, atol=1e-3)

@@ -1,0 +1,44 @@
+"""A line at the start of a run on how long the captions are."""
+
+from __future__ import annotations
+
+from statistics import median
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from ldm.data.module import Shards
+from ldm.nets.text import num_tokens
+
+
+class CaptionLengths(L.Callback):
+    """Prints before the first step how many tokens captions have, and which share of them is cut off.
+
+    It looks at the first training samples, as far as two seconds reach. Nothing is printed for a stage
+    without captions, nor for the ``Streaming`` reader.
+
+    Args:
+        num: Most captions that are looked at; 0 looks at none.
+    """
+
+    def __init__(self, num: int = 1000) -> None:
+        self.num = num
+
+    @override
+    @rank_zero_only
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data, limit = trainer.datamodule, getattr(pl_module, "context_length", None)  # type: ignore[attr-defined]
+        if limit is None or not isinstance(data, Shards) or "text" not in data.fields:
+            return
+        if captions := data.source.captions(self.num, seconds=2.0):
+            print(line([num_tokens(caption) for caption in captions], limit), flush=True)
+
+
+def line(counts: list[int], limit: int) -> str:
+    """Describe numbers of tokens, begin and end marks included, beside the most that are read."""
+    cut = sum(count > limit for count in counts) / len(counts)
+    return (
+        f"captions: {median(counts):.0f} tokens at the median, {max(counts)} at most, of {len(counts):,}; "
+        f"{cut:.1%} are cut to the {limit} that are read"
+    )
