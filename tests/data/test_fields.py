@@ -104,6 +104,7 @@ def test_the_whitelist_keeps_its_order():
         "json",
         "cls",
         "latent.npy",
+        "latent.flip.npy",
         "mask.png",
         "low.png",
         "low.jpg",
