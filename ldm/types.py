@@ -6,7 +6,7 @@ Shapes use one alphabet: ``B`` samples, ``(B, 3, H, W)`` images, ``(B, C, h, w)`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, TypedDict, runtime_checkable
 
@@ -240,6 +240,17 @@ class ReadsFields(Protocol):
             stored: Fields of the shards that replace those that they were computed from: "latent",
                 where ``ldm.encode`` made them.
         """
+        ...
+
+
+@runtime_checkable
+class ReadsCaptions(Protocol):
+    """A stage that reads the tokens of captions, where ``context_length`` is not None."""
+
+    context_length: int | None
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Return the tokens of each caption, begin and end marks included, whether they are read or cut."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
 import lightning as L
@@ -9,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from ldm.data.module import Shards
-from ldm.nets.text import num_tokens
+from ldm.types import ReadsCaptions
 
 
 class CaptionLengths(L.Callback):
@@ -28,15 +29,20 @@ class CaptionLengths(L.Callback):
     @override
     @rank_zero_only
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data, limit = trainer.datamodule, getattr(pl_module, "context_length", None)  # type: ignore[attr-defined]
-        if limit is None or not isinstance(data, Shards) or "text" not in data.fields:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if (
+            not isinstance(data, Shards)
+            or not isinstance(pl_module, ReadsCaptions)
+            or "text" not in data.fields
+        ):
             return
-        if captions := data.source.captions(self.num, seconds=2.0):
-            print(line([num_tokens(caption) for caption in captions], limit), flush=True)
+        limit = pl_module.context_length
+        if limit is not None and (captions := data.source.captions(self.num, seconds=2.0)):
+            print(lengths(pl_module.count_tokens(captions), limit), flush=True)
 
 
-def line(counts: list[int], limit: int) -> str:
-    """Describe numbers of tokens, begin and end marks included, beside the most that are read."""
+def lengths(counts: Sequence[int], limit: int) -> str:
+    """Describe the tokens of captions, begin and end marks included, beside the most that are read."""
     cut = sum(count > limit for count in counts) / len(counts)
     return (
         f"captions: {median(counts):.0f} tokens at the median, {max(counts)} at most, of {len(counts):,}; "

@@ -24,7 +24,7 @@ from ldm.latents.manifest import check_source
 from ldm.lightning_internals import trainer_of
 from ldm.loggers.steps import TRUNCATED, is_due, is_logged, mean_losses
 from ldm.losses.term import LossTerm
-from ldm.nets.text import truncated
+from ldm.nets.text import num_tokens, truncated
 from ldm.optim.adamw import place_state
 from ldm.optim.combined import build_optimizer, describe
 from ldm.optim.recipes import NoScaling, Optimization
@@ -114,6 +114,10 @@ class Stage(Configurable, SumsTerms, ABC):
         self.step_losses.append(values)
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # once the step is done, that of the next
         return losses["loss"]
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Return the tokens of each caption, begin and end marks included."""
+        return [num_tokens(caption) for caption in captions]
 
     def _truncated(self, text: list[str], limit: int) -> float:
         """Return the fraction of captions that are cut off, with a warning in the first batch."""

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny_shards import write_tar
 
-from ldm.callbacks.caption_lengths import line
+from ldm.callbacks.caption_lengths import lengths
 from ldm.data.decode import BadSample, SampleId
 from ldm.data.fields import decode_sample
 from ldm.data.module import Indexed, Shards, Streaming
@@ -188,4 +188,4 @@ def test_the_line_on_captions_counts_what_is_cut(shard):
     assert len(source.captions(10, seconds=60)) == 10 and len(source.captions(100, seconds=60)) == 24
     assert source.captions(10, seconds=0) == []
     expected = "captions: 4 tokens at the median, 9 at most, of 4; 25.0% are cut to the 8 that are read"
-    assert line([3, 4, 4, 9], 8) == expected
+    assert lengths([3, 4, 4, 9], 8) == expected
