@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ldm.cli import check_multiple, command_parser, default_device, run_command
+from ldm.data.filters import Filter
 from ldm.data.tar import expand
 from ldm.distributed.launch import processes
 from ldm.hardware import (
@@ -61,6 +62,12 @@ def parser() -> ArgumentParser:
         "--index-dir",
         type=str | None,
         help="Folder for the indices of --shards; default: that of the shards, which must be writable then.",
+    )
+    parser.add_argument(
+        "--filter",
+        type=str | None,
+        help="Samples to encode, by an expression about their size, caption_length and keys of their json, "
+        "e.g. 'min(width, height) >= 256 and aesthetic > 5' (data/README.md); default: all.",
     )
     parser.add_argument("--keep-images", action="store_true", help="Keep the images with the latents.")
     parser.add_argument(
@@ -118,9 +125,12 @@ def encode(arguments: Sequence[str] | None = None) -> None:
         }
         if group.rank == 0:
             scope.enter_context(held(Path(options.out), "--out"))
+        kept = None if options.filter is None else Filter(options.filter, "--filter")
         paths = expand(options.shards, "--shards")
         tracked = _tracked(options.out, options.wandb, made_by) if group.rank == 0 else []
-        done, skipped = encode_shards(encoder, paths, Path(options.out), made_by, options.index_dir, group)
+        done, skipped = encode_shards(
+            encoder, paths, Path(options.out), made_by, options.index_dir, group, kept
+        )
     for logger in tracked:
         publish_latents(logger, Path(options.out), made_by)
     if group.rank == 0:

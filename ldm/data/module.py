@@ -17,6 +17,7 @@ from ldm.data.decode import Skipped
 from ldm.data.fields import Sample, check_names, collate, converted
 from ldm.data.manifest import latents_size
 from ldm.data.readers import Indexed, Reader
+from ldm.data.sets import TrainSet
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
 from ldm.data.streaming import Streaming
 from ldm.data.view import NO_AUGMENT, Augment
@@ -47,6 +48,9 @@ class Shards(L.LightningDataModule):
             them; image and text for a LightningModule that does not say. Validation loads the image and what
             the stage reads, and where all shards have them captions, labels and ``fields``.
         augment: Flips, crops and captions that are drawn for training samples, never for validation.
+        filter: Training samples that are used, by an expression about their size, caption length and keys of
+            their json, e.g. ``min(width, height) >= 256 and aesthetic > 5.5`` (data/README.md). None: all.
+        val_filter: Validation samples that are used, likewise; ``filter`` leaves them alone.
     """
 
     def __init__(
@@ -60,6 +64,8 @@ class Shards(L.LightningDataModule):
         reader: Reader = Indexed(),  # noqa: B008  (stateless)
         fields: Sequence[str] | None = None,
         augment: Augment = NO_AUGMENT,
+        filter: str | None = None,
+        val_filter: str | None = None,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
@@ -72,6 +78,7 @@ class Shards(L.LightningDataModule):
             if value is not None and value < lowest:
                 raise ValueError(f"data.{name}: got {value}, expected at least {lowest}")
         self.train_shards, self.val_shards = train, val
+        self.sets, self.val_filter = {"": TrainSet(train, filter)}, val_filter
         self.batch_size, self.num_workers = batch_size, num_workers
         self.reader, self.augment = reader, augment
         self.fields = DEFAULT_FIELDS if fields is None else check_names(fields, "data.fields")
@@ -130,14 +137,14 @@ class Shards(L.LightningDataModule):
         if self._source is None:
             self._seed = _global_seed()
             spec = SampleSpec(self.fields, self.image_size, self._seed, self._classes, self.augment)
-            self._source = self.reader.open(self.train_shards, spec)
+            self._source = self.reader.open(self.sets, spec)
         return self._source
 
     @property
     def evaluation(self) -> EvaluationSet:
         """The validation samples; opened on first use."""
         if self._evaluation is None:
-            more: dict[str, Any] = {"classes": self._classes}
+            more: dict[str, Any] = {"classes": self._classes, "kept": self.val_filter}
             if self._reads is not None:
                 more |= {"reads": self._reads.__getitem__, "optional": {"text", "label", *self.fields}}
             self._evaluation = self.reader.evaluation(self.val_shards, self.image_size, **more)
@@ -166,7 +173,7 @@ class Shards(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Index the shards, on the first process alone, before others ask for them."""
-        self.reader.prepare(self.train_shards, self.val_shards)
+        self.reader.prepare(self.sets, self.val_shards, self.val_filter)
 
     def setup(self, stage: str) -> None:
         """Open the shards and check them against the configuration.
@@ -183,15 +190,18 @@ class Shards(L.LightningDataModule):
         world_size = self._rank().world_size
         if stage == "fit" and self.num_train is not None and self.batch_size * world_size > self.num_train:
             processes = f" x {world_size} processes" if world_size > 1 else ""
+            kept = "".join(f" ({line})" for line in self.source.report())
             raise ValueError(
                 f"data.batch_size: {self.batch_size}{processes} is more than the {self.num_train} samples of "
-                "data.train, expected at most as many"
+                f"data.train{kept}, expected at most as many"
             )
         if self.num_val < world_size:
             raise ValueError(
                 f"data.val: {self.num_val} samples for {world_size} processes, expected one for each"
             )
         if stage == "fit" and self.trainer is not None:
+            for line in self.source.report() if self.trainer.is_global_zero else ():
+                print(line, flush=True)
             self.source.check()
             self._validate(collate(self.evaluation.check("data.val")))
 

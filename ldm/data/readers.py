@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,10 +12,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
 from ldm.data.decode import BadSample
-from ldm.data.fields import FIELDS, UNKNOWN_CLASS, Sample
+from ldm.data.fields import FIELDS, Sample
 from ldm.data.files import ShardFiles, usable
-from ldm.data.index import fingerprint
+from ldm.data.filters import Filter
+from ldm.data.kept import kept_rows
 from ldm.data.order import Order
+from ldm.data.rows import Rows
+from ldm.data.sets import IndexedSet, Patterns, TrainSet, filter_option, named_sets, option_of
 from ldm.data.source import (
     MAX_BAD,
     DataRank,
@@ -29,11 +32,8 @@ from ldm.data.source import (
 from ldm.data.stored import check_fields, check_flipped, num_giving
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
-from ldm.data.view import View
 
-NUM_CHECKED, MAX_UNKNOWN = 100, 0.05
-"""Training samples whose classes are looked at before the first step, and the share of them that may be
-unknown: single ones are mistakes of the data, many of the configuration."""
+Train = Patterns | Mapping[str, TrainSet]
 
 
 class Reader(ABC):
@@ -47,7 +47,7 @@ class Reader(ABC):
         self.index_dir = index_dir
 
     @abstractmethod
-    def open(self, patterns: str | Sequence[str], spec: SampleSpec) -> Source:
+    def open(self, train: Train, spec: SampleSpec) -> Source:
         """Open training shards.
 
         Raises:
@@ -55,23 +55,38 @@ class Reader(ABC):
             ValueError: If shards are broken or lack one of the fields.
         """
 
-    def prepare(self, train: str | Sequence[str], val: str | Sequence[str]) -> None:
+    def prepare(self, train: Train, val: Patterns, val_filter: str | None = None) -> None:
         """Do once what is costly: here, index the validation shards."""
-        self.files(val, "data.val")
+        self.kept(self.files(val, "data.val"), val_filter, "data.val_filter")
 
-    def files(self, patterns: str | Sequence[str], option: str) -> ShardFiles:
+    def files(self, patterns: Patterns, option: str) -> ShardFiles:
         """Index the shards that ``option`` names and give random access to those with samples."""
         summaries = summarize_shared(expand(patterns, option), self.index_dir)
         return ShardFiles(usable(summaries, option), self.index_dir)
 
+    def kept(self, files: ShardFiles, text: str | None, option: str) -> tuple[ShardFiles, Rows]:
+        """Apply a filter: the shards of which it keeps samples, and their rows that are kept.
+
+        Args:
+            files: The shards.
+            text: The filter, see ``Filter``; None keeps all.
+            option: What names it, for messages.
+
+        Raises:
+            ValueError: If it is no filter, keeps nothing, or names a field that no sample has.
+        """
+        rows = kept_rows(files.summaries, self.index_dir, None if text is None else Filter(text, option))
+        return ShardFiles(rows.summaries, self.index_dir), rows
+
     def evaluation(
         self,
-        patterns: str | Sequence[str],
+        patterns: Patterns,
         image_size: int,
         option: str = "data.val",
         reads: Callable[[Collection[str]], Collection[str]] = lambda stored: (),
         optional: Collection[str] | None = None,
         classes: Mapping[str, int] | None = None,
+        kept: str | None = None,
     ) -> EvaluationSet:
         """Open shards for evaluation, and check each for usable samples.
 
@@ -82,12 +97,13 @@ class Reader(ABC):
             reads: Gives the fields that are read with the image, see ``ldm.types.ReadsFields``.
             optional: Further fields, loaded where all shards have them and a sample's can be read; None: all.
             classes: Number of classes of fields that hold some: samples with others are bad ones.
+            kept: Filter of the samples, see ``Filter``; None keeps all.
 
         Raises:
             FileNotFoundError: If a pattern matches nothing.
             ValueError: If shards are broken, lack the image or what is read, or hold none that can be used.
         """
-        files = self.files(patterns, option)
+        files, rows = self.kept(self.files(patterns, option), kept, f"{option}_filter")
         found = [
             name
             for name in FIELDS
@@ -98,7 +114,7 @@ class Reader(ABC):
         check_fields(files, required, option)
         wanted = [name for name in found if optional is None or name in optional]
         rest = [name for name in wanted if name not in read and not FIELDS[name].is_implied]
-        samples = EvaluationSet(files, required, image_size, rest, classes)
+        samples = EvaluationSet(files, required, image_size, rest, classes, rows)
         samples.check(option)
         return samples
 
@@ -118,32 +134,37 @@ class Indexed(Reader):
         self.group_shards = group_shards
 
     @override
-    def prepare(self, train: str | Sequence[str], val: str | Sequence[str]) -> None:
-        self.files(train, "data.train")
-        super().prepare(train, val)
+    def prepare(self, train: Train, val: Patterns, val_filter: str | None = None) -> None:
+        for name, of in named_sets(train).items():
+            self.kept(self.files(of.shards, option_of(name)), of.filter, filter_option(name))
+        super().prepare(train, val, val_filter)
 
     @override
-    def open(self, patterns: str | Sequence[str], spec: SampleSpec) -> IndexedSource:
-        files = self.files(patterns, "data.train")
+    def open(self, train: Train, spec: SampleSpec) -> IndexedSource:
+        sets = [self._open_set(name, of, spec) for name, of in named_sets(train).items()]
+        return IndexedSource(sets[0], spec)
+
+    def _open_set(self, name: str, of: TrainSet, spec: SampleSpec) -> IndexedSet:
+        option = option_of(name)
+        files, rows = self.kept(self.files(of.shards, option), of.filter, filter_option(name))
         check_fields(files, spec.fields, "data.fields")
         check_flipped(files, spec.fields, spec.augment.flip)
-        return IndexedSource(files, spec, self.group_shards)
+        order = Order(rows.counts[:, 0].tolist(), spec.seed, self.group_shards)
+        return IndexedSet(name, files, rows, order)
 
 
 class IndexedSource(Source, Dataset[Sample]):
     """Training samples by their global position, without end.
 
     Args:
-        files: The shards.
+        samples: Where they come from.
         spec: Fields of the samples.
-        group_shards: Shards that are permuted jointly.
     """
 
-    def __init__(self, files: ShardFiles, spec: SampleSpec, group_shards: int) -> None:
-        self.files = files
+    def __init__(self, samples: IndexedSet, spec: SampleSpec) -> None:
+        self.samples = samples
         self.spec = spec
-        self.order = Order([summary.count for summary in files.summaries], spec.seed, group_shards)
-        self.num_samples = len(self.order)
+        self.num_samples = len(samples.order)
 
     def __getitem__(self, position: int) -> Sample:
         """Return the sample at a global position.
@@ -155,46 +176,35 @@ class IndexedSource(Source, Dataset[Sample]):
             ValueError: If ``MAX_BAD`` samples in a row cannot be used.
         """
         view = self.spec.view(position)
-        return first_usable(lambda tried: self._read(tried, view), range(position, position + MAX_BAD))
-
-    def _read(self, position: int, view: View) -> Sample:
-        shard, row = self.order.locate(position)
-        return self.files.sample(shard, row, self.spec.fields, view, classes=self.spec.classes)
+        return first_usable(
+            lambda tried: self.samples.read(tried, self.spec, view), range(position, position + MAX_BAD)
+        )
 
     @override
     def check(self) -> None:
-        classes = self.spec.classes
-        found: list[BadSample] = []
-        checked = range(min(NUM_CHECKED, len(self.order)) if classes else 0)
-        for position in checked:
-            shard, row = self.order.locate(position)
-            try:
-                self.files.sample(shard, row, [*classes], self.spec.view(position), classes=classes)
-            except BadSample as error:
-                found += [error] if error.reason == UNKNOWN_CLASS else []
-        if len(found) > max(1, MAX_UNKNOWN * len(checked)):
-            what = f"{len(found)} of the first {len(checked)} samples have classes that the model lacks"
-            raise ValueError(f"data.train: {what}, e.g. {found[0]}")
+        self.samples.check(self.spec)
+
+    @override
+    def report(self) -> list[str]:
+        return [line for line in [self.samples.report()] if line is not None]
 
     @override
     def captions(self, num: int, seconds: float) -> list[str]:
         found: list[str] = []
         end = time.monotonic() + seconds
-        for position in range(min(num, len(self.order))):
+        for position in range(min(num, len(self.samples.order))):
             if time.monotonic() > end:
                 break
             with suppress(BadSample):
-                shard, row = self.order.locate(position)
-                found.append(self.files.sample(shard, row, ["text"], self.spec.view(position))["text"])
+                view = self.spec.view(position)
+                found.append(self.samples.read(position, self.spec, view, ["text"])["text"])
         return found
 
     @override
     def identity(self) -> dict[str, Any]:
         return {
-            "reader": f"Indexed(group_shards={self.order.group_shards})",
-            "shards": len(self.files.summaries),
-            "samples": self.num_samples,
-            "fingerprint": fingerprint(self.files.summaries),
+            "reader": f"Indexed(group_shards={self.samples.order.group_shards})",
+            **self.samples.identity(),
         }
 
     @override

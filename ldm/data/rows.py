@@ -12,7 +12,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,11 +57,13 @@ class Counts:
 
     Args:
         groups: (S, G) int64.
-        lacking: (S, C) int64, samples without each of the columns.
+        lacking: (C,) int64, samples without each of the columns.
+        total: Samples, in groups or not.
     """
 
     groups: np.ndarray
     lacking: np.ndarray
+    total: int
 
 
 class Rows:
@@ -91,10 +93,15 @@ class Rows:
         return self._counts.groups
 
     @property
+    def total(self) -> int:
+        """Samples of the shards, used or not."""
+        return self._counts.total
+
+    @property
     def lacking(self) -> dict[str, int]:
         """Samples without each of the columns that the grouping reads."""
         columns = self.grouping.columns if self.grouping else ()
-        return dict(zip(columns, self._counts.lacking.sum(axis=0).tolist(), strict=True))
+        return dict(zip(columns, self._counts.lacking.tolist(), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave rows behind when this travels to another process."""
@@ -108,9 +115,9 @@ class Rows:
         return int(rows[starts[group] + k])
 
     def without_empty(self) -> Rows:
-        """Return these without the shards of which no sample is used."""
+        """Return these without the shards of which no sample is used; totals stay as they are."""
         used = np.flatnonzero(self.counts.any(axis=1))
-        counts = Counts(self.counts[used], self._counts.lacking[used])
+        counts = replace(self._counts, groups=self.counts[used])
         return Rows([self.summaries[n] for n in used], self.index_dir, self.grouping, counts)
 
     def _of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,9 +140,9 @@ class Rows:
         return self.grouping.groups(columns), lacking
 
     def _counted(self) -> Counts:
-        shards = [summary.count for summary in self.summaries]
+        shards = np.array([summary.count for summary in self.summaries], np.int64)
         if self.grouping is None:
-            return Counts(np.array(shards, np.int64)[:, None], np.zeros((len(shards), 0), np.int64))
+            return Counts(shards[:, None], np.zeros(0, np.int64), int(shards.sum()))
         table = self._table()
         found = _load(table, self.summaries)
         if found is None:
@@ -154,7 +161,8 @@ class Rows:
             total = len(self.summaries)
             bar = tqdm(jobs, total=total, desc="read metadata", unit=" shards", delay=1.0, leave=False)
             groups, lacking = zip(*bar, strict=True)
-        return Counts(np.array(groups, np.int64), np.array(lacking, np.int64))
+        shards = sum(summary.count for summary in self.summaries)
+        return Counts(np.array(groups, np.int64), np.array(lacking, np.int64).sum(axis=0), shards)
 
     def _table(self) -> Path:
         """Return where the counts are kept: with the indices, by a name of its own per list and grouping."""
@@ -184,6 +192,7 @@ def _load(table: Path, summaries: Sequence[Summary]) -> Counts | None:
     try:
         with np.load(table, allow_pickle=False) as arrays:
             is_same = np.array_equal(arrays["shards"], _states(summaries))
-            return Counts(arrays["groups"], arrays["lacking"]) if is_same else None
+            total = int(arrays["shards"][:, 2].sum())
+            return Counts(arrays["groups"], arrays["lacking"], total) if is_same else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -21,6 +21,7 @@ from ldm.data.files import ShardFiles
 from ldm.data.index import fingerprint
 from ldm.data.order import mix
 from ldm.data.raster import DECODER
+from ldm.data.rows import Rows
 from ldm.data.view import NO_AUGMENT, Augment, View
 from ldm.hardware import check_shared_memory
 
@@ -84,6 +85,10 @@ class Source(ABC):
     def identity(self) -> dict[str, Any]:
         """Return what the order depends on in addition to the seed: primitives, compared on resume."""
 
+    def report(self) -> list[str]:
+        """Say in lines which samples are used, where not all are."""
+        return []
+
     def check(self) -> None:
         """Look before the first step whether the data fit the model.
 
@@ -133,6 +138,7 @@ class EvaluationSet(Dataset[Sample]):
         image_size: Side of the images in pixels.
         optional: Further fields, which a sample may lack.
         classes: Number of classes of the fields that hold some: a sample with others is a bad one.
+        rows: Which rows of the shards are used; None uses all.
     """
 
     def __init__(
@@ -142,11 +148,12 @@ class EvaluationSet(Dataset[Sample]):
         image_size: int,
         optional: Sequence[str] = (),
         classes: Mapping[str, int] | None = None,
+        rows: Rows | None = None,
     ) -> None:
-        self.files = files
+        self.files, self.rows = files, rows or Rows(files.summaries, files.index_dir)
         self.required, self.optional = tuple(fields), tuple(optional)
         self.image_size, self.classes = image_size, dict(classes or {})
-        self.ends = np.cumsum([summary.count for summary in files.summaries])
+        self.ends = np.cumsum(self.rows.counts[:, 0])
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -157,11 +164,12 @@ class EvaluationSet(Dataset[Sample]):
         return int(self.ends[-1])
 
     def fingerprint(self, num: int) -> str:
-        """Hash which images the first ``num`` are: shards by name, size and count, side, and decoder.
+        """Hash which images the first ``num`` are: shards by name, size and count, filter, side, and decoder.
 
         The same wherever the shards lie.
         """
-        what = [fingerprint(self.files.summaries), self.image_size, min(num, len(self)), DECODER]
+        what: list[Any] = [fingerprint(self.files.summaries), self.image_size, min(num, len(self)), DECODER]
+        what += [] if self.rows.grouping is None else [self.rows.grouping.identity]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def identity(self, num: int) -> str:
@@ -185,7 +193,7 @@ class EvaluationSet(Dataset[Sample]):
         """
         found = []
         for shard in range(0, len(self.ends), -(-len(self.ends) // 100)):
-            start = int(self.ends[shard]) - self.files.summaries[shard].count
+            start = int(self.ends[shard] - self.rows.counts[shard, 0])
             try:
                 found.append(first_usable(self._read, range(start, int(self.ends[shard]))[:MAX_BAD]))
             except ValueError as error:
@@ -194,7 +202,8 @@ class EvaluationSet(Dataset[Sample]):
 
     def _locate(self, position: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.ends, position, side="right"))
-        return shard, position - int(self.ends[shard] - self.files.summaries[shard].count)
+        k = position - int(self.ends[shard] - self.rows.counts[shard, 0])
+        return shard, self.rows.row(shard, 0, k)
 
     def _read(self, position: int) -> Sample:
         shard, row = self._locate(position)

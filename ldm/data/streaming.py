@@ -19,7 +19,8 @@ from typing_extensions import override
 from ldm.data.decode import BadSample, SampleId, Skipped
 from ldm.data.fields import Sample, collate, decode_sample, whitelist
 from ldm.data.order import mix, permutation
-from ldm.data.readers import Reader
+from ldm.data.readers import Reader, Train
+from ldm.data.sets import Patterns, filter_option, named_sets
 from ldm.data.source import MAX_BAD, DataRank, SampleSpec, Source, num_bytes
 from ldm.data.tar import expand, urls
 from ldm.data.tar_stream import NotATar, read_samples
@@ -52,13 +53,13 @@ class Streaming(Reader):
             )
         self.shuffle_buffer = shuffle_buffer
 
-    def open(self, patterns: str | Sequence[str], spec: SampleSpec) -> StreamingSource:
+    def open(self, train: Train, spec: SampleSpec) -> StreamingSource:
         """Open training shards and look at the first sample.
 
         Raises:
-            ValueError: If it lacks one of the fields, or the shards are not listed plainly.
+            ValueError: If it lacks one of the fields, shards are not listed plainly, or there is a filter.
         """
-        shards = _shards(patterns)
+        shards = _shards(_unfiltered(train))
         raw = _samples({"url": url, "turn": 0} for url in shards)
         reason: BadSample | None = None
         for first in islice(raw, MAX_BAD):
@@ -164,6 +165,14 @@ class _Stream(IterableDataset[Sample]):
             epoch, within = divmod(turn, len(self.shards))
             shard = permutation(len(self.shards), self.spec.seed, epoch)[within]
             yield {"url": self.shards[shard], "turn": turn}
+
+
+def _unfiltered(train: Train) -> Patterns:
+    """Return the shards of a set whose samples are all used: what a filter asks stands in no index here."""
+    ((name, of),) = named_sets(train).items()
+    if of.filter is not None:
+        raise ValueError(f"{filter_option(name)}: Streaming has no index to filter in, expected Indexed")
+    return of.shards
 
 
 def _shards(patterns: str | Sequence[str]) -> list[str]:

@@ -21,7 +21,10 @@ from webdataset import TarWriter
 from ldm.data.decode import BadSample
 from ldm.data.fields import FIELDS, FLIPPED_LATENT, LATENT, decode_sample, whitelist
 from ldm.data.files import ShardFiles
+from ldm.data.filters import Filter
 from ldm.data.index import Summary, summarize_all
+from ldm.data.kept import check_kept
+from ldm.data.rows import Rows
 from ldm.data.view import View
 from ldm.data.writer import tar_writer
 from ldm.distributed.group import Group, SingleProcess
@@ -80,6 +83,7 @@ def encode_shards(
     made_by: dict[str, Any],
     index_dir: str | None = None,
     group: Group = SingleProcess(),  # noqa: B008  (stateless)
+    kept: Filter | None = None,
 ) -> tuple[int, int]:
     """Encode the shards that are not done yet, on all processes of a group.
 
@@ -90,22 +94,28 @@ def encode_shards(
         made_by: The manifest's entry for the autoencoder.
         index_dir: Folder for the indices of ``paths``; None: that of each shard.
         group: The processes that the shards are distributed over.
+        kept: Filter of the samples; None encodes all.
 
     Returns:
         Number of samples in the new shards, and of bad samples left out.
 
     Raises:
-        ValueError: If ``out`` holds shards made otherwise, or two shards have the same name.
+        ValueError: If ``out`` holds shards made otherwise, two shards have the same name, or the filter keeps
+            nothing.
     """
     _check_names(paths)
     is_first = group.rank == 0
-    manifest = group.broadcast(open_manifest(out, made_by) if is_first else {})
+    made_by = made_by if kept is None else {**made_by, "filter": kept.identity}
     files = ShardFiles(group.broadcast(summarize_all(paths, index_dir) if is_first else []), index_dir)
+    rows = group.broadcast(Rows(files.summaries, index_dir, kept) if is_first else Rows([], index_dir))
+    if kept is not None:
+        check_kept(rows, kept)
+    manifest = group.broadcast(open_manifest(out, made_by) if is_first else {})
     todo = [n for n, summary in enumerate(files.summaries) if not _is_done(manifest, summary, out)]
     of_rank = todo[group.rank :: group.world]
-    total = sum(files.summaries[n].count for n in of_rank)
+    total = int(rows.counts[of_rank].sum())
     with tqdm(total=total, desc="encode", unit=" images", disable=not is_first) as bar:
-        for name, entry in _encode(encoder, files, of_rank, out, bar):
+        for name, entry in _encode(encoder, files, rows, of_rank, out, bar):
             note_shard(out, name, entry)
     group.all_reduce(torch.zeros(1))  # all are done
     entries = group.broadcast(merge_notes(out, manifest) if is_first else manifest)["shards"]
@@ -156,10 +166,10 @@ class EncodingDataset(Dataset[EncodingItem]):
 
 
 def _encode(
-    encoder: ShardEncoder, files: ShardFiles, numbers: list[int], out: Path, bar: tqdm[Any]
+    encoder: ShardEncoder, files: ShardFiles, rows: Rows, numbers: list[int], out: Path, bar: tqdm[Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Encode some of the shards; yield the name and the manifest's entry of each that is done."""
-    batches = [_batches(n, files.summaries[n].count, encoder.batch_size) for n in numbers]
+    batches = [_batches(n, rows, encoder.batch_size) for n in numbers]
     items = iter(
         DataLoader(
             EncodingDataset(files, encoder.image_size),
@@ -171,7 +181,7 @@ def _encode(
     )
     for number in numbers:
         summary = files.summaries[number]
-        of_shard = islice(items, -(-summary.count // encoder.batch_size))
+        of_shard = islice(items, -(-int(rows.counts[number, 0]) // encoder.batch_size))
         target = out / Path(summary.path).name
         count, skipped = _encode_shard(encoder, of_shard, target, bar)
         about = {"size": summary.size, "mtime_ns": summary.mtime_ns, "samples": count, "skipped": skipped}
@@ -239,9 +249,11 @@ def _check_names(paths: list[str]) -> None:
         )
 
 
-def _batches(shard: int, count: int, size: int) -> Iterator[list[tuple[int, int]]]:
-    rows = range(count)
-    return ([(shard, row) for row in rows[start : start + size]] for start in range(0, count, size))
+def _batches(shard: int, rows: Rows, size: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield the (shard, row) of batches of the samples that are encoded."""
+    count = int(rows.counts[shard, 0])
+    for start in range(0, count, size):
+        yield [(shard, rows.row(shard, 0, k)) for k in range(start, min(start + size, count))]
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -31,8 +31,8 @@ def open_manifest(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
             f"--out: '{out}' holds latents of another autoencoder (SHA-256 {then[:12]}..., expected "
             f"{now[:12]}...): choose another folder, or delete this one"
         )
-    for name in ("image_size", "keep_images", "flip"):
-        earlier, later = manifest.get(name, False), made_by.get(name, False)
+    for name in ("image_size", "keep_images", "flip", "filter"):
+        earlier, later = manifest.get(name) or None, made_by.get(name) or None
         if earlier != later:
             raise ValueError(
                 f"--out: '{out}' was encoded with {name} {earlier}, expected {later}: choose another "

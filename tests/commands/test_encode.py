@@ -193,3 +193,15 @@ def test_flipped_latents_are_those_of_the_flipped_images(chain, tmp_path, capsys
             posterior = net.encode(from_bytes(image))
         expected = torch.cat([posterior.mean, posterior.std], 1)[0].numpy()
         np.testing.assert_allclose(array(found[f"{key}.{name}.npy"]), expected, rtol=2e-3, atol=1e-3)
+
+
+def test_a_filter_encodes_what_it_keeps_and_names_what_no_sample_has(chain, tmp_path, capsys):
+    command = [*chain.encode()[:-1], f"--out={tmp_path / 'out'}"]
+    assert encode.main([*command, "--filter=aesthetic > 5"]) == 2
+    assert "error: --filter: no sample has 'aesthetic': the first has" in capsys.readouterr().err
+    named = [pair for n in range(3) for pair in members(chain.shards / f"train-{n:06d}.tar").items()]
+    lengths = sorted(len(text.decode().strip()) for name, text in named if name.endswith(".txt"))
+    limit = lengths[len(lengths) // 2]
+    assert encode.main([*command, f"--filter=caption_length < {limit}"]) == 0
+    found = [name for shard in (tmp_path / "out").glob("*.tar") for name in members(shard)]
+    assert 0 < sum(n.endswith("latent.npy") for n in found) == sum(length < limit for length in lengths)

@@ -134,7 +134,7 @@ def test_layouts_stay_a_list():
 
 def test_only_members_of_requested_fields_are_read():
     assert whitelist(["image", "text"]) == ("jpg", "jpeg", "png", "webp", "txt", "json")
-    assert whitelist(["mask", "latent"]) == ("latent.npy", "mask.png")
+    assert whitelist(["mask", "latent"]) == ("latent.npy", "latent.flip.npy", "mask.png")
 
 
 @pytest.fixture
