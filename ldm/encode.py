@@ -31,7 +31,8 @@ from ldm.latents.encode import ShardEncoder, encode_shards
 from ldm.latents.space import encoder_sha256, latent_scale
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.artifacts import publish_latents, run_of
-from ldm.runs.folder import RunFolder, WandB, start_wandb
+from ldm.runs.folder import RunFolder, WandB
+from ldm.runs.tracking import tracking
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
 
@@ -128,11 +129,11 @@ def encode(arguments: Sequence[str] | None = None) -> None:
         kept = None if options.filter is None else Filter(options.filter, "--filter")
         paths = expand(options.shards, "--shards")
         tracked = _tracked(options.out, options.wandb, made_by) if group.rank == 0 else []
-        done, skipped = encode_shards(
-            encoder, paths, Path(options.out), made_by, options.index_dir, group, kept
-        )
-    for logger in tracked:
-        publish_latents(logger, Path(options.out), made_by)
+        with tracking(tracked, made_by, options.wandb.finish_timeout, lambda: False):
+            out = Path(options.out)
+            done, skipped = encode_shards(encoder, paths, out, made_by, options.index_dir, group, kept)
+            for logger in tracked:
+                publish_latents(logger, out, made_by)
     if group.rank == 0:
         print(f"{options.out}: {done} samples" + (f", {skipped} bad ones skipped" if skipped else ""))
 
@@ -169,13 +170,11 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
 
 
 def _tracked(out: str, wandb: WandB, made_by: dict[str, Any]) -> list[WandbSamplesLogger]:
-    """Begin a W&B run in the autoencoder's chain, if artifacts are wanted."""
+    """Make a W&B run in the autoencoder's chain, if artifacts are wanted."""
     if not wandb.artifacts or wandb.mode == "disabled":
         return []
     chain = run_of(made_by["autoencoder"]["checkpoint"]).chain
-    logger = RunFolder(out).wandb(wandb, "encode", chain)
-    start_wandb(logger, made_by)
-    return [logger]
+    return [RunFolder(out).wandb(wandb, "encode", chain)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

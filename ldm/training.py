@@ -14,7 +14,6 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ldm import ROOMS, import_exports
@@ -35,11 +34,12 @@ from ldm.io.lock import held
 from ldm.io.upstream import keep_upstream, rebuilding, upstream_options
 from ldm.loggers.directions import directions
 from ldm.runs.finished import Finished, check_steps, check_stopped
-from ldm.runs.folder import RunFolder, start_wandb
+from ldm.runs.folder import RunFolder
 from ldm.runs.options import CONFIG, HELP, OPTIONS, WandB
 from ldm.runs.precision import Precision
 from ldm.runs.recipe import CONFIGS, Recipe, names_class
 from ldm.runs.settings import check_same
+from ldm.runs.tracking import tracking
 from ldm.runs.trainer import Trainer, ending, settle
 from ldm.runs.weights import frozen_at_random, keep_weights
 from ldm.stages.counted import global_batch_size
@@ -213,23 +213,24 @@ def fit(arguments: Sequence[str] | None = None, notice: Notice | None = None) ->
 
 
 def _fit(cli: FitCLI, notice: Notice | None) -> None:
+    notice = notice or Notice()
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Preemption):
-            callback.notice = notice or callback.notice
+            callback.notice = notice
     check_strategy(cli.trainer)
     is_first = cli.trainer.is_global_zero
-    for logger in cli.trainer.loggers:
-        if isinstance(logger, WandbLogger) and is_first:
-            start_wandb(logger, yaml.safe_load(cli.config_text))
-    if is_first:
-        print(_beginning(cli), flush=True)
-        _warn(cli.precision.warning())
-        if cli.start is None:
-            _warn(frozen_at_random(cli.config))
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
-    if is_first:
-        dry = "dry run, nothing is left, " if cli.config.trainer.fast_dev_run else ""
-        print(f"{cli.name}: {dry}{ending(cli.trainer, cli.model.progress)}")
+    loggers = cli.trainer.loggers if is_first else []
+    seconds = cli.config_init.wandb.finish_timeout
+    with tracking(loggers, yaml.safe_load(cli.config_text), seconds, lambda: notice.urgency > 0):
+        if is_first:
+            print(_beginning(cli), flush=True)
+            _warn(cli.precision.warning())
+            if cli.start is None:
+                _warn(frozen_at_random(cli.config))
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.start)
+        if is_first:
+            dry = "dry run, nothing is left, " if cli.config.trainer.fast_dev_run else ""
+            print(f"{cli.name}: {dry}{ending(cli.trainer, cli.model.progress)}", flush=True)
 
 
 def _beginning(cli: FitCLI) -> str:

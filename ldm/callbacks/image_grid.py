@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from ldm.callbacks.validation_subset import ValidationSubset
 from ldm.io.images import grid, write_png
-from ldm.loggers.media import log_images, samples_seen
+from ldm.loggers.logged import Grid
+from ldm.loggers.media import last_step, log_grid, samples_seen
 from ldm.types import Batch
 
 GeneratedImages = tuple[int, str, Tensor]
@@ -25,8 +26,8 @@ class ImageGrid(ValidationSubset, ABC):
     """Draws an image for each of the first validation samples at each validation; a subclass draws it.
 
     Writes ``images/<file prefix>-<samples seen>.png`` in the run folder, captions in the file's text, and
-    logs the images to W&B. A stage that it cannot draw with is left alone; a grid that cannot be drawn or
-    written is a warning.
+    logs the grid to the loggers. A stage that it cannot draw with is left alone; a grid that cannot be drawn
+    or written is a warning.
 
     Args:
         num: Number of samples.
@@ -92,16 +93,20 @@ class ImageGrid(ValidationSubset, ABC):
         self, trainer: L.Trainer, pl_module: L.LightningModule, images: Tensor, texts: list[str]
     ) -> None:
         stage, seen = str(getattr(pl_module, "name", "stage")), samples_seen(pl_module)
+        order = [c for c in trainer.callbacks if isinstance(c, ImageGrid)].index(self)  # type: ignore[attr-defined]
         folder = Path(self.folder or Path(trainer.default_root_dir) / "images")
         metadata = {
             "stage": stage,
             "samples": str(seen),
             "seed": str(self.seed),
             "captions": "\n".join(texts),
+            "panel": self.panel,
+            "step": str(last_step(trainer)),
+            "order": str(order),
         }
         path = folder / f"{self.file_prefix(pl_module)}-{seen:010d}.png"
         write_png(path, grid(images, self.columns), {**metadata, **self.metadata()})
-        log_images(trainer, self.panel, images, texts)
+        log_grid(trainer, Grid(self.panel, path, metadata["captions"]), order)
 
 
 def captions(batch: Batch) -> list[str]:

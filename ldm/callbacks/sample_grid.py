@@ -16,7 +16,7 @@ class SampleGrid(ImageGrid):
     """Draws the first samples of the validation set at each validation, always with the same random numbers.
 
     Writes ``images/<stage>-<samples seen>.png`` in the run folder, captions in the file's text, and
-    logs the images to W&B. A stage whose ``generate_shows_input`` is true (the autoencoder) gets its
+    logs the grid to the loggers. A stage whose ``generate_shows_input`` is true (the autoencoder) gets its
     input at the left of each image. Stages that make no images are left alone.
 
     Args:

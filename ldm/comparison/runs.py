@@ -77,9 +77,9 @@ def _read(folder: Path, name: str) -> ComparedRun:
         raise ValueError(
             f"'{folder}' is no run folder: expected config.yaml and metrics.csv, as ldm.fit leaves them"
         )
-    settings = dict(flat(_load(folder / "config.yaml")))
+    settings = _shown(_load(folder / "config.yaml"))
     settings.pop("run", None)  # the folder itself: it always differs
-    environment = dict(flat(_load(folder / "environment.json")))
+    environment = _shown(_load(folder / "environment.json"))
     curves, records = _curves(folder / "metrics.csv"), _records(folder / "evaluations.jsonl")
     images, directions = _images(folder / "images"), _load(folder / "metrics.json")
     return ComparedRun(name, settings, environment, curves, images, records, directions)
@@ -101,6 +101,10 @@ def _load(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def _shown(settings: Any) -> dict[str, str]:
+    return {name: str(value) for name, value in flat(settings)}
 
 
 def _curves(path: Path) -> dict[str, Points]:

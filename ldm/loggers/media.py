@@ -1,15 +1,31 @@
-"""Log images and records of values to W&B, and the x axis to all loggers."""
+"""Log image grids, records of values and the x axis to all loggers that take them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.loggers import WandbLogger
-from torch import Tensor
+from PIL import Image
 
-from ldm.io.images import to_bytes
+from ldm.loggers.logged import Grid, Row, position_of_grid
+from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.types import progress_of
+
+
+@runtime_checkable
+class TakesImages(Protocol):
+    """TensorBoard's writer, and others like it."""
+
+    def add_image(self, tag: str, img_tensor: Any, global_step: int, *, dataformats: str) -> None:
+        """Show an image under a name."""
+        ...
+
+    def add_text(self, tag: str, text_string: str, global_step: int) -> None:
+        """Show a text under a name."""
+        ...
 
 
 def samples_seen(pl_module: L.LightningModule) -> int:
@@ -22,30 +38,31 @@ def log_samples(pl_module: L.LightningModule) -> None:
     pl_module.log("samples", float(samples_seen(pl_module)), batch_size=1, sync_dist=True)
 
 
-def log_images(trainer: L.Trainer, key: str, images: Tensor, captions: Sequence[str]) -> None:
-    """Log images with captions to W&B; other loggers take none.
-
-    As images, not in a table: a table loses them offline.
+def log_grid(trainer: L.Trainer, grid: Grid, order: int) -> None:
+    """Log an image grid that is written to loggers that take images, on the first process.
 
     Args:
         trainer: Whose loggers.
-        key: Name of the panel.
-        images: (N, 3, H, W), uint8 or float in [-1, 1].
-        captions: N texts.
+        grid: The grid.
+        order: Its place among the grids of a validation.
     """
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    if not loggers or not trainer.is_global_zero:
-        return
-    import wandb
+    progress = progress_of(trainer.lightning_module)
+    step = last_step(trainer)
+    values = {"samples": float(progress.samples)}
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        if isinstance(logger, WandbSamplesLogger):
+            logger.log_row(Row(position_of_grid(step, order), step, values, grid))
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(grid.panel, [str(grid.path)], step, caption=[grid.caption])
+        elif isinstance(board := getattr(logger, "experiment", None), TakesImages):
+            with Image.open(grid.path) as image:
+                board.add_image(grid.panel, np.asarray(image), step, dataformats="HWC")
+            board.add_text(f"{grid.panel}/captions", grid.caption.replace("\n", "  \n"), step)
 
-    pixels = to_bytes(images) if images.is_floating_point() else images
-    arrays = pixels.permute(0, 2, 3, 1).cpu().numpy()
-    for logger in loggers:
-        logged = [wandb.Image(array, caption=text) for array, text in zip(arrays, captions, strict=True)]
-        progress = progress_of(trainer.lightning_module)
-        logger.experiment.log(
-            {key: logged, "samples": progress.samples, "trainer/global_step": progress.steps}
-        )
+
+def last_step(trainer: L.Trainer) -> int:
+    """Return the step that a validation's values are logged under: steps done before the last one."""
+    return max(0, progress_of(trainer.lightning_module).steps - 1)
 
 
 def log_records(trainer: L.Trainer, records: Mapping[str, Mapping[str, object]]) -> None:

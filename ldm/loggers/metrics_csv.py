@@ -70,7 +70,7 @@ class MetricsCSV(Logger):
             step: Optimizer steps done before this one.
         """
         values = {"step": step or 0, **{k: v for k, v in metrics.items() if k != "epoch"}}
-        row = {name: _format(value) for name, value in values.items()}
+        row = {name: format_value(value) for name, value in values.items()}
         if self._columns is None:
             self._columns = self._resume(row)
         missing = sorted(row.keys() - set(self._columns))
@@ -124,7 +124,7 @@ def _read(path: Path) -> list[Row]:
     return [row for row in csv.DictReader(lines) if row["step"]]
 
 
-def _format(value: float) -> str:
+def format_value(value: float) -> str:
     """Print counts as integers, and others with the nine digits that distinguish all float32 values."""
     value = float(value)
     return str(int(value)) if value.is_integer() and abs(value) < 2**53 else f"{value:.9g}"

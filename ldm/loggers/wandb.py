@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,10 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ldm.loggers.client import Unreachable, begin, end, image
 from ldm.loggers.directions import Directions
+from ldm.loggers.logged import PER_STEP, Row, logged, position_of_values
+from ldm.loggers.metrics_csv import format_value
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,10 @@ class Artifact:
 
 
 class WandbSamplesLogger(WandbLogger):
-    """Logs to W&B over samples seen, and keeps the best value of each metric whose direction is known.
+    """Logs to W&B over samples seen, each row once, and keeps the best value of metrics of known direction.
+
+    Each row has a position (``ldm.loggers.logged``), W&B's ``_step``. A resumed run sends what the server
+    lacks from the run's folder first, and not again what the server has.
 
     Lightning's own logger defines "over steps" for all metrics, and of several patterns that match a name
     W&B takes any, not the same one each time. So there is one pattern here, for all metrics, and a
@@ -47,12 +55,17 @@ class WandbSamplesLogger(WandbLogger):
     Args:
         directions: Looks up whether the best value of a metric is its smallest or largest.
         settings: What ``WandbLogger`` takes.
+        required: Whether a server that gives no answer is an error; else the run begins offline.
     """
 
-    def __init__(self, directions: Directions, settings: Mapping[str, Any]) -> None:
+    def __init__(self, directions: Directions, settings: Mapping[str, Any], required: bool = False) -> None:
         super().__init__(**settings)
         self._directions = directions
+        self._required = required
         self._defined: set[str] = set()
+        self._sent = 0
+        self._next: int | None = None
+        self._is_lost = False
         self._wandb_init.pop("anonymous", None)  # Lightning passes it always, W&B warns of it always
         if self._offline:
             self._wandb_init["mode"] = "offline"
@@ -60,29 +73,104 @@ class WandbSamplesLogger(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, begun on first use."""
-        if self._experiment is None:
-            import wandb
+        """The W&B run, begun on first use.
 
-            self._experiment = wandb.init(**self._wandb_init)
+        Raises:
+            ValueError: If W&B refuses it, or if it is required and the server gives no answer.
+        """
+        if self._experiment is None:
+            try:
+                self._experiment = begin(self._wandb_init)
+            except Unreachable as error:
+                if self._required:
+                    raise
+                warn(f"{error}: the run begins offline; {self.later} sends it once there is an answer")
+                self._offline = True
+                self._wandb_init["mode"] = "offline"
+                self._experiment = begin(self._wandb_init)
             self._experiment.define_metric("samples")
             self._experiment.define_metric("*", step_metric="samples")
         return self._experiment
 
+    @property
+    def later(self) -> str:
+        """The command that sends what the server lacks."""
+        return f"'python -m ldm.sync {self.save_dir}'"
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log values, new ones after their summaries are defined.
+        """Log values as metrics.csv has them, new ones after their summaries are defined.
 
         Args:
             metrics: Values by name.
             step: Optimizer steps done before this one.
         """
-        if new := metrics.keys() - self._defined:
+        values = {name: float(format_value(value)) for name, value in metrics.items() if name != "epoch"}
+        self.log_row(Row(position_of_values(step or 0, values), step or 0, values))
+
+    @rank_zero_only
+    def log_row(self, row: Row) -> None:
+        """Log a row, unless the server has it; before the first one what it lacks of those before."""
+        try:
+            self.catch_up(row.position)
+            self._send(row)
+        except Exception as error:  # its process is gone
+            if not self._is_lost:
+                reason = type(error).__name__
+                warn(f"W&B's client failed ({reason}): training goes on; {self.later} sends the rest")
+            self._is_lost = True
+
+    def catch_up(self, until: float = math.inf) -> int:
+        """Send what the server lacks of the rows in the run's folder, once in a process.
+
+        Args:
+            until: Position of the first row that is not sent; by default all are.
+
+        Returns:
+            How many were sent; 0 offline.
+        """
+        if self._next is not None:
+            return 0
+        self._next = 0 if self._offline else self.experiment.starting_step
+        before = [] if self._offline else logged(Path(str(self.save_dir)))
+        return sum(self._send(row) for row in before if row.position < until)
+
+    def _send(self, row: Row) -> bool:
+        position = max(row.position, self._sent)  # rows of one position become one
+        if position < (self._next or 0):
+            return False
+        self._sent, values = position, dict[str, Any](row.values)
+        self._define(values.keys())
+        if row.grid is not None:
+            values[row.grid.panel] = image(row.grid.path, row.grid.caption)
+        self.experiment.log({**values, "trainer/global_step": row.step}, step=position)
+        return True
+
+    def _define(self, names: Iterable[str]) -> None:
+        if new := set(names) - self._defined:
             self._defined |= new
             known = self._directions()
-            for name in new & known.keys():
+            for name in sorted(new & known.keys()):
                 self.experiment.define_metric(name, step_metric="samples", summary=f"{known[name]},last")
-        super().log_metrics(metrics, step)
+
+    def end(self, code: int, seconds: float, hurries: Callable[[], bool]) -> bool:
+        """End the run of W&B in a given time, and say what was not sent.
+
+        Args:
+            code: Exit code of ours.
+            seconds: How long to wait at most.
+            hurries: Whether a signal came.
+
+        Returns:
+            Whether everything was sent; offline, whether it was written.
+        """
+        run, self._experiment = self._experiment, None
+        if run is None or end(run, code, seconds, hurries):
+            return not self._is_lost
+        steps = self._sent // PER_STEP + 1
+        if not self._is_lost:
+            warn(f"not all rows up to step {steps} are known to be sent: {self.later} sends what is missing")
+        return False
 
     @rank_zero_only
     def keep_files(self, paths: Iterable[Path]) -> None:
@@ -120,3 +208,8 @@ class WandbSamplesLogger(WandbLogger):
         for path in artifact.references:
             made.add_reference(path.absolute().as_uri(), checksum=False)
         self.experiment.log_artifact(made, aliases=["latest", *artifact.versions])
+
+
+def warn(text: str) -> None:
+    """Write one line about W&B to stderr."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)

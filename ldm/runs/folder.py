@@ -6,9 +6,8 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ldm.checkpointing.writer import newest_complete
@@ -113,10 +112,11 @@ class RunFolder:
                 "offline": settings.mode == "offline",
                 "entity": settings.entity,
                 "tags": settings.tags,
-                "group": chain or self.chain,
+                "group": chain or settings.group or self.chain,
                 "job_type": job_type,
                 "resume": "allow",
             },
+            settings.required,
         )
 
     def _wandb_id(self) -> str | None:
@@ -152,24 +152,6 @@ def _is_copy(run: str, made_in: list[str], here: list[str]) -> bool:
         return False
     original = Path(made_in[1], WANDB_ID)
     return original.exists() and original.read_text().split("\n")[0] == run
-
-
-def start_wandb(logger: WandbLogger, config: dict[str, Any]) -> None:
-    """Open the W&B run, and record configuration and environment in it.
-
-    Raises:
-        ValueError: If it cannot start, e.g. online without a key.
-    """
-    try:
-        experiment = logger.experiment
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"wandb.mode: W&B cannot start ({reason}): run 'wandb login' or set WANDB_API_KEY for online "
-            "logging, or set --wandb.mode to offline or disabled"
-        ) from error
-    here = {name: value for name, value in environment().items() if name != "packages"}
-    experiment.config.update({**config, "environment": here}, allow_val_change=True)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -56,16 +56,24 @@ FIELDS = {
 
 @dataclass
 class WandB:
-    """Settings of Weights & Biases.
+    """Settings of Weights & Biases: one for each of the things that a run sends or waits for.
 
     Args:
-        mode: "offline" writes into the run folder only, "wandb sync" sends it later; "online" sends it
-            while the run goes on, and needs "wandb login" or WANDB_API_KEY; "disabled" writes nothing.
+        mode: "offline" writes into the run folder only, "python -m ldm.sync" sends it later; "online" sends
+            it while the run goes on, and needs "wandb login" or WANDB_API_KEY; "disabled" writes nothing.
         project: Project that the run belongs to.
         entity: User or team that the project belongs to; None means that of the login.
         tags: Tags of the run.
         artifacts: Whether checkpoints and shards of latents become artifacts of W&B, with lineage to what
             they were built on. Checkpoints are copied, shards are named.
+        group: Group of the run; None is the folder that the run's folder lies in.
+        required: Whether a server that gives no answer when the run begins ends it, with exit code 75: it may
+            be repeated. Otherwise the run begins offline.
+        finish_timeout: Seconds that the end of a run waits at most until everything is sent; at SIGTERM and
+            SIGUSR1 at most 10.
+
+    Raises:
+        ValueError: If ``finish_timeout`` is negative.
     """
 
     mode: Literal["offline", "online", "disabled"] = "offline"
@@ -73,3 +81,10 @@ class WandB:
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
     artifacts: bool = False
+    group: str | None = None
+    required: bool = False
+    finish_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.finish_timeout >= 0:
+            raise ValueError(f"wandb.finish_timeout: got {self.finish_timeout}, expected 0 or more seconds")

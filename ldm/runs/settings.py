@@ -15,13 +15,13 @@ TRAINER = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algori
 MACHINE = ("data.num_workers",)
 
 
-def flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Flatten nested settings to dotted names; ``class_path`` and ``init_args`` are left out of them."""
     inner: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, dict) else []
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         inner = list(enumerate(value))
     if not inner:
-        yield key, str(value)
+        yield key, value
     for name, item in inner:
         part = "" if name in ("class_path", "init_args") else str(name)
         yield from flat(item, f"{key}.{part}".strip("."))
@@ -55,7 +55,8 @@ def check_same(reason: Exception, now: Mapping[str, Any], recorded: Path) -> Non
 
 
 def _trained(config: Mapping[str, Any]) -> dict[str, str]:
-    found = dict(flat({name: config[name] for name in TRAINED if config.get(name) is not None}))
+    counted = {name: config[name] for name in TRAINED if config.get(name) is not None}
+    found = {name: str(value) for name, value in flat(counted)}
     ours = {f"trainer.{name}" for name in TRAINER}
     return {k: v for k, v in found.items() if k not in MACHINE and (k in ours or not k.startswith("trainer"))}
 

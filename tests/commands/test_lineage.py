@@ -101,7 +101,7 @@ def test_all_parts_are_in_the_group_of_their_chain_each_with_its_job_type(tracke
 def test_images_and_noise_levels_are_logged_over_samples(tracked):
     *_, (diffusion,) = tracked
     for panel in ("images", "noise-levels"):
-        shown = [row for row in diffusion.history() if f"{panel}.filenames" in row]
+        shown = [row for row in diffusion.history() if f"{panel}.path" in row]
         assert [row["samples"] for row in shown] == [32, 64]
     assert {"val/fid/clip", "val/clip_score/clip"} <= diffusion.merged("config")["records"].keys()
 

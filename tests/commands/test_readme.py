@@ -7,15 +7,16 @@ import shlex
 import pytest
 from tiny_runs import ROOT
 
-from ldm import compare, convert, encode, evaluate, fit, sample
+from ldm import compare, convert, encode, evaluate, fit, sample, sync
 
-DOCS = ("own-images", "autoencoder", "averages", "sampling")
+DOCS = ("own-images", "autoencoder", "averages", "sampling", "comparing-runs")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS)]
 PARSED = {
     "ldm.sample": sample,
     "ldm.encode": encode,
     "ldm.convert": convert,
     "ldm.compare": compare,
+    "ldm.sync": sync,
     "ldm.evaluate": evaluate,
 }
 

@@ -268,4 +268,4 @@ def test_values_of_contrastive_stages_are_ranked_among_equally_many_pairs(folder
 
 
 def _flatten(settings):
-    return dict(flat(settings))
+    return {name: str(value) for name, value in flat(settings)}

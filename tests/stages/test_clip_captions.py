@@ -8,12 +8,10 @@ import torch
 from tiny_stage import Points
 from torch.utils.data import DataLoader
 
-from ldm.loggers.media import log_images
 from ldm.nets.clip import CLIPModel
 from ldm.optim.recipes import AdamW, LinearScaling
 from ldm.rng import SampleNoise
 from ldm.stages.clip import CLIP
-from ldm.types import Progress
 
 
 def clip(optimizer=None):
@@ -111,20 +109,3 @@ def test_pairs_of_a_foreign_module_are_those_of_its_loader(tmp_path):
 def test_an_unknown_batch_size_is_requested_by_its_key(tmp_path, recipe):
     with pytest.raises(ValueError, match=r"data: Unsized has no batch_size, expected an attribute"):
         fit(tmp_path, Unsized(["a cat", "a dog"], 2), clip(recipe))
-
-
-def test_images_are_logged_at_the_stages_step(tmp_path, monkeypatch):
-    rows = []
-
-    class Run:
-        def log(self, row):
-            rows.append(row)
-
-    logger = L.pytorch.loggers.WandbLogger(save_dir=str(tmp_path), offline=True, experiment=None)
-    logger._experiment = Run()
-    stage = clip()
-    trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=logger, barebones=False)
-    trainer.strategy.connect(stage)
-    stage.progress = Progress(7, 56)
-    log_images(trainer, "val/images", torch.zeros(1, 3, 8, 8), ["a cat"])
-    assert (rows[0]["samples"], rows[0]["trainer/global_step"]) == (56, 7)

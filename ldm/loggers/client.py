@@ -1,0 +1,128 @@
+"""W&B's client: begun within a time limit or offline, ended within a time limit, and never left behind.
+
+Checked on wandb 0.31.0. Its process of its own, wandb-core, sends what is logged, so a server that is slow or
+gone costs training no time; but it begins and ends a run only with an answer.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+START_TIMEOUT = 20.0
+"""Seconds until a server without an answer counts as not reachable; to begin offline takes a few more."""
+AT_SIGNAL = 10.0
+"""Seconds that the end of a run waits at most once SIGTERM or SIGUSR1 came: a job is killed soon after."""
+
+
+class Unreachable(ValueError):
+    """The server gives no answer; it may later, so the exit code is EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75
+
+
+def begin(settings: Mapping[str, Any]) -> Any:
+    """Begin a run of W&B.
+
+    Args:
+        settings: What ``wandb.init`` takes.
+
+    Raises:
+        Unreachable: If there is no answer in time.
+        ValueError: If W&B refuses, e.g. a key or a project's name.
+    """
+    import wandb
+
+    address = wandb.setup().settings.base_url
+    limits = wandb.Settings(init_timeout=START_TIMEOUT, login_timeout=START_TIMEOUT)
+    try:
+        return wandb.init(**settings, settings=limits)
+    except Exception as error:
+        reason = _reason(error)
+        _kill()
+        if settings.get("mode") != "offline" and _is_no_answer(error):
+            raise Unreachable(
+                f"wandb.mode: no answer from {address} within {START_TIMEOUT:g} s ({reason})"
+            ) from error
+        raise ValueError(
+            f"wandb.mode: W&B cannot start ({reason}): check --wandb.project and --wandb.entity, run 'wandb "
+            "login' or set WANDB_API_KEY, or set --wandb.mode to offline or disabled"
+        ) from error
+
+
+def end(run: Any, code: int, seconds: float, hurries: Callable[[], bool]) -> bool:
+    """End a run of W&B, and its client's process whether or not everything is sent.
+
+    Args:
+        run: The run.
+        code: Exit code of ours, which W&B shows.
+        seconds: How long to wait at most.
+        hurries: Whether a signal came; from then on ``AT_SIGNAL`` is the limit.
+
+    Returns:
+        Whether everything was sent.
+    """
+    import wandb
+
+    def finish() -> None:
+        with suppress(Exception):  # its process is gone
+            run.finish(exit_code=code)
+            finished.append(True)
+            wandb.teardown(exit_code=code)
+
+    finished: list[bool] = []
+    waiting = Thread(target=finish, name="wandb-finish", daemon=True)
+    waiting.start()
+    limit = time.monotonic() + seconds
+    try:
+        while waiting.is_alive() and time.monotonic() < limit:
+            waiting.join(0.1)
+            if hurries():
+                limit = min(limit, time.monotonic() + AT_SIGNAL)
+                hurries = _never
+    finally:
+        if waiting.is_alive() or not finished:
+            _kill()
+    return bool(finished)
+
+
+def image(path: Path, caption: str) -> Any:
+    """Make an image of W&B's of a file."""
+    import wandb
+
+    return wandb.Image(str(path), caption=caption)
+
+
+def _never() -> bool:
+    return False
+
+
+def _kill() -> None:
+    """Kill the client's process, and let neither the end of ours nor a further run know of it."""
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    connection = getattr(wandb_setup.singleton(), "_connection", None)
+    process = getattr(getattr(connection, "_proc", None), "_process", None)
+    if process is not None:
+        process.kill()
+        process.wait()
+    with suppress(Exception):  # cannot take leave of it
+        wandb.teardown()
+
+
+def _is_no_answer(error: Exception) -> bool:
+    """Whether the client gave up waiting; what a server refuses it says at once."""
+    is_late = re.search(r"deadline exceeded|timed? ?out", str(error), re.IGNORECASE)
+    return isinstance(error, TimeoutError) or is_late is not None
+
+
+def _reason(error: Exception) -> str:
+    """Shorten what the client says: the last line has the server's answer."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"^(Failed|Error)[^:]*: |^while retrying: |: \{.*", "", lines[-1])[:100]
