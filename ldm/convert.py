@@ -16,6 +16,7 @@ from ldm.checkpointing.post_hoc import reconstruct
 from ldm.cli import command_parser, run_command
 from ldm.interop.compvis import export_file, import_file
 from ldm.interop.diffusers import export_pipeline, import_folder
+from ldm.interop.dit_file import export_dit, import_dit
 from ldm.interop.open_clip import export_clip, import_clip
 from ldm.interop.transformers import export_text, import_text
 from ldm.io.upstream import OPTION, upstream_options
@@ -28,6 +29,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "to-diffusers": export_pipeline,
     "from-compvis": import_file,
     "to-compvis": export_file,
+    "from-dit": import_dit,
+    "to-dit": export_dit,
     "from-open-clip": import_clip,
     "to-open-clip": export_clip,
     "from-transformers": import_text,
@@ -35,7 +38,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "post-hoc-ema": reconstruct,
 }
 """Functions whose arguments and docstrings are the command line; those of a dataclass are options too."""
-EXPORTS_OF_DIFFUSION = (export_pipeline, export_file, export_text)
+EXPORTS_OF_DIFFUSION = (export_pipeline, export_file, export_dit, export_text)
 """Those with the option --upstream."""
 
 

@@ -5,44 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ldm.interop import tokenizer
+from ldm.interop import dit_folders, tokenizer
 from ldm.interop.checkpoints import open_exported
 from ldm.interop.diffusers_configs import (
     check_unshifted,
     unet_arguments,
     unet_config,
-    vae_arguments,
     vae_config,
 )
+from ldm.interop.diffusers_vae import WEIGHTS, read_vae, write_vae
+from ldm.interop.dit_folders import export_transformer, import_transformer, write_text_folders
+from ldm.interop.dit_model import is_transformer
 from ldm.interop.files import new_folder, record
 from ldm.interop.folders import ModelFolder, read_model_folder
-from ldm.interop.latents import complete, fold, of_factor, originals, scaling_factor, stripped, unfold
-from ldm.interop.model import Latents, Network, TextToImage
+from ldm.interop.latents import stripped
+from ldm.interop.model import Network, TextToImage
 from ldm.interop.runs import read_autoencoder_run, read_run, write_autoencoder, write_run
 from ldm.interop.schedules import check_process, process, scheduler_config
-from ldm.interop.transformers import STEMS, empty_tower, tower_weights, write_text_encoder
+from ldm.interop.transformers import STEMS, empty_tower, tower_weights
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.json_file import read_json, write_json
-from ldm.io.weights import read_weights, sha256, write_weights
+from ldm.io.weights import sha256, write_weights
 from ldm.nets.autoencoder import KLAutoencoder, downsampling
-from ldm.nets.text import TextTower
 
 PIPELINES = {False: "StableDiffusionPipeline", True: "StableDiffusionInpaintPipeline"}
 """Pipeline of a model, by whether it inpaints."""
-WEIGHTS = "diffusion_pytorch_model"
-"""Prefixes of files of weights other than a text encoder's."""
 RECORD = "ldm.json"
 """File that names the source of an export of ours."""
-UNFOLDED = "ldm_latents.safetensors"
-"""File of an autoencoder's weights and statistics before folding."""
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names in an autoencoder's attention in old folders."""
 
 
 def import_folder(folder: str | Path, out: str | Path, variant: str | None = None) -> Path:
-    """Turn a Stable Diffusion of diffusers into run folders of ours: autoencoder, text and diffusion.
+    """Turn a Stable Diffusion or DiT of diffusers into run folders of ours: autoencoder, text, diffusion.
 
     ``python -m ldm.sample --checkpoint OUT/diffusion`` draws with it; OUT/model.yaml is what a configuration
     needs to train it further, with ``--weights OUT/diffusion``. Of an AutoencoderKL alone, which every later
@@ -70,8 +63,10 @@ def import_folder(folder: str | Path, out: str | Path, variant: str | None = Non
             raise FileNotFoundError(f"'{index}' does not exist, nor a config.json of an AutoencoderKL")
         return _import_autoencoder(read_model_folder(folder, (WEIGHTS,), variant), out, source)
     kind = read_json(index).get("_class_name")
+    if kind in dit_folders.PIPELINES:
+        return import_transformer(folder, out, variant, source)
     if kind not in PIPELINES.values():
-        expected = " or ".join(PIPELINES.values())
+        expected = " or ".join([*PIPELINES.values(), *dit_folders.PIPELINES])
         hint = f"; its autoencoder alone is in {folder / 'vae'}" if (folder / "vae").is_dir() else ""
         raise ValueError(f"{index}: _class_name is {kind}, expected {expected}{hint}")
     folders = {
@@ -86,9 +81,10 @@ def import_folder(folder: str | Path, out: str | Path, variant: str | None = Non
 
 
 def export_pipeline(run: str | Path, out: str | Path) -> Path:
-    """Write a text-to-image run as a folder that diffusers opens as a StableDiffusionPipeline.
+    """Write a run as a folder that diffusers opens, with a U-Net as a StableDiffusionPipeline.
 
-    An autoencoder alone becomes an AutoencoderKL, with the statistics of its latents in the config.json.
+    A DiT of class labels opens as a DiTPipeline, one of captions as a PixArtAlphaPipeline. An autoencoder
+    alone becomes an AutoencoderKL, with the statistics of its latents in the config.json.
 
     Args:
         run: Checkpoint or run folder of a diffusion stage, or of an autoencoder.
@@ -106,17 +102,20 @@ def export_pipeline(run: str | Path, out: str | Path) -> Path:
         if checkpoint.stage == "autoencoder":
             _write_alone(checkpoint, folder, metadata)
             return Path(out)
+        if is_transformer(checkpoint):
+            export_transformer(checkpoint, folder, metadata)
+            return Path(out)
         model = read_run(checkpoint)
         _write_unet(model, folder / "unet", metadata)
-        _write_vae(model, folder / "vae", metadata)
-        _write_text(model, folder)
+        write_vae(model.autoencoder, model.latents, model.image_size, folder / "vae", metadata)
+        write_text_folders(model.text, folder)
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(model.process))
         write_json(folder / "model_index.json", _index(model.inpaints))
     return Path(out)
 
 
 def _import_autoencoder(vae: ModelFolder, out: str | Path, source: dict[str, Any]) -> Path:
-    network, latents = _read_vae(vae)
+    network, latents = read_vae(vae)
     network.check(KLAutoencoder, vae.name)
     hashes = {file.name: sha256(file) for file in vae.files}
     ours = read_json(vae.folder / RECORD) if (vae.folder / RECORD).is_file() else {}
@@ -125,7 +124,7 @@ def _import_autoencoder(vae: ModelFolder, out: str | Path, source: dict[str, Any
 
 def _model(folder: Path, folders: dict[str, ModelFolder]) -> TextToImage:
     unet, vae, text = (folders[name] for name in ("unet", "vae", "text_encoder"))
-    autoencoder, latents = _read_vae(vae)
+    autoencoder, latents = read_vae(vae)
     tower = empty_tower(text.config, tokenizer.pad_id(folder / "tokenizer"), text.config_name)
     scheduler = folder / "scheduler" / "scheduler_config.json"
     size = unet.config.get("sample_size")
@@ -143,31 +142,6 @@ def _model(folder: Path, folders: dict[str, ModelFolder]) -> TextToImage:
     )
 
 
-def _read_vae(vae: ModelFolder) -> tuple[Network, Latents]:
-    """Read the autoencoder; the statistics of an export of ours come back as they were."""
-    arguments, latents = vae_arguments(vae.config, vae.config_name)
-    weights = {_renamed(name): _squeezed(name, tensor) for name, tensor in vae.weights.items()}
-    if not vae.config.get("use_quant_conv", True):
-        weights = complete(weights, arguments["latent_channels"])
-    network = Network(arguments, weights).float()
-    if (original := vae.folder / UNFOLDED).is_file() and vae.config.get("scaling_factor") == 1.0:
-        unfolded = unfold(network.weights, read_weights(original))
-        return (Network(arguments, unfolded[0]), unfolded[1]) if unfolded else (network, latents)
-    return network, latents
-
-
-def _renamed(name: str) -> str:
-    """Give a weight of an old folder its present name."""
-    head, _, tail = name.rpartition(".")
-    head, _, layer = head.rpartition(".")
-    return f"{head}.{OLD_ATTENTION[layer]}.{tail}" if layer in OLD_ATTENTION else name
-
-
-def _squeezed(name: str, tensor: Tensor) -> Tensor:
-    """Make a matrix of a 1x1 convolution in an attention, as it was once."""
-    return tensor.flatten(1) if ".attentions." in name and tensor.ndim == 4 else tensor
-
-
 def _write_unet(model: TextToImage, folder: Path, metadata: dict[str, str]) -> None:
     widths = model.widths
     config = unet_config(
@@ -181,18 +155,6 @@ def _write_unet(model: TextToImage, folder: Path, metadata: dict[str, str]) -> N
     write_weights(folder / f"{WEIGHTS}.safetensors", model.unet.weights, metadata)
 
 
-def _write_vae(model: TextToImage, folder: Path, metadata: dict[str, str]) -> None:
-    latents, weights = model.latents, model.autoencoder.weights
-    if scaling_factor(latents) is None:
-        write_weights(folder / UNFOLDED, originals(weights, latents), metadata)
-        weights, latents = {**weights, **fold(weights, latents)}, of_factor(1.0, len(latents.mean))
-    config = vae_config(model.autoencoder.arguments, latents)
-    if model.image_size is not None:
-        config["sample_size"] = model.image_size
-    write_json(folder / "config.json", config)
-    write_weights(folder / f"{WEIGHTS}.safetensors", weights, metadata)
-
-
 def _write_alone(checkpoint: Checkpoint, folder: Path, metadata: dict[str, str]) -> None:
     """Write an AutoencoderKL; convolutions around the latent that do nothing are left out."""
     network, latents = read_autoencoder_run(checkpoint)
@@ -202,13 +164,6 @@ def _write_alone(checkpoint: Checkpoint, folder: Path, metadata: dict[str, str])
         config["sample_size"] = size
     write_json(folder / "config.json", config)
     write_weights(folder / f"{WEIGHTS}.safetensors", weights, metadata)
-
-
-def _write_text(model: TextToImage, out: Path) -> None:
-    tower = TextTower(**model.text.arguments)
-    tower.load_state_dict(model.text.weights)
-    write_text_encoder(tower, out / "text_encoder")
-    tokenizer.write_tokenizer(out / "tokenizer", tower.context_length, tower.pad_id)
 
 
 def _index(inpaints: bool) -> dict[str, Any]:

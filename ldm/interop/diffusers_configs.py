@@ -110,7 +110,7 @@ def unet_arguments(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     Raises:
         ValueError: If our U-Net cannot be that; the message names field and value.
     """
-    config = _checked(config, "UNet2DConditionModel", UNET_FREE, UNET_FIXED, name)
+    config = checked(config, "UNet2DConditionModel", UNET_FREE, UNET_FIXED, name)
     down, up = list(config["down_block_types"]), list(config["up_block_types"])
     for kind in down:
         if kind not in ATTENDS:
@@ -164,7 +164,7 @@ def vae_arguments(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any],
     Raises:
         ValueError: If our autoencoder cannot be that; the message names field and value.
     """
-    config = _checked(config, "AutoencoderKL", VAE_FREE, VAE_FIXED, name)
+    config = checked(config, "AutoencoderKL", VAE_FREE, VAE_FIXED, name)
     attention = [kind == VAE_LEVELS["down_block_types"][1] for kind in config["down_block_types"]]
     for field, kinds in _vae_levels(attention).items():
         _expect(name, field, list(config[field]), kinds)
@@ -250,7 +250,7 @@ def _kind(way: str, attends: bool) -> str:
     return f"CrossAttn{way}Block2D" if attends else f"{way}Block2D"
 
 
-def _checked(
+def checked(
     config: Mapping[str, Any], kind: str, free: Mapping[str, Any], fixed: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
     """Complete a config.json by diffusers' defaults, once all that it fixes is as we have it."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.conditioners.base import Conditioner
 from ldm.conditioners.composite import Composite
@@ -19,7 +19,7 @@ from ldm.diffusion.prediction import Prediction
 from ldm.interop.checkpoints import write_checkpoint
 from ldm.interop.model import Latents, Network, Process, TextToImage, arguments
 from ldm.interop.schedules import PREDICTIONS, betas, named, recognised, sampler
-from ldm.io.atomic import write_text
+from ldm.io.atomic import write_text as write_text_file
 from ldm.io.checkpoint import Checkpoint, find
 from ldm.io.upstream import keep_upstream, run_folder
 from ldm.io.weights import sha256
@@ -52,8 +52,8 @@ def read_run(source: str | Path | Checkpoint) -> TextToImage:
     """
     stage = load_stage(source, Diffusion)
     assert stage.config is not None
-    latents = _expect(stage.latents, AutoencoderLatents, "latents")
-    denoiser = _expect(stage.denoiser, UNet, "denoiser")
+    latents = expect(stage.latents, AutoencoderLatents, "latents")
+    denoiser = expect(stage.denoiser, UNet, "denoiser")
     tower = _text(stage.conditioner).tower
     return TextToImage(
         Network(arguments(UNet, stage.config["init_args"]["denoiser"]["init_args"]), denoiser.state_dict()),
@@ -65,7 +65,7 @@ def read_run(source: str | Path | Checkpoint) -> TextToImage:
         Latents(latents.latent_mean.flatten(), latents.latent_std.flatten()),
         Process(
             recognised(betas(stage.objective.schedule)),
-            named(_prediction(stage.objective.prediction)),
+            named(prediction_class(stage.objective.prediction)),
             sampler(stage.sampler),
         ),
         stage.image_size,
@@ -95,11 +95,11 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
         ValueError: If one of the folders has a checkpoint already.
     """
     out = Path(out)
-    _begin(out)
+    begin(out)
     latents = write_autoencoder(
         model.autoencoder, model.latents, out / "autoencoder", source, model.image_size
     )
-    text = _write_text(model, out / "text", source)
+    text = write_text(model.text, out / "text", source)
     config = named(
         Diffusion,
         latents=named(AutoencoderLatents, checkpoint=str(out / "autoencoder")),
@@ -113,16 +113,37 @@ def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) ->
         guidance=named(ClassifierFree, scale=7.5),
     )
     weights = {f"denoiser.{name}": tensor for name, tensor in model.unet.float().weights.items()}
-    built_on = {str(run): sha256(find(run)) for run in (latents, text)}
-    write_checkpoint(out / "diffusion", "diffusion", config, weights, source, model.image_size, built_on)
+    return finish(out, config, weights, [latents, text], source, model.image_size)
+
+
+def finish(
+    out: Path,
+    config: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    runs: Sequence[Path],
+    source: Mapping[str, Any],
+    size: int | None,
+) -> Path:
+    """Write the run folder of the diffusion stage and model.yaml, and end what ``begin`` began.
+
+    Args:
+        out: Folder of the runs.
+        config: Of the stage.
+        weights: Its state dict.
+        runs: Run folders that it is built on.
+        source: Where it comes from.
+        size: Side of the images that it was trained on; None if unknown.
+    """
+    built_on = {str(run): sha256(find(run)) for run in runs}
+    write_checkpoint(out / "diffusion", "diffusion", config, weights, source, size, built_on)
     keep_upstream(out / "diffusion", built_on)
     yaml_text = yaml.safe_dump({"model": config}, sort_keys=False, default_flow_style=None, width=110)
-    write_text(out / "model.yaml", HEAD.format(source=source.get("name"), out=out) + yaml_text)
+    write_text_file(out / "model.yaml", HEAD.format(source=source.get("name"), out=out) + yaml_text)
     (out / BEGUN).unlink()
     return out / "diffusion"
 
 
-def _begin(out: Path) -> None:
+def begin(out: Path) -> None:
     """Mark a folder as being written; what an import that was killed left there is deleted.
 
     Raises:
@@ -134,7 +155,7 @@ def _begin(out: Path) -> None:
     for name in RUNS:
         if (found := out / name / "checkpoints" / "last.ckpt").exists():
             raise ValueError(f"--out: '{found}' is there already, expected a folder without runs")
-    write_text(out / BEGUN, "An import is being written here; the same command repeats it.\n")
+    write_text_file(out / BEGUN, "An import is being written here; the same command repeats it.\n")
 
 
 def write_autoencoder(
@@ -158,9 +179,10 @@ def write_autoencoder(
     return run_folder(write_checkpoint(out, "autoencoder", config, weights, source, size))
 
 
-def _write_text(model: TextToImage, out: Path, source: Mapping[str, Any]) -> Path:
-    config = {"class_path": "ldm.nets.TextTower", "init_args": model.text.arguments}
-    return run_folder(write_checkpoint(out, "text_tower", config, model.text.float().weights, source))
+def write_text(network: Network, out: Path, source: Mapping[str, Any]) -> Path:
+    """Write the run folder of a text tower; its weights are widened to float32."""
+    config = {"class_path": "ldm.nets.TextTower", "init_args": network.arguments}
+    return run_folder(write_checkpoint(out, "text_tower", config, network.float().weights, source))
 
 
 def _conditioner(model: TextToImage, text: str) -> dict[str, Any]:
@@ -186,7 +208,12 @@ def _text(conditioner: Conditioner) -> TowerText:
     return conditioners[0]
 
 
-def _prediction(found: Prediction) -> type[Prediction]:
+def prediction_class(found: Prediction) -> type[Prediction]:
+    """Return the class of a prediction, one that formats of Stable Diffusion know.
+
+    Raises:
+        ValueError: If it is another.
+    """
     if type(found) not in PREDICTIONS.values():
         expected = " or ".join(kind.__name__ for kind in PREDICTIONS.values())
         raise ValueError(
@@ -196,7 +223,17 @@ def _prediction(found: Prediction) -> type[Prediction]:
     return type(found)
 
 
-def _expect(found: nn.Module, kind: type[M], key: str) -> M:
+def expect(found: nn.Module, kind: type[M], key: str) -> M:
+    """Check the class of a part of a stage.
+
+    Args:
+        found: The part.
+        kind: Its class.
+        key: Of the configuration.
+
+    Raises:
+        ValueError: If it is of another.
+    """
     if type(found) is not kind:
         raise ValueError(
             f"model.{key} is {type(found).__name__}, expected {kind.__name__}: Stable Diffusion's formats "

@@ -56,7 +56,7 @@ def recognise(path: str | os.PathLike[str], name: str) -> str:
     return "zip" if first.startswith(b"PK\x03\x04") else "pickle" if first.startswith(b"\x80") else "other"
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, parts: Sequence[str] = ()) -> dict[str, Tensor]:
     """Read named tensors from safetensors, or from a pickle of torch's without running what is in it.
 
     Old checkpoints of Lightning also hold objects of its callbacks. They become inert stand-ins:
@@ -65,6 +65,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Args:
         path: The file, recognised by its contents. Tensors are taken from its ``state_dict`` or the only dict
             in it that has some; numbers and strings beside them are left out.
+        parts: Names of dicts to take, if the file has one of them: the first that it has.
 
     Returns:
         Tensors on the CPU in the file's dtype, mapped into memory rather than read where that can be.
@@ -89,7 +90,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"weights '{path}' cannot be read: damaged, or no file of weights") from error
     except Exception as error:
         raise ValueError(f"weights '{path}' cannot be read: {str(error).splitlines()[0]}") from error
-    return _tensors(found, path)
+    part = next((found[name] for name in parts if isinstance(found, dict) and name in found), found)
+    return _tensors(part, path)
 
 
 def write_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

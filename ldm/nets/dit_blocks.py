@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,11 @@ class DiTOptions(Configurable):
         self.modulation, self.positions = modulation, positions
         self.rms_norm, self.qk_norm, self.swiglu = rms_norm, qk_norm, swiglu
         self.value_residual, self.as_diffusers = value_residual, as_diffusers
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Its arguments by name."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def norm(self, width: int, eps: float = EPS) -> nn.Module:
         """Make a norm without parameters: modulation follows it."""

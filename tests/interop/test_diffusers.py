@@ -13,8 +13,9 @@ from ldm.conditioners.text import load_tower
 from ldm.diffusion import prediction, schedule
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.samplers.ddim import DDIM
-from ldm.interop.diffusers import UNFOLDED, export_pipeline, import_folder
+from ldm.interop.diffusers import export_pipeline, import_folder
 from ldm.interop.diffusers_configs import unet_arguments, unet_config
+from ldm.interop.diffusers_vae import UNFOLDED
 from ldm.interop.latents import of_factor
 from ldm.interop.runs import read_run, write_run
 from ldm.interop.schedules import named
