@@ -127,11 +127,8 @@ class Denoiser(Protocol):
 
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""``(x_t (B, C, h, w), t (B,)) -> x0_hat (B, C, h, w)``. Samplers and guidance see nothing else.
-
-A sampler that says so in ``reads_variance`` gets what the model says of the variance behind it,
-(B, 2 C, h, w); one with two ``times`` gives (B, 2), the timesteps before and after its step.
-"""
+"""``(x_t (B, C, h, w), t (B,)) -> x0_hat (B, C, h, w)``. Samplers and guidance see nothing else. One that
+``reads_variance`` gets (B, 2 C, h, w); one with two ``times`` gives (B, 2), those before and after a step."""
 
 
 class Conditional(Protocol):
@@ -250,8 +247,7 @@ class ReadsCaptions(Protocol):
     context_length: int | None
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
-        """Return the tokens of each caption, begin and end marks included, whether they are read or cut."""
-        ...
+        """Return the tokens of each caption, begin and end marks included, read or cut."""
 
 
 @runtime_checkable
