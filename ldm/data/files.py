@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from io import FileIO
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import distributed
 
+from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.decode import SampleId
 from ldm.data.fields import Sample, decode_sample, whitelist
-from ldm.data.index import Index, Summary, load_index
+from ldm.data.index import Index, Summary, confirm, load_index
+from ldm.data.prefetch import Prefetcher
+from ldm.data.remote import is_remote
+from ldm.data.shard_file import Ranges, ShardFile, is_peeking
 from ldm.data.view import View
 
 _KEEP_OPEN = 64
@@ -24,17 +27,21 @@ class ShardFiles:
 
     Args:
         summaries: The shards.
-        index_dir: Folder of their indices; None: that of each shard.
+        index_dir: Folder of their indices; None: that of each shard, or that of the cache.
+        cache: Where remote shards are staged.
     """
 
-    def __init__(self, summaries: Sequence[Summary], index_dir: str | None) -> None:
+    def __init__(
+        self, summaries: Sequence[Summary], index_dir: str | None, cache: ShardCache = DEFAULT
+    ) -> None:
         self.summaries = list(summaries)
-        self.index_dir = index_dir
-        self._open: OrderedDict[int, tuple[FileIO, Index]] = OrderedDict()
+        self.index_dir, self.cache = index_dir, cache
+        self._open: OrderedDict[int, tuple[ShardFile, Index]] = OrderedDict()
+        self._prefetcher = Prefetcher(self._stage)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files behind when this travels to another process."""
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_prefetcher": Prefetcher(self._stage)}
 
     def members(
         self, shard: int, row: int, names: Iterable[str], limit: int | None = None
@@ -48,7 +55,7 @@ class ShardFiles:
         found = {}
         for name, offset, stored in index.spans(row, names):
             size = stored if limit is None else min(stored, limit)
-            found[name] = os.pread(file.fileno(), size, offset)
+            found[name] = file.pread(size, offset)
             if len(found[name]) != size:
                 raise _changed(self.summaries[shard].path)
         return found, SampleId(self.summaries[shard].path, index.key(row))
@@ -85,19 +92,57 @@ class ShardFiles:
         decoded = decode_sample(members, sample, fields, view, optional, classes or {})
         return {**decoded, "key": self.key(shard, row)}
 
-    def _opened(self, shard: int) -> tuple[FileIO, Index]:
+    def prefetch(self, shard: int, upcoming: Callable[[], tuple[Sequence[int], Sequence[int]]]) -> None:
+        """Stage in the background what comes next, if shards are remote.
+
+        Args:
+            shard: The one that is read now.
+            upcoming: Gives those that are read together with it, and those after them.
+        """
+        if self._has_remote and not is_peeking():
+            self._prefetcher.follow(shard, upcoming)
+
+    @cached_property
+    def _has_remote(self) -> bool:
+        return any(is_remote(summary.path) for summary in self.summaries)
+
+    def _stage(self, shard: int) -> bool:
+        summary = self.summaries[shard]
+        if not is_remote(summary.path):
+            return True
+        file = self.cache.stage(summary.path, summary.version, summary.sha256)
+        if file is not None:
+            file.close()
+        return file is not None
+
+    def _opened(self, shard: int) -> tuple[ShardFile, Index]:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
         summary = self.summaries[shard]
-        index = load_index(summary.path, self.index_dir)
-        file = FileIO(summary.path)
-        if os.fstat(file.fileno()).st_size != summary.size or len(index) != summary.count:
+        is_local = not is_remote(summary.path)
+        index = load_index(summary.path, self.index_dir, self.cache, summary.known_version)
+        if not is_local:
+            self._close_others(summary.size)
+        file = self.cache.open(summary.path, summary.version, summary.sha256)
+        if file.size != summary.size or len(index) != summary.count:
             raise _changed(summary.path)
+        if isinstance(file, Ranges):
+            return file, index
+        if not (is_local or summary.sha256):
+            confirm(summary, file, self.index_dir, self.cache)
         self._open[shard] = (file, index)
         if len(self._open) > _KEEP_OPEN:
             self._open.popitem(last=False)
         return self._open[shard]
+
+    def _close_others(self, size: int) -> None:
+        """Leave to other shards, and to those that are fetched ahead, half of the cache."""
+        sizes = {n: self.summaries[n].size for n in self._open if is_remote(self.summaries[n].path)}
+        while sizes and sum(sizes.values()) + size > self.cache.max_bytes / 2:
+            oldest = next(iter(sizes))
+            self._open.pop(oldest)[0].close()
+            del sizes[oldest]
 
 
 def _changed(path: str) -> ValueError:

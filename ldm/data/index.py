@@ -2,105 +2,47 @@
 
 The index is written next to the shard (``000017.tar`` -> ``000017.tar.index.npz``), by rename, or into a
 cache of the user if that is read-only, or into a folder of its own. It is rebuilt when size or modification
-time of the shard differ from those that it was built for.
+time of the shard differ from those that it was built for, or the ETag of a remote one. That of a remote shard
+is taken from next to it, or built when it is staged, and lies with the staged shards.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
-import zipfile
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from ldm.data.cache import DEFAULT, ShardCache, file_hash
 from ldm.data.fields import whitelist
 from ldm.data.keys import join_twins, overlapping, repeating
+from ldm.data.remote import Version, beside, identity, is_remote, shard_name
+from ldm.data.shard_file import LocalFile
+from ldm.data.sidecar import Index, Summary, fetch_index, read_index, read_summary, sidecar, write_index
 from ldm.data.tar import INDEX, members, split_name
-from ldm.io.atomic import replacing
 
-_VERSION = 4  # raise it when the arrays change: older sidecars are then rebuilt
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Summary of a shard, which is known before any of its samples is read.
-
-    Args:
-        path: The tar file.
-        size: Its size in bytes.
-        mtime_ns: When it was modified, ns since 1970.
-        count: Number of samples.
-        present: Member name to the number of samples that have it.
-        span: Least and greatest key.
-        lost: Members that belong to no sample although their names end like those of one.
-        lost_example: One of them, and why.
-        has_repeated_keys: Whether an earlier shard has one of its keys.
-    """
-
-    path: str
-    size: int
-    mtime_ns: int
-    count: int
-    present: dict[str, int]
-    span: tuple[str, str] = ("", "")
-    lost: int = 0
-    lost_example: str = ""
-    has_repeated_keys: bool = False
-
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Summary:
-        """Restore what ``vars`` gave."""
-        return cls(**{**found, "span": tuple(found["span"])})
+FIRST_TIME = (
+    "remote shards without an index are read once, from front to back: indices next to them "
+    "(NAME.tar.index.npz, python -m ldm.data makes them of local shards) save that"
+)
 
 
-@dataclass(frozen=True)
-class Index:
-    """All members of a shard.
-
-    Args:
-        members: E names, the whitelist.
-        keys: (N,) UTF-8 bytes, in the order of the tar.
-        offsets: (N, E) int64, first byte of each member; -1 where a sample lacks it.
-        sizes: (N, E) int64, bytes.
-        lost: Members that belong to no sample although their names end like those of one, and why: found by
-            ``scan``, not kept.
-    """
-
-    members: tuple[str, ...]
-    keys: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-    lost: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def key(self, row: int) -> str:
-        """Return the name of a sample."""
-        return bytes(self.keys[row]).decode("utf-8")
-
-    def spans(self, row: int, members: Iterable[str]) -> list[tuple[str, int, int]]:
-        """Return (member name, offset, size) of those of ``members`` that a sample has."""
-        columns = [(name, self.members.index(name)) for name in members]
-        return [
-            (name, int(self.offsets[row, c]), int(self.sizes[row, c]))
-            for name, c in columns
-            if self.offsets[row, c] >= 0
-        ]
-
-
-def scan(path: str) -> Index:
+def scan(path: str, file: FileIO | None = None) -> Index:
     """Build the index of a tar by reading its headers; it is empty if the tar is.
 
     Members of a sample need not be adjacent. Members outside the whitelist are ignored.
+
+    Args:
+        path: The tar.
+        file: The tar, if it is open; it stays so.
 
     Raises:
         ValueError: If the file is not an intact tar, has members but no sample, or has a member twice.
@@ -109,7 +51,7 @@ def scan(path: str) -> Index:
     rows: dict[str, dict[str, tuple[int, int]]] = {}
     foreign: dict[str, str | None] = {}
     dangling: list[str] = []
-    for name, offset, size in members(path, dangling):
+    for name, offset, size in members(path, dangling, file):
         key, extension = split_name(name)
         if key is None or extension not in names:
             foreign[name] = key
@@ -134,49 +76,61 @@ def scan(path: str) -> Index:
     return Index(names, keys, table[:, :, 0], table[:, :, 1], tuple(lost))
 
 
-def sidecar(path: str, index_dir: str | None) -> Path:
-    """Return the path of a shard's index.
+def load_index(
+    path: str, index_dir: str | None, cache: ShardCache = DEFAULT, version: Version | None = None
+) -> Index:
+    """Read the index of a shard, building it if it is missing or stale.
 
-    In a folder of its own the name carries a hash of the shard's path: names of shards may repeat.
+    Args:
+        path: The shard.
+        index_dir: Folder of its index; None: its own, or that of the cache.
+        cache: Where remote shards are staged.
+        version: That of the shard, if it is known.
     """
-    if index_dir is None:
-        return Path(path + INDEX)
-    tag = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
-    return Path(index_dir) / f"{Path(path).stem}-{tag}{INDEX}"
+    return read_index(find_index(path, index_dir, cache, version))
 
 
-def find_index(path: str, index_dir: str | None) -> Path:
-    """Return where the index of a shard lies, building it if it is missing or stale."""
-    return _found(path, index_dir)[0]
+def find_index(
+    path: str, index_dir: str | None, cache: ShardCache = DEFAULT, version: Version | None = None
+) -> Path:
+    """Return where the index of a shard lies, building it if it is missing or stale; see ``load_index``."""
+    return _found(path, index_dir, cache, version)[0]
 
 
-def load_index(path: str, index_dir: str | None) -> Index:
-    """Read the index of a shard, building it if it is missing or stale."""
-    with np.load(find_index(path, index_dir), allow_pickle=False) as arrays:
-        members = tuple(arrays["members"].tolist())
-        return Index(members, arrays["keys"], arrays["offsets"], arrays["sizes"])
-
-
-def summarize(path: str, index_dir: str | None) -> Summary:
+def summarize(
+    path: str, index_dir: str | None, cache: ShardCache = DEFAULT, version: Version | None = None
+) -> Summary:
     """Return the summary of a shard from its index, building that first if it is missing or stale.
+
+    Args:
+        path: The shard.
+        index_dir: Folder of its index; None: its own, or that of the cache.
+        cache: Where remote shards are staged.
+        version: That of the shard, if it is known.
 
     Raises:
         FileNotFoundError: If the shard is missing.
         ValueError: If it is not an intact tar with samples.
         PermissionError: If the index cannot be written.
     """
-    return _found(path, index_dir)[1]
+    return _found(path, index_dir, cache, version)[1]
 
 
-def _found(path: str, index_dir: str | None) -> tuple[Path, Summary]:
+def _found(
+    path: str, index_dir: str | None, cache: ShardCache, version: Version | None
+) -> tuple[Path, Summary]:
     """Find or build the index of a shard: in ``index_dir``, or else next to it or in a cache."""
-    if not os.path.isfile(path):
+    if not is_remote(path) and not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such shard")
-    targets = [sidecar(path, folder) for folder in ([index_dir] if index_dir else [None, *_caches()])]
+    version = version or cache.version(path)
+    own = [cache.index_dir] if is_remote(path) else [None, *_caches()]
+    targets = [sidecar(path, folder) for folder in ([index_dir] if index_dir else own)]
     for target in targets:
-        if summary := _read_summary(path, target):
+        if summary := read_summary(path, target, version):
             return target, summary
-    return _build(path, targets)
+    if is_remote(path) and (found := fetch_index(path, version, targets, cache)):
+        return found
+    return _build(path, version, targets, cache)
 
 
 def _caches() -> list[str]:
@@ -186,66 +140,71 @@ def _caches() -> list[str]:
     return [*folders, os.path.join(tempfile.gettempdir(), f"ldm-indices-{os.getuid()}")]
 
 
-def summarize_all(paths: Sequence[str], index_dir: str | None) -> list[Summary]:
-    """Summarize shards in parallel, with a progress bar after a second; mark those with repeated keys."""
+def summarize_all(paths: Sequence[str], index_dir: str | None, cache: ShardCache = DEFAULT) -> list[Summary]:
+    """Summarize shards in parallel, with a progress bar after a second; mark those with repeated keys.
+
+    Args:
+        paths: The shards.
+        index_dir: Folder of their indices; None: that of each, or that of the cache.
+        cache: Where remote shards are staged.
+    """
+    known = cache.versions(paths)
     with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        jobs = pool.map(lambda path: summarize(path, index_dir), paths)
+        jobs = pool.map(lambda path: summarize(path, index_dir, cache, known.get(path)), paths)
         bar = tqdm(jobs, total=len(paths), desc="index shards", unit=" shards", delay=1.0, leave=False)
         summaries = list(bar)
         repeated: set[int] = set()
         for group in overlapping([summary.span for summary in summaries]):
-            keys = pool.map(lambda number: load_index(paths[number], index_dir).keys, group)
+            listed = [(paths[n], index_dir, cache, summaries[n].known_version) for n in group]
+            keys = pool.map(lambda about: load_index(*about).keys, listed)
             repeated |= {group[number] for number in repeating(list(keys))}
     return [replace(summary, has_repeated_keys=n in repeated) for n, summary in enumerate(summaries)]
 
 
 def fingerprint(summaries: Sequence[Summary]) -> str:
     """Hash names, sizes and counts of shards, in their order: what a run's order of samples depends on."""
-    lines = [f"{os.path.basename(s.path)}\t{s.size}\t{s.count}\n" for s in summaries]
+    lines = [f"{shard_name(s.path)}\t{s.size}\t{s.count}\n" for s in summaries]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _read_summary(path: str, target: Path) -> Summary | None:
-    """Return the summary; None if its sidecar is missing, damaged, stale or of another whitelist."""
-    stat = os.stat(path)
-    try:
-        with np.load(target, allow_pickle=False) as arrays:
-            version, found = json.loads(str(arrays["summary"]))
-        summary = Summary.from_json({**found, "path": path})
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    is_same = (version, summary.size, summary.mtime_ns) == (_VERSION, stat.st_size, stat.st_mtime_ns)
-    return summary if is_same and tuple(summary.present) == whitelist() else None
-
-
-def _build(path: str, targets: Sequence[Path]) -> tuple[Path, Summary]:
+def _build(path: str, version: Version, targets: Sequence[Path], cache: ShardCache) -> tuple[Path, Summary]:
     """Build an index and write it to the first path that is writable."""
-    stat = os.stat(path)
-    index = scan(path)
+    if is_remote(path):
+        warnings.warn(FIRST_TIME, stacklevel=2)
+    with cache.staged(path, version) if is_remote(path) else LocalFile(path) as file:
+        index = scan(path, file)
+        sha256 = file_hash(file) if is_remote(path) else ""
     counts = (index.offsets >= 0).sum(axis=0).tolist()
     keys = [bytes(key).decode() for key in index.keys]
     summary = Summary(
         path,
-        stat.st_size,
-        stat.st_mtime_ns,
+        version.size,
+        version.mtime_ns,
         len(index),
         dict(zip(index.members, counts, strict=True)),
         (min(keys), max(keys)) if keys else ("", ""),
         len(index.lost),
         index.lost[0] if index.lost else "",
+        tag=version.tag,
+        sha256=sha256,
     )
-    about = np.array(json.dumps([_VERSION, vars(summary)]))
-    arrays = {name: value for name, value in vars(index).items() if name != "lost"}
-    reason = ""
-    for target in targets:
-        try:
-            with replacing(target) as temporary, temporary.open("wb") as file:
-                np.savez(file, summary=about, **arrays)
-        except OSError as error:
-            reason = reason or f"{target}: the index of the shard cannot be written ({error.strerror})"
-        else:
-            return target, summary
-    raise PermissionError(
-        f"{reason}: name a folder that can be written in data.reader.init_args.index_dir (ldm.encode: "
-        "--index-dir)"
-    )
+    return write_index(index, summary, targets), summary
+
+
+def confirm(summary: Summary, file: FileIO, index_dir: str | None, cache: ShardCache) -> None:
+    """Compare an index that was taken from next to a remote shard with the shard, once that is staged.
+
+    Raises:
+        ValueError: If it is that of another shard.
+    """
+    target, stored = _found(summary.path, index_dir, cache, summary.version)
+    if stored.sha256:
+        return
+    index, given = scan(summary.path, file), read_index(target)
+    if not all(np.array_equal(vars(index)[name], vars(given)[name]) for name in ("keys", "offsets", "sizes")):
+        target.unlink(missing_ok=True)
+        raise ValueError(
+            f"{beside(identity(summary.path), INDEX)}: the index next to the shard is that of another one: "
+            "delete it, or upload that of this shard"
+        )
+    write_index(index, replace(stored, sha256=file_hash(file)), [target])

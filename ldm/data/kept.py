@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ldm.cli import instead
+from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.decode import BadSample, Members
 from ldm.data.files import ShardFiles
 from ldm.data.filters import Filter
@@ -13,18 +14,21 @@ from ldm.data.metadata import COMPUTED, Kind, metadata
 from ldm.data.rows import Rows, is_missing
 
 
-def kept_rows(summaries: Sequence[Summary], index_dir: str | None, kept: Filter | None) -> Rows:
+def kept_rows(
+    summaries: Sequence[Summary], index_dir: str | None, kept: Filter | None, cache: ShardCache = DEFAULT
+) -> Rows:
     """Return the rows of shards that a filter keeps, without the shards of which it keeps none.
 
     Args:
         summaries: The shards.
         index_dir: Folder of their indices; None: that of each shard.
         kept: The filter; None keeps all.
+        cache: Where remote shards are staged.
 
     Raises:
         ValueError: See ``check_kept``.
     """
-    rows = Rows(summaries, index_dir, kept)
+    rows = Rows(summaries, index_dir, kept, cache=cache)
     if kept is None:
         return rows
     check_kept(rows, kept)
@@ -60,18 +64,19 @@ def _unknown(rows: Rows, name: str, kind: Kind) -> str:
     other: Kind = float if kind is str else str
     words = {float: "a number", str: "text"}
     for summary in rows.summaries:
-        values = metadata(summary, rows.index_dir, {name: other})[name]
+        values = metadata(summary, rows.index_dir, {name: other}, rows.cache)[name]
         for value in values[~is_missing(values)].tolist():
             return f"'{name}' is used as {words[kind]}, but is {words[other]}, e.g. {value!r:.40}"
-    known = [*_keys(rows.summaries[0], rows.index_dir), *COMPUTED]
+    known = [*_keys(rows), *COMPUTED]
     hint = instead(name, known)
     return f"no sample has '{name}'{hint}: the first has {', '.join(known)}"
 
 
-def _keys(summary: Summary, index_dir: str | None) -> list[str]:
-    """List the keys of a shard's first json member that a filter may name."""
+def _keys(rows: Rows) -> list[str]:
+    """List the keys of the first shard's first json member that a filter may name."""
     try:
-        found = Members(*ShardFiles([summary], index_dir).members(0, 0, ("json",))).json()
+        files = ShardFiles(rows.summaries[:1], rows.index_dir, rows.cache)
+        found = Members(*files.members(0, 0, ("json",))).json()
     except BadSample:
         return []
     return [key for key, value in found.items() if isinstance(value, str | int | float)]

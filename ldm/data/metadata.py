@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ldm.data import decode
+from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.decode import BadSample, Members
 from ldm.data.fields import FIELDS, IMAGES
 from ldm.data.files import ShardFiles
@@ -32,7 +33,9 @@ _HEADER = 1 << 16
 """Bytes of an image that are read for its size; where they do not hold it, all of them are."""
 
 
-def metadata(summary: Summary, index_dir: str | None, columns: Mapping[str, Kind]) -> dict[str, np.ndarray]:
+def metadata(
+    summary: Summary, index_dir: str | None, columns: Mapping[str, Kind], cache: ShardCache = DEFAULT
+) -> dict[str, np.ndarray]:
     """Return columns about the N samples of a shard, in the order of the tar.
 
     Args:
@@ -41,6 +44,7 @@ def metadata(summary: Summary, index_dir: str | None, columns: Mapping[str, Kind
         columns: Name to kind. "width" and "height" (of the image as it is decoded: those of the json member
             if it states both, else those of the image's header) and "caption_length" (characters of the
             canonical caption) are computed; any other name is a key of the json member.
+        cache: Where remote shards are staged.
 
     Returns:
         Per column (N,) float64, NaN where the sample has no such number (true is 1, false 0), or (N,) str
@@ -49,11 +53,11 @@ def metadata(summary: Summary, index_dir: str | None, columns: Mapping[str, Kind
     Raises:
         ValueError: If the shard changed since it was summarized.
     """
-    index = find_index(summary.path, index_dir)
+    index = find_index(summary.path, index_dir, cache, summary.known_version)
     sidecar = index.with_name(f"{index.name.removesuffix(INDEX)}.metadata{INDEX}")
     found = _load(sidecar, summary, columns)
     if lacking := [name for name in columns if name not in found]:
-        values = _collect(summary, index_dir, lacking)
+        values = _collect(ShardFiles([summary], index_dir, cache), lacking)
         everything = {**_load(sidecar, summary, None), **values}
         with contextlib.suppress(OSError):  # without it they are read again
             _save(sidecar, summary, everything)
@@ -107,11 +111,10 @@ _Values = tuple[np.ndarray, list[str] | None]
 """(N,) numbers, and texts where any sample has one: a key may give both."""
 
 
-def _collect(summary: Summary, index_dir: str | None, names: Iterable[str]) -> dict[str, _Values]:
+def _collect(files: ShardFiles, names: Iterable[str]) -> dict[str, _Values]:
     """Read columns from the members of all samples."""
-    files = ShardFiles([summary], index_dir)
     rows: dict[str, list[Any]] = {name: [] for name in names}
-    for row in range(summary.count):
+    for row in range(files.summaries[0].count):
         sample = _Sample(files, row)
         for name, values in rows.items():
             values.append(COMPUTED[name](sample) if name in COMPUTED else sample.json.get(name))

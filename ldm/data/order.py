@@ -102,6 +102,17 @@ class Order:
         shard = int(epoch.shards[index])
         return shard, offset - int(epoch.ends[index] - self.counts[shard])
 
+    def upcoming(self, position: int) -> tuple[list[int], list[int]]:
+        """Return the shards of the group that a position is in, and those of the next group."""
+        number, within = divmod(position, len(self))
+        epoch, size = self._plan(number), self.group_shards
+        first = int(np.searchsorted(epoch.ends, within, side="right"))
+        first -= first % size
+        now, later = epoch.shards[first : first + size], epoch.shards[first + size : first + 2 * size]
+        if not len(later):
+            later = permutation(len(self.counts), self.seed, number + 1)[:size]
+        return now.tolist(), later.tolist()
+
     def _plan(self, number: int) -> _Epoch:
         if self._epoch is None or self._epoch.number != number:
             shards = permutation(len(self.counts), self.seed, number)

@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
+from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.decode import BadSample
 from ldm.data.fields import FIELDS, Sample
 from ldm.data.files import ShardFiles, usable
@@ -40,11 +41,13 @@ class Reader(ABC):
     """Opens shards for training and validation.
 
     Args:
-        index_dir: Folder for the indices of the shards; None writes each next to its shard.
+        index_dir: Folder for the indices of the shards; None writes each next to its shard, and those of
+            remote shards into the cache.
+        cache: Where remote shards are staged.
     """
 
-    def __init__(self, index_dir: str | None = None) -> None:
-        self.index_dir = index_dir
+    def __init__(self, index_dir: str | None = None, cache: ShardCache = DEFAULT) -> None:
+        self.index_dir, self.cache = index_dir, cache
 
     @abstractmethod
     def open(self, train: Train, spec: SampleSpec) -> Source:
@@ -61,8 +64,8 @@ class Reader(ABC):
 
     def files(self, patterns: Patterns, option: str) -> ShardFiles:
         """Index the shards that ``option`` names and give random access to those with samples."""
-        summaries = summarize_shared(expand(patterns, option), self.index_dir)
-        return ShardFiles(usable(summaries, option), self.index_dir)
+        summaries = summarize_shared(expand(patterns, option), self.index_dir, self.cache)
+        return ShardFiles(usable(summaries, option), self.index_dir, self.cache)
 
     def kept(self, files: ShardFiles, text: str | None, option: str) -> tuple[ShardFiles, Rows]:
         """Apply a filter: the shards of which it keeps samples, and their rows that are kept.
@@ -75,8 +78,9 @@ class Reader(ABC):
         Raises:
             ValueError: If it is no filter, keeps nothing, or names a field that no sample has.
         """
-        rows = kept_rows(files.summaries, self.index_dir, None if text is None else Filter(text, option))
-        return ShardFiles(rows.summaries, self.index_dir), rows
+        kept = None if text is None else Filter(text, option)
+        rows = kept_rows(files.summaries, self.index_dir, kept, self.cache)
+        return ShardFiles(rows.summaries, self.index_dir, self.cache), rows
 
     def evaluation(
         self,
@@ -120,15 +124,29 @@ class Reader(ABC):
 
 
 class Indexed(Reader):
-    """Reads local shards through a sidecar index: exact order, exact resume, at any number of processes.
+    """Reads shards through a sidecar index: exact order, exact resume, at any number of processes.
+
+    Remote shards (s3, gs, hf, http, https and other URLs of fsspec) are staged, whole, in a folder that all
+    processes of a node share. The next two groups of shards should fit into it.
 
     Args:
         group_shards: Shards that are permuted jointly. More mix better, fewer read more sequentially.
-        index_dir: Folder for the indices of the shards; None writes each next to its shard.
+        index_dir: Folder for the indices of the shards; None writes each next to its shard, and those of
+            remote shards into ``cache_dir``.
+        cache_dir: Folder for staged shards, on a disk of each node; None takes ``LDM_CACHE`` from the
+            environment, or ``~/.cache/ldm/shards``.
+        cache_gb: Bound of the size of the staged shards in 10^9 bytes; None takes ``LDM_CACHE_GB`` from the
+            environment, or 50. Those least recently used are deleted first.
     """
 
-    def __init__(self, group_shards: int = 8, index_dir: str | None = None) -> None:
-        super().__init__(index_dir)
+    def __init__(
+        self,
+        group_shards: int = 8,
+        index_dir: str | None = None,
+        cache_dir: str | None = None,
+        cache_gb: float | None = None,
+    ) -> None:
+        super().__init__(index_dir, ShardCache(cache_dir, cache_gb))
         if group_shards < 1:
             raise ValueError(f"data.reader.init_args.group_shards: got {group_shards}, expected at least 1")
         self.group_shards = group_shards

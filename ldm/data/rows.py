@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.index import Summary
 from ldm.data.metadata import Kind, metadata
 from ldm.data.table import table_path
@@ -74,6 +75,7 @@ class Rows:
         index_dir: Folder of their indices; None: that of each shard.
         grouping: Assigns samples to groups; None: all are in one.
         counts: Samples of each shard and group; None: they are counted.
+        cache: Where remote shards are staged.
     """
 
     def __init__(
@@ -82,8 +84,10 @@ class Rows:
         index_dir: str | None,
         grouping: Grouping | None = None,
         counts: Counts | None = None,
+        cache: ShardCache = DEFAULT,
     ) -> None:
         self.summaries, self.index_dir, self.grouping = list(summaries), index_dir, grouping
+        self.cache = cache
         self._counts = counts or self._counted()
         self._rows: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
 
@@ -118,7 +122,7 @@ class Rows:
         """Return these without the shards of which no sample is used; totals stay as they are."""
         used = np.flatnonzero(self.counts.any(axis=1))
         counts = replace(self._counts, groups=self.counts[used])
-        return Rows([self.summaries[n] for n in used], self.index_dir, self.grouping, counts)
+        return Rows([self.summaries[n] for n in used], self.index_dir, self.grouping, counts, self.cache)
 
     def _of(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of a shard, group after group, and where each group begins."""
@@ -135,7 +139,7 @@ class Rows:
     def _groups(self, shard: int) -> tuple[np.ndarray, list[int]]:
         """Return the group of each sample of a shard, and how many lack each column."""
         assert self.grouping is not None
-        columns = metadata(self.summaries[shard], self.index_dir, self.grouping.columns)
+        columns = metadata(self.summaries[shard], self.index_dir, self.grouping.columns, self.cache)
         lacking = [int(is_missing(values).sum()) for values in columns.values()]
         return self.grouping.groups(columns), lacking
 
@@ -169,7 +173,7 @@ class Rows:
         assert self.grouping is not None
         kinds = {name: kind.__name__ for name, kind in self.grouping.columns.items()}
         of = hashlib.sha256(f"{self.grouping.identity} {kinds}".encode()).hexdigest()[:16]
-        shards = table_path([summary.path for summary in self.summaries], self.index_dir)
+        shards = table_path([summary.path for summary in self.summaries], self.index_dir, self.cache)
         return shards.with_name(f"{shards.stem}-rows-{of}.npz")
 
 

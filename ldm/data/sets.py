@@ -86,6 +86,7 @@ class IndexedSet:
             BadSample: If it cannot be used.
         """
         shard, k = self.order.locate(position)
+        self.files.prefetch(shard, lambda: self.order.upcoming(position))
         row, names = self.rows.row(shard, 0, k), spec.fields if fields is None else fields
         return self.files.sample(shard, row, names, view, classes=spec.classes)
 

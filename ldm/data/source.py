@@ -22,9 +22,12 @@ from ldm.data.index import fingerprint
 from ldm.data.order import mix
 from ldm.data.raster import DECODER
 from ldm.data.rows import Rows
+from ldm.data.shard_file import peeking
 from ldm.data.view import NO_AUGMENT, Augment, View
 from ldm.hardware import check_shared_memory
 
+AHEAD = 2
+"""Remote shards that are staged while the one before them is read from front to back."""
 MAX_BAD = 100
 """Samples that cannot be used in a row, after which training stops."""
 
@@ -150,7 +153,7 @@ class EvaluationSet(Dataset[Sample]):
         classes: Mapping[str, int] | None = None,
         rows: Rows | None = None,
     ) -> None:
-        self.files, self.rows = files, rows or Rows(files.summaries, files.index_dir)
+        self.files, self.rows = files, rows or Rows(files.summaries, files.index_dir, cache=files.cache)
         self.required, self.optional = tuple(fields), tuple(optional)
         self.image_size, self.classes = image_size, dict(classes or {})
         self.ends = np.cumsum(self.rows.counts[:, 0])
@@ -195,7 +198,8 @@ class EvaluationSet(Dataset[Sample]):
         for shard in range(0, len(self.ends), -(-len(self.ends) // 100)):
             start = int(self.ends[shard] - self.rows.counts[shard, 0])
             try:
-                found.append(first_usable(self._read, range(start, int(self.ends[shard]))[:MAX_BAD]))
+                with peeking():
+                    found.append(first_usable(self._read, range(start, int(self.ends[shard]))[:MAX_BAD]))
             except ValueError as error:
                 raise ValueError(f"{option}: {' and '.join(self.required)} are read, but {error}") from error
         return found
@@ -207,6 +211,7 @@ class EvaluationSet(Dataset[Sample]):
 
     def _read(self, position: int) -> Sample:
         shard, row = self._locate(position)
+        self.files.prefetch(shard, lambda: ([shard], range(shard + 1, len(self.ends))[:AHEAD]))
         view = View(self.image_size, self.image_size)
         return self.files.sample(shard, row, self.required, view, self.optional, self.classes)
 
@@ -233,7 +238,8 @@ def make_loader(
 ) -> DataLoader[Sample]:
     """Make a loader over lists of ``batch_size`` positions that ``batches`` yields."""
     if num_workers:
-        batch_bytes = batch_size * num_bytes(dataset[0])
+        with peeking():
+            batch_bytes = batch_size * num_bytes(dataset[0])
         check_shared_memory("data.num_workers", num_workers, batch_bytes, process.per_node)
     return DataLoader(
         dataset,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ldm.data.decode import BadSample, Members
 from ldm.data.fields import FIELDS
 from ldm.data.files import ShardFiles, warn_once
+from ldm.data.shard_file import peeking
 
 
 def num_giving(files: ShardFiles, shard: int, field: str) -> int:
@@ -27,7 +28,8 @@ def _in_json(files: ShardFiles, shard: int, field: str) -> bool:
         return False
     for row in range(min(10, summary.count)):
         try:
-            meta = Members(*files.members(shard, row, ("json",))).json()
+            with peeking():
+                meta = Members(*files.members(shard, row, ("json",))).json()
         except BadSample:
             continue
         if not meta.keys().isdisjoint(FIELDS[field].json_keys):
@@ -56,6 +58,11 @@ def check_fields(files: ShardFiles, fields: Sequence[str], option: str) -> None:
     Raises:
         ValueError: If all samples of a shard lack one; it names ``option``.
     """
+    with peeking():
+        _check_fields(files, fields, option)
+
+
+def _check_fields(files: ShardFiles, fields: Sequence[str], option: str) -> None:
     given = [{field: num_giving(files, n, field) for field in fields} for n in range(len(files.summaries))]
     for shard, summary in enumerate(files.summaries):
         if lacking := [field for field in fields if not given[shard][field]]:

@@ -19,15 +19,13 @@ from typing_extensions import override
 from ldm.data.decode import BadSample, SampleId, Skipped
 from ldm.data.fields import Sample, collate, decode_sample, whitelist
 from ldm.data.order import mix, permutation
+from ldm.data.patience import WAITS, Unreachable
 from ldm.data.readers import Reader, Train
 from ldm.data.sets import Patterns, filter_option, named_sets
 from ldm.data.source import MAX_BAD, DataRank, SampleSpec, Source, num_bytes
 from ldm.data.tar import expand, urls
 from ldm.data.tar_stream import NotATar, read_samples
 from ldm.hardware import check_shared_memory
-
-WAITS = (1.0, 4.0, 16.0, 64.0)
-"""Seconds to wait before a shard whose connection broke is opened again, without a sample in between."""
 
 
 class Streaming(Reader):
@@ -76,12 +74,6 @@ class Streaming(Reader):
         is_mixed = len(keys) > len({*keys})
         hint = ": members of a sample must be neighbours (tar --sort=name)" if is_mixed else ""
         raise ValueError(f"data.fields: asks for {list(spec.fields)}, but {reason}{hint}")
-
-
-class Unreachable(ConnectionError):
-    """A shard that cannot be read over the network, although it was there; later it may be."""
-
-    exit_code = 75
 
 
 class StreamingSource(Source):

@@ -9,18 +9,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from torch import distributed
 
+from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.fields import whitelist
 from ldm.data.index import Summary, summarize_all
+from ldm.data.remote import is_remote
+from ldm.data.sidecar import full_name
 from ldm.io.atomic import write_text
 
 
-def summarize_shared(paths: Sequence[str], index_dir: str | None) -> list[Summary]:
+def summarize_shared(
+    paths: Sequence[str], index_dir: str | None, cache: ShardCache = DEFAULT
+) -> list[Summary]:
     """Summarize shards: the first process from their indices, the others from the table that it wrote.
 
     The first one must have been called before, as the data module's ``prepare_data`` is. If the table
@@ -29,23 +33,25 @@ def summarize_shared(paths: Sequence[str], index_dir: str | None) -> list[Summar
 
     Args:
         paths: The shards.
-        index_dir: Folder of their indices; None: that of each shard.
+        index_dir: Folder of their indices; None: that of each shard, or that of the cache.
+        cache: Where remote shards are staged.
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return summarize_all(paths, index_dir)
-    table = table_path(paths, index_dir)
+        return summarize_all(paths, index_dir, cache)
+    table = table_path(paths, index_dir, cache)
     if distributed.get_rank() > 0 and (found := read(table, paths)) is not None:
         return found
-    summaries = summarize_all(paths, index_dir)
+    summaries = summarize_all(paths, index_dir, cache)
     if distributed.get_rank() == 0:
         write(table, summaries)
     return summaries
 
 
-def table_path(paths: Sequence[str], index_dir: str | None) -> Path:
+def table_path(paths: Sequence[str], index_dir: str | None, cache: ShardCache = DEFAULT) -> Path:
     """Return where the table of these shards lies: with their indices, by a name of its own per list."""
-    names = "\n".join(os.path.abspath(path) for path in paths)
-    folder = Path(paths[0]).parent if index_dir is None else Path(index_dir)
+    names = "\n".join(map(full_name, paths))
+    own = cache.index_dir if is_remote(paths[0]) else Path(paths[0]).parent
+    folder = Path(index_dir or own)
     return folder / f".shards-{hashlib.sha256(names.encode()).hexdigest()[:16]}.json"
 
 

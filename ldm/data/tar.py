@@ -9,10 +9,13 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from io import FileIO
 from posixpath import dirname, join, normpath
 
 import braceexpand
 
+from ldm.data.remote import check_url, is_remote, matches
 from ldm.io.atomic import MARK
 from ldm.io.weights import stand_in
 
@@ -27,24 +30,29 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5":
 def expand(patterns: str | Sequence[str], name: str) -> list[str]:
     """Expand braces (``{000000..000019}``, ``{a,b}``) and shell globs into paths of shards, in a fixed order.
 
+    In URLs ``*`` is the only wildcard. Whether a URL without one is there shows when it is read.
+
     Args:
-        patterns: One pattern or several.
+        patterns: One pattern or several, of paths or URLs.
         name: The config key, for messages.
 
     Raises:
-        ValueError: If there is no pattern, one is a ``pipe:`` URL, or a shard is listed twice.
+        ValueError: If there is no pattern, one is a URL that is refused, or a shard is listed twice.
         FileNotFoundError: If a pattern matches nothing, or a listed file is missing.
     """
     paths: list[str] = []
     for pattern in urls(patterns, name):
-        path = os.path.expanduser(pattern)
-        if os.path.exists(path) or not glob.has_magic(path):
+        path = os.path.expanduser(pattern.removeprefix("file://"))
+        if is_remote(path):
+            check_url(path, name)
+        is_glob = "*" in path if is_remote(path) else glob.has_magic(path) and not os.path.exists(path)
+        if not is_glob:
             paths.append(path)
         elif found := _matches(path):
             paths += found
         else:
             raise FileNotFoundError(f"{name}: the pattern '{pattern}' matches no file, expected tar shards")
-    missing = [path for path in paths if not os.path.isfile(path)]
+    missing = [path for path in paths if not is_remote(path) and not os.path.isfile(path)]
     if missing:
         raise FileNotFoundError(
             f"{name}: {len(missing)} of {len(paths)} shards are missing, the first is '{missing[0]}': a glob "
@@ -61,7 +69,7 @@ def _matches(pattern: str) -> list[str]:
     folder, name = os.path.split(pattern)
     if os.path.isdir(folder):
         pattern = os.path.join(glob.escape(folder), name)
-    found = sorted(glob.glob(pattern))
+    found = matches(pattern) if is_remote(pattern) else sorted(glob.glob(pattern))
     return [path for path in found if not path.endswith(INDEX) and MARK not in os.path.basename(path)]
 
 
@@ -69,7 +77,8 @@ def urls(patterns: str | Sequence[str], name: str) -> list[str]:
     """Expand the braces of ``patterns``; refuse what is empty or would run a program.
 
     Raises:
-        ValueError: If there is no pattern, the braces of one do not match, or it is a ``pipe:`` URL.
+        ValueError: If there is no pattern, the braces of one do not match, or it is a ``pipe:`` URL or chains
+            URLs by ``::``.
     """
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
     found = [url for pattern in listed for url in _alternatives(pattern, name) if url.strip()]
@@ -82,6 +91,8 @@ def urls(patterns: str | Sequence[str], name: str) -> list[str]:
             raise ValueError(
                 f"{name}: '{url}' would run a program: 'pipe:' is refused, expected paths of tars"
             )
+        if "::" in url and "://" in url:
+            raise ValueError(f"{name}: '{url}' chains URLs: '::' is refused, expected the URL of a tar")
     return found
 
 
@@ -113,7 +124,9 @@ def split_name(name: str) -> tuple[str | None, str]:
     return folder + slash + stem, extension.lower()
 
 
-def members(path: str, dangling: list[str] | None = None) -> Iterator[tuple[str, int, int]]:
+def members(
+    path: str, dangling: list[str] | None = None, file: FileIO | None = None
+) -> Iterator[tuple[str, int, int]]:
     """Yield (name, offset of the body, size in bytes) of the files in a tar, and of links to them.
 
     Reads ustar, GNU (long names) and PAX headers. Links, hard and symbolic ones, are followed to members of
@@ -122,11 +135,12 @@ def members(path: str, dangling: list[str] | None = None) -> Iterator[tuple[str,
     Args:
         path: The tar.
         dangling: Takes the names of links that lead to no member.
+        file: The tar, if it is open; it stays so.
 
     Raises:
         ValueError: If the file is not an uncompressed tar or is damaged. Bodies are not checked.
     """
-    with open(path, "rb", buffering=0) as file:
+    with FileIO(path) if file is None else nullcontext(file) as file:
         try:
             bodies: dict[str, tuple[int, int]] = {}
             links: dict[str, str] = {}

@@ -24,7 +24,9 @@ from ldm.data.files import ShardFiles
 from ldm.data.filters import Filter
 from ldm.data.index import Summary, summarize_all
 from ldm.data.kept import check_kept
+from ldm.data.remote import shard_name
 from ldm.data.rows import Rows
+from ldm.data.source import AHEAD
 from ldm.data.view import View
 from ldm.data.writer import tar_writer
 from ldm.distributed.group import Group, SingleProcess
@@ -119,7 +121,7 @@ def encode_shards(
             note_shard(out, name, entry)
     group.all_reduce(torch.zeros(1))  # all are done
     entries = group.broadcast(merge_notes(out, manifest) if is_first else manifest)["shards"]
-    named = [entries[Path(path).name] for path in paths]
+    named = [entries[shard_name(path)] for path in paths]
     return sum(e["samples"] for e in named), sum(len(e["skipped"]) for e in named)
 
 
@@ -157,6 +159,8 @@ class EncodingDataset(Dataset[EncodingItem]):
         self.view = View(image_size, image_size)
 
     def __getitem__(self, position: tuple[int, int]) -> EncodingItem:
+        shard = position[0]
+        self.files.prefetch(shard, lambda: ([shard], range(shard + 1, len(self.files.summaries))[:AHEAD]))
         members, sample = self.files.members(*position, whitelist())
         try:
             image = decode_sample(members, sample, ["image"], self.view)["image"]
@@ -182,7 +186,7 @@ def _encode(
     for number in numbers:
         summary = files.summaries[number]
         of_shard = islice(items, -(-int(rows.counts[number, 0]) // encoder.batch_size))
-        target = out / Path(summary.path).name
+        target = out / shard_name(summary.path)
         count, skipped = _encode_shard(encoder, of_shard, target, bar)
         about = {"size": summary.size, "mtime_ns": summary.mtime_ns, "samples": count, "skipped": skipped}
         yield target.name, about
@@ -234,14 +238,14 @@ def _write(
 
 
 def _is_done(manifest: dict[str, Any], summary: Summary, out: Path) -> bool:
-    name = Path(summary.path).name
+    name = shard_name(summary.path)
     entry = manifest["shards"].get(name)
     same = entry is not None and (entry["size"], entry["mtime_ns"]) == (summary.size, summary.mtime_ns)
     return same and (out / name).exists()
 
 
 def _check_names(paths: list[str]) -> None:
-    names = [Path(path).name for path in paths]
+    names = [shard_name(path) for path in paths]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(
