@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -27,7 +27,7 @@ from ldm.data.shard_file import LocalFile, Ranges, StagedFile, is_peeking
 
 PART = ".part-"
 """In the names of shards that are being staged, before their size."""
-GRACE, PAUSE = 5.0, 0.05
+GRACE, PAUSE = 2.0, 0.05
 """Seconds until a shard in use loses its name for room, and between two looks."""
 
 
@@ -87,13 +87,16 @@ class ShardCache:
         """Return the versions of those remote shards that stores list."""
         return remote.versions([path for path in paths if is_remote(path)], self.waits)
 
-    def open(self, path: str, version: Version, sha256: str = "") -> LocalFile | Ranges:
+    def open(
+        self, path: str, version: Version, sha256: str = "", release: Callable[[], None] = lambda: None
+    ) -> LocalFile | Ranges:
         """Open a shard; a remote one is staged first, but for ``peeking``, and stays while it is open.
 
         Args:
             path: The shard.
             version: The expected version of a remote shard.
             sha256: Its hash, if that is known.
+            release: Called when it must be waited for: who waits should hold no other shard.
 
         Raises:
             ValueError: If it is larger than the cache, or another one than expected.
@@ -107,15 +110,18 @@ class ShardCache:
                 self.staged(path, version, sha256) if stages else _take(target, version.size)
             )
             return Ranges(path, version.size, self.waits, take)
-        return self.staged(path, version, sha256)
+        return self.staged(path, version, sha256, release)
 
-    def staged(self, url: str, version: Version, sha256: str = "") -> StagedFile:
+    def staged(
+        self, url: str, version: Version, sha256: str = "", release: Callable[[], None] = lambda: None
+    ) -> StagedFile:
         """Stage a remote shard and open it, see ``open``."""
         started = time.monotonic()
         while True:
             file = self.stage(url, version, sha256, True, time.monotonic() - started > GRACE)
             if file is not None:
                 return file
+            release()
             time.sleep(PAUSE)
 
     def stage(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import distributed
 
 from ldm.data.cache import DEFAULT, ShardCache
@@ -100,11 +101,24 @@ class ShardFiles:
             upcoming: Gives those that are read together with it, and those after them.
         """
         if self._has_remote and not is_peeking():
-            self._prefetcher.follow(shard, upcoming)
+            self._prefetcher.follow(shard, lambda: self._fitting(*upcoming()))
 
     @cached_property
     def _has_remote(self) -> bool:
         return any(is_remote(summary.path) for summary in self.summaries)
+
+    def _fitting(self, now: Sequence[int], later: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        """Leave out shards that would push those that are read now out of the cache."""
+        sizes = [self.summaries[n].size for n in (*now, *later)]
+        if (together := sum(sizes[: len(now)])) > self.cache.max_bytes:
+            warnings.warn(
+                f"data.reader.init_args.cache_gb: {self.cache.max_bytes / 1e9:.3g}, but {len(now)} shards of "
+                f"{together / 1e9:.3g} GB are read together: they are fetched again and again; expected "
+                f"{2 * together / 1e9:.3g}, or a smaller group_shards",
+                stacklevel=2,
+            )
+        ends = np.cumsum(sizes)[len(now) :]
+        return now, later[: int((ends <= self.cache.max_bytes).sum())]
 
     def _stage(self, shard: int) -> bool:
         summary = self.summaries[shard]
@@ -123,8 +137,8 @@ class ShardFiles:
         is_local = not is_remote(summary.path)
         index = load_index(summary.path, self.index_dir, self.cache, summary.known_version)
         if not is_local:
-            self._close_others(summary.size)
-        file = self.cache.open(summary.path, summary.version, summary.sha256)
+            self._close_staged(self.cache.max_bytes // 2 - summary.size)
+        file = self.cache.open(summary.path, summary.version, summary.sha256, self._close_staged)
         if file.size != summary.size or len(index) != summary.count:
             raise _changed(summary.path)
         if isinstance(file, Ranges):
@@ -136,13 +150,14 @@ class ShardFiles:
             self._open.popitem(last=False)
         return self._open[shard]
 
-    def _close_others(self, size: int) -> None:
-        """Leave to other shards, and to those that are fetched ahead, half of the cache."""
+    def _close_staged(self, keep: int = 0) -> None:
+        """Close staged shards but for ``keep`` bytes, those first that were not read for longest."""
         sizes = {n: self.summaries[n].size for n in self._open if is_remote(self.summaries[n].path)}
-        while sizes and sum(sizes.values()) + size > self.cache.max_bytes / 2:
-            oldest = next(iter(sizes))
-            self._open.pop(oldest)[0].close()
-            del sizes[oldest]
+        total = sum(sizes.values())
+        for shard, size in sizes.items():
+            if total > keep:
+                self._open.pop(shard)[0].close()
+                total -= size
 
 
 def _changed(path: str) -> ValueError:

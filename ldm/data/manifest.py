@@ -5,11 +5,16 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ldm.data.cache import DEFAULT
+from ldm.data.remote import check_url, identity, is_remote
 from ldm.data.tar import expand, urls
+from ldm.io.atomic import write_text
 
 LATENTS = "latents.json"
 
@@ -44,18 +49,31 @@ def read_latents(folder: Path) -> dict[str, Any] | None:
 
 
 def folders(shards: str | Sequence[str], option: str) -> list[Path]:
-    """List the folders that shards lie in; none for URLs.
+    """List the folders that shards lie in; for URLs, folders of the cache with a copy of their latents.json.
 
     Args:
         shards: Pattern or paths.
         option: What names them, for messages.
     """
     paths = [os.path.expanduser(url) for url in urls(shards, option)]
-    if any("://" in path for path in paths):
-        return []
-    if any(glob.has_magic(os.path.dirname(path)) for path in paths):
+    if any(glob.has_magic(os.path.dirname(path)) for path in paths if not is_remote(path)):
         paths = expand(shards, option)
-    return sorted({Path(path).parent for path in paths})
+    remote = {identity(path).rpartition("/")[0] for path in paths if is_remote(path)}
+    local = {Path(path).parent for path in paths if not is_remote(path)}
+    return sorted(local | {_copied(folder, option) for folder in remote})
+
+
+def _copied(url: str, option: str) -> Path:
+    """Copy latents.json of a remote folder, if there is one, to a folder of the cache."""
+    folder = Path(DEFAULT.index_dir, re.sub(r"\.{2,}|:/+", "/", url).replace("//", "/"))
+    with suppress(ValueError):  # a protocol that only webdataset reads
+        check_url(url, option)
+        content = DEFAULT.fetch(f"{url}/{LATENTS}")
+        if content is not None:
+            write_text(folder / LATENTS, content.decode(errors="replace"))
+        else:
+            (folder / LATENTS).unlink(missing_ok=True)
+    return folder
 
 
 def latents_size(shards: str | Sequence[str], option: str) -> int | None:

@@ -36,13 +36,14 @@ class Shards(L.LightningDataModule):
     Validation reads each sample once, in order, without padding.
 
     Args:
-        train: Training shards: paths with braces (``train-{000000..000019}.tar``) or globs, one or a list.
+        train: Training shards: paths with braces (``train-{000000..000019}.tar``) or globs, or URLs (s3, gs,
+            hf, http, https), one or a list.
         val: Validation shards, likewise.
         batch_size: Samples per batch and process.
         image_size: Side of the square images in pixels; others are cropped and resized. None takes that of
             the latents (latents.json), or the one that the stage's autoencoder was trained on.
         num_workers: Processes that read and decode; 0 reads in the training process.
-        reader: ``Indexed`` (local files, exact) or ``Streaming`` (webdataset's pipeline, also URLs).
+        reader: ``Indexed`` (exact; remote shards are staged) or ``Streaming`` (webdataset's pipeline).
         fields: What training samples load: any of image, text, label, latent, mask, low_res, label_map,
             layout, size. None loads what the stage reads, latents instead of images where the shards hold
             them; image and text for a LightningModule that does not say. Validation loads the image and what

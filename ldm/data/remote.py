@@ -161,10 +161,10 @@ def _tag(info: dict[str, Any]) -> str:
 
 
 def fetch(url: str, waits: Sequence[float] = WAITS) -> bytes | None:
-    """Read a small file; None if it is not there, or may not be read, which some stores do not tell apart."""
+    """Read a small file; None if the store does not give it, for which some have one answer, some several."""
     try:
         return bytes(retrying(identity(url), lambda: _filesystem(url).cat_file(url), waits))
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError, ValueError):
         return None
 
 

@@ -36,7 +36,7 @@ class Streaming(Reader):
     of processes and workers; the length is not known. Each worker of each process reads every n-th shard of
     an endless sequence in which each epoch has its own order. Members of a sample must be adjacent. Shards
     may be local paths or URLs that webdataset opens without a shell (http, https, gs ...); 'pipe:' is
-    refused. Validation shards are local and read through their index, as exactly once matters there.
+    refused. Validation shards are read through their index, as exactly once matters there.
 
     Args:
         shuffle_buffer: Samples among which each next one is drawn; 1 keeps the order of the shards.

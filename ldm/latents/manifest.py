@@ -91,10 +91,7 @@ def check_source(
         ValueError: If they come from another, or if their origin is unknown.
     """
     if "latent" in fields:
-        found = folders(train, "data.train")
-        if not found:
-            raise ValueError(f"data.train: no {MANIFEST} next to URLs, expected shards in a folder")
-        for folder in found:
+        for folder in folders(train, "data.train"):
             manifest = read_latents(folder)
             if manifest is None:
                 raise ValueError(f"data.train: no {MANIFEST} in '{folder}', expected what ldm.encode wrote")
