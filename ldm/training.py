@@ -34,7 +34,7 @@ from ldm.io.lock import held
 from ldm.io.upstream import keep_upstream, rebuilding, upstream_options
 from ldm.loggers.directions import directions
 from ldm.runs.finished import Finished, check_steps, check_stopped
-from ldm.runs.folder import RunFolder
+from ldm.runs.folder import RunFolder, trial_folder
 from ldm.runs.options import CONFIG, HELP, OPTIONS, WandB
 from ldm.runs.precision import Precision
 from ldm.runs.recipe import CONFIGS, Recipe, names_class
@@ -80,7 +80,8 @@ class FitCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Find out where to start before anything expensive is built, and lock the folder of the run."""
-        self.name = self.config.run
+        self.name = self.config.run = trial_folder(self.config.run)
+        self.config.trainer.default_root_dir = self.config.run
         if self.config.trainer.fast_dev_run:
             self.config.run = self.scope.enter_context(TemporaryDirectory(prefix="ldm-"))
             self.config.trainer.default_root_dir = self.config.run

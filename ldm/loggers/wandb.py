@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import warnings
@@ -149,7 +150,8 @@ class WandbSamplesLogger(WandbLogger):
     def _define(self, names: Iterable[str]) -> None:
         if new := set(names) - self._defined:
             self._defined |= new
-            known = self._directions()
+            # a sweep takes no goal from within a summary, such as val/loss.min
+            known = {} if os.environ.get("WANDB_SWEEP_ID") else self._directions()
             for name in sorted(new & known.keys()):
                 self.experiment.define_metric(name, step_metric="samples", summary=f"{known[name]},last")
 

@@ -146,6 +146,12 @@ class RunFolder:
         return run
 
 
+def trial_folder(run: str) -> str:
+    """Return the folder of a run: within the one that is named, by its id, for a trial of a sweep of W&B."""
+    trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return str(Path(run, trial)) if trial else run
+
+
 def _is_copy(run: str, made_in: list[str], here: list[str]) -> bool:
     """Whether a folder is a copy, whose original is still there, rather than moved."""
     if len(made_in) < 2 or made_in[0] == here[0] or made_in[1] == here[1]:

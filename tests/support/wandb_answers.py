@@ -18,6 +18,9 @@ class Answers:
 
     def to(self, text, variables):
         for part, answer in {
+            "createAgent": self.new_agent,
+            "agentHeartbeat": self.heartbeat,
+            "SweepWithRuns": self.sweep,
             "upsertBucket": self.upsert,
             "RunResumeStatus": self.resume,
             "createRunFiles": self.new_files,
@@ -85,3 +88,31 @@ class Answers:
         base = f"{self.store.url}/upload/{variables['run']}"
         files = [{"name": name, "uploadUrl": f"{base}/{name}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+
+    def new_agent(self, variables):
+        agent = f"{variables['sweep']}/{len(self.store.agents)}"
+        self.store.agents[agent] = []
+        return {"createAgent": {"agent": {"id": agent}}}
+
+    def sweep(self, variables):
+        sweep = self.store.sweeps.get(variables["sweep"])
+        found = sweep and {
+            "id": "s",
+            "name": variables["sweep"],
+            "config": sweep.config,
+            "runs": {"edges": []},
+        }
+        return {"project": {"sweep": found}}
+
+    def heartbeat(self, variables):
+        """Give an agent its next trial, stop one that is to be stopped, and end it after the last."""
+        sweep, running = self.store.sweeps[variables["id"].split("/")[0]], json.loads(variables["runState"])
+        commands = [{"type": "stop", "run_id": name} for name in running if name in sweep.stopped]
+        if not running and sweep.trials:
+            name, arguments = sweep.trials.pop(0)
+            self.store.agents[variables["id"]].append(name)
+            settings = {key: {"value": value} for key, value in arguments.items()}
+            commands = [{"type": "run", "run_id": name, "program": "ldm.fit", "args": settings}]
+        elif not running:
+            commands = [{"type": "exit"}]
+        return {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}

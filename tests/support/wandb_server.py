@@ -62,6 +62,21 @@ class Run:
         lines[offset : offset + len(content)] = content
 
 
+@dataclass
+class Sweep:
+    """A sweep whose trials are given.
+
+    Args:
+        config: Its YAML.
+        trials: Names of runs, with their parameters, to be trained.
+        stopped: Names of runs that their agent is to stop.
+    """
+
+    config: str
+    trials: list[tuple[str, dict]]
+    stopped: set[str] = field(default_factory=set)
+
+
 class Server:
     """The server, while its ``with`` block lasts.
 
@@ -72,7 +87,7 @@ class Server:
 
     def __init__(self):
         self.runs, self.deleted, self.refusals = {}, set(), {}
-        self.artifacts, self.sweeps = {}, {}
+        self.agents, self.sweeps = {}, {}
         self.mode, self.delay = "well", 0.0
         self.asked = []
         self.lock = threading.RLock()
