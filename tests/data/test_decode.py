@@ -123,7 +123,8 @@ def test_latents_are_float16_until_they_are_on_the_device_and_their_images_are_n
     assert np.array_equal(sample["latent"].numpy(), array) and sample["latent"].dtype == torch.float16
     there = converted(collate([sample]))["latent"]
     assert np.array_equal(there.numpy(), array[None].astype(np.float32)) and there.dtype == torch.float32
-    assert whitelist(["latent"]) == ("latent.npy", "latent.flip.npy")
+    assert whitelist(["latent"], flip=False) == ("latent.npy",)
+    assert whitelist(["latent"], flip=True) == ("latent.flip.npy",)
 
 
 class _Trap:
