@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.writing import Members, pack
+from data.report import closing
+from data.writing import Members, contents, pack
 from ldm.cli import run_command
 from ldm.data.order import permutation
 
@@ -124,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
     packed = pack_digits(options.out, options.val, options.size, options.seed)
-    print(f"{options.out}: " + ("packed" if packed else "already packed with these settings, nothing to do"))
+    print(closing(options.out, packed, contents(options.out), "demo/digits", Path("shards/digits")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
-from data.writing import Members, pack
+from data.report import closing
+from data.writing import Members, contents, pack
 from ldm.cli import run_command
 from ldm.data.order import permutation
 from ldm.io.weights import sha256
@@ -248,10 +249,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: Sequence[str] | None) -> None:
     options = vars(_parser().parse_args(arguments))
-    packed = pack_emoji(**options)
-    print(
-        f"{options['out']}: " + ("packed" if packed else "already packed with these settings, nothing to do")
-    )
+    out, packed = options["out"], pack_emoji(**options)
+    print(closing(out, packed, contents(out), "emoji/autoencoder", Path("shards/emoji")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

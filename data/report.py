@@ -1,4 +1,4 @@
-"""The report of ``data.folder``: contents of the shards, and the next command."""
+"""What packers end with: contents of the shards, what was left out, and the next command."""
 
 from __future__ import annotations
 
@@ -7,15 +7,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from data.captions import Item, Skipped
+from data.items import Item, Skipped
+from data.writing import described
 from ldm.cli import default_device
 
+ALREADY = "already packed with these settings, nothing to do"
 REPORT = "packed.txt"
 CLASSES = "classes.txt"
 RECIPES = Path("shards/own")
 """Folder of the shards in configs/own."""
 SIDES = (256, 128, 64)
 """Sides of images in pixels with a recipe in configs/own."""
+
+
+def closing(out: Path, was_packed: bool, what: str, config: str, usual: Path) -> str:
+    """Return the last lines of a packer whose set a configuration trains on.
+
+    Args:
+        out: Folder of the shards.
+        was_packed: False if they were already there.
+        what: What they hold.
+        config: The configuration.
+        usual: Folder of the shards in it.
+    """
+    lines = [] if was_packed else [f"{out}: {ALREADY}"]
+    return "\n".join([*lines, f"{out}: {what}", f"next: {fit_command(config, out, usual)}"])
+
+
+def fit_command(config: str, out: Path, usual: Path) -> str:
+    """Return the command that trains a configuration on the shards in a folder, usual or not."""
+    command = f"python -m ldm.fit --config {config}"
+    if out == usual:
+        return command
+    return f'{command} --data.train "{out}/train-*.tar" --data.val "{out}/val-*.tar"'
 
 
 @dataclass
@@ -48,10 +72,8 @@ class Report:
         return "".join(f"{line}\n" for line in lines)
 
     def _packed(self) -> str:
-        shards = list(self.out.glob("*.tar"))
-        megabytes = sum(shard.stat().st_size for shard in shards) / 1e6
-        counts = " and ".join(f"{len(items)} {split}" for split, items in self.items.items())
-        return f"{self.out}: {counts} images in {len(shards)} shards, {megabytes:.1f} MB"
+        sizes = [shard.stat().st_size for shard in self.out.glob("*.tar")]
+        return f"{self.out}: {described({name: len(items) for name, items in self.items.items()}, sizes)}"
 
     def _sizes(self) -> str:
         low, middle, high = min(self.sides), median(self.sides), max(self.sides)
@@ -85,10 +107,7 @@ class Report:
             ]
         fitting = [side for side in SIDES if side <= median(self.sides)] or [SIDES[-1]]
         side = SIDES[-1] if default_device() == "cpu" else fitting[0]
-        command = f"python -m ldm.fit --config own/{side}/autoencoder"
-        if self.out != RECIPES:
-            command += f' --data.train "{self.out}/train-*.tar" --data.val "{self.out}/val-*.tar"'
         return [
-            f"next: {command}",
+            f"next: {fit_command(f'own/{side}/autoencoder', self.out, RECIPES)}",
             "docs/own-images.md has the steps after it, other sizes, and how many steps to train",
         ]

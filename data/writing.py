@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,29 @@ def pack(
     manifest = {"settings": settings, "words": words}
     _write_manifest(folder, {**manifest, "shards": None})
     sizes: dict[str, int] = {}
+    counts: dict[str, int] = {}
     with tqdm(total=total, unit=" samples", desc=f"pack {folder}") as bar:
         for name, samples in splits.items():
             shards = write_shards(_counted(samples, bar), folder, name, shard_size)
+            counts[name] = bar.n - sum(counts.values())
             if not shards:
                 raise ValueError(f"{folder}: the split '{name}' has no samples, expected at least one")
             sizes |= {shard.name: shard.stat().st_size for shard in shards}
     finish()
-    _write_manifest(folder, {**manifest, "shards": sizes})
+    _write_manifest(folder, {**manifest, "shards": sizes, "counts": counts})
     return True
+
+
+def contents(folder: Path) -> str:
+    """Return in one line what a packed folder holds; sets of earlier versions do not know their counts."""
+    found = _read_manifest(folder) or {}
+    return described(found.get("counts", {}), [*(found.get("shards") or {}).values()])
+
+
+def described(counts: Mapping[str, int], sizes: Sequence[int]) -> str:
+    """Put into words: images by split, if they are known, and the bytes of each shard."""
+    images = " and ".join(f"{count} {name}" for name, count in counts.items())
+    return f"{images + ' images in ' if counts else ''}{len(sizes)} shards, {sum(sizes) / 1e6:.1f} MB"
 
 
 def _counted(samples: Iterable[Members], bar: Any) -> Iterator[Members]:

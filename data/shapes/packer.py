@@ -19,6 +19,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from data.report import closing
 from data.shapes.conditions import layout, members
 from data.shapes.scene import (
     SPLITS,
@@ -34,6 +35,7 @@ from data.shapes.scene import (
     sample_wording,
     training_captions,
 )
+from data.writing import described
 from ldm.cli import run_command
 from ldm.data.writer import tar_writer
 from ldm.io.atomic import sweep, write_text
@@ -282,8 +284,11 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: Sequence[str] | None) -> None:
     options = vars(_parser().parse_args(arguments))
     out, workers = options.pop("out"), options.pop("workers")
-    packed = pack(out, Settings(**options), workers)
-    print(f"{out}: " + ("packed" if packed else "already packed with these settings, nothing to do"))
+    settings = Settings(**options)
+    packed = pack(out, settings, workers)
+    counts = {split: getattr(settings, split) for split in SPLITS}
+    what = described(counts, [path.stat().st_size for path in _names(out, settings)])
+    print(closing(out, packed, what, "demo/autoencoder", Path("shards/shapes")))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

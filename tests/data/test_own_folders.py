@@ -66,9 +66,9 @@ def test_missing_files_are_reported_with_the_option_that_helps(source, out):
     put(source, "cat/a.png", "dog/b.png")
     message = error_of(source, out)
     assert "2 without a .txt file" in message and "--captions folders" in message
-    (source / "metadata.jsonl").write_text("{}")
+    (source / "captions.jsonl").write_text("{}")
     message = error_of(source, out)  # may cut a long path at its middle
-    assert "--captions /" in message and message.rstrip().endswith("/images/metadata.jsonl")
+    assert "--captions /" in message and message.rstrip().endswith("/images/captions.jsonl")
     assert "no jpg, jpeg, png or webp" in error_of(out.parent, out / "new", "--images", str(make(out)))
 
 

@@ -102,7 +102,9 @@ def test_a_font_is_packed_once(names, tmp_path, capsys):
         "0.4",
     ]
     assert emoji.main(arguments) == emoji.main(arguments) == 0
-    assert "already packed" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "already packed" in output
+    assert output.count(": 6 train and 6 val images in 2 shards, 0.1 MB\nnext: python -m ldm.fit") == 2
     shards = {name: tmp_path / "out" / f"{name}-000000.tar" for name in ("train", "val")}
     found = {
         name: list(webdataset.WebDataset(str(path), shardshuffle=False)) for name, path in shards.items()

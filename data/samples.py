@@ -1,0 +1,219 @@
+"""Images to samples of a shard, on all cores: the same ones in the same order for any number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from data import parquet
+from data.items import Item, Skipped, suffix
+from data.masks import random_mask
+from data.writing import Members
+from ldm.data.raster import rgb
+
+MASK_SIDE = 256
+"""Shorter side of a mask in pixels, at most: data loading brings it to the image's size."""
+BATCH = 16
+"""Images that a process is given at once."""
+_STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"RIFF": "webp"}
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Members to condition on, made from each image.
+
+    Args:
+        masks: Whether to draw a random mask, which the image's name decides.
+        low_res: Shorter side in pixels of a low-resolution copy; None makes none.
+    """
+
+    masks: bool = False
+    low_res: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.low_res is not None and self.low_res < 1:
+            raise ValueError(f"--low-res: {self.low_res}, expected at least 1")
+
+    def members(self, name: str, content: bytes) -> dict[str, bytes]:
+        """Make the members of one image."""
+        if not self.masks and self.low_res is None:
+            return {}
+        image = _image(content)
+        found: dict[str, Image.Image] = {}
+        if self.masks:
+            width, height = _scaled(image.size, min(MASK_SIDE, *image.size))
+            found["mask.png"] = Image.fromarray(random_mask(name, height, width))
+        if self.low_res is not None:
+            size = _scaled(image.size, self.low_res)
+            found["low.png"] = image.resize(size, Image.Resampling.BOX)
+        return {member: _png(made) for member, made in found.items()}
+
+
+class Made(NamedTuple):
+    """An image that was looked at.
+
+    Args:
+        item: The image.
+        members: The sample; None if it cannot be used.
+        size: Width and height in pixels.
+        problem: Reason why it cannot be used, and details.
+    """
+
+    item: Item
+    members: Members | None = None
+    size: tuple[int, int] = (0, 0)
+    problem: tuple[str, str] = ("", "")
+
+
+@dataclass(frozen=True)
+class Sampling(Dataset[Made]):
+    """Makes the sample of an image.
+
+    Args:
+        folder: Folder of the images.
+        resize: Shorter side in pixels to which larger images are reduced; None keeps the files' bytes.
+        extras: Members to condition on.
+        columns: Columns of Parquet files.
+    """
+
+    folder: Path
+    resize: int | None = None
+    extras: Extras = field(default_factory=Extras)
+    columns: Sequence[str] = ()
+
+    def __getitem__(self, job: tuple[Item, bytes | None]) -> Made:
+        """Make the sample of an image, whose bytes are read from its file where none are given."""
+        item, given = job
+        try:
+            content = (self.folder / item.name).read_bytes() if given is None else given
+        except OSError as error:
+            return Made(item, problem=("cannot be read", str(error.strerror)))
+        if not content and item.row is not None:
+            return Made(item, problem=("without the bytes of an image", ""))
+        try:  # by the code that will read it in training: what passes here is not a bad sample there
+            image = _image(content)
+        except Exception as error:  # a damaged file may drive Pillow into any kind
+            return Made(item, problem=("cannot be decoded", str(error)))
+        kind = suffix(item.name) if item.row is None else _kind(content)
+        if self.resize is not None and min(image.size) > self.resize:
+            content, kind = _reduce(image, kind, self.resize)
+        members = {**_members(item, content, kind), **self.extras.members(item.name, content)}
+        return Made(item, members, image.size)
+
+    def samples(
+        self,
+        items: Sequence[Item],
+        workers: int,
+        skipped: Skipped,
+        packed: Callable[[Item, tuple[int, int]], None],
+    ) -> Iterator[Members]:
+        """Yield the samples of images in their order.
+
+        Args:
+            items: The images; those of Parquet files in the order of their rows.
+            workers: Processes; 1 works in this one.
+            skipped: Takes what cannot be used.
+            packed: Called with each image that can, and its width and height.
+        """
+        jobs: Iterable[tuple[Item, bytes | None]] = ((item, None) for item in items)
+        if items and items[0].row is not None:
+            jobs = parquet.contents(self.folder, items, self.columns)
+        for made in _in_order(self, jobs, workers):
+            if made.members is None:
+                reason, details = made.problem
+                skipped.add(reason, f"{made.item.name} ({details})" if details else made.item.name)
+            else:
+                packed(made.item, made.size)
+                yield made.members
+
+
+def _in_order(dataset: Dataset[Made], jobs: Iterable[Any], workers: int) -> Iterator[Made]:
+    """Do jobs in processes: a loader returns them in order and holds few at once."""
+    batches: Any = _batches(jobs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # --workers says how many
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=0 if workers == 1 else workers,
+            collate_fn=list,
+            worker_init_fn=_end_with_parent,
+        )
+        made = iter(loader)
+    for batch in made:
+        yield from batch
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this process when its parent is gone: torch's own watch waits until its results were read."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _batches(jobs: Iterable[Any]) -> Iterator[list[Any]]:
+    rest = iter(jobs)
+    while batch := list(islice(rest, BATCH)):
+        yield batch
+
+
+def _members(item: Item, content: bytes, kind: str) -> Members:
+    # the hash of the path is unique, free of the dots that would end a key, and the same in a larger set
+    sample: dict[str, str | bytes] = {
+        "__key__": hashlib.sha256(item.name.encode()).hexdigest()[:16],
+        kind: content,
+    }
+    meta: dict[str, str | int] = {"file": item.name}
+    if item.caption is not None:
+        sample["txt"] = item.caption
+    if item.label is not None:
+        sample["cls"], meta["label"] = str(item.label), item.label
+    sample["json"] = json.dumps(meta, ensure_ascii=False)
+    return sample
+
+
+def _kind(content: bytes) -> str:
+    return next((kind for start, kind in _STARTS.items() if content.startswith(start)), "jpg")
+
+
+def _image(content: bytes) -> Image.Image:
+    return Image.fromarray(rgb(content).permute(1, 2, 0).numpy())
+
+
+def _reduce(image: Image.Image, kind: str, side: int) -> tuple[bytes, str]:
+    """Bring the shorter side down to ``side``: PNG stays PNG, the others become JPEG of quality 95."""
+    small, out = image.resize(_scaled(image.size, side), Image.Resampling.LANCZOS), io.BytesIO()
+    if kind == "png":
+        return _png(small), "png"
+    small.save(out, "JPEG", quality=95)
+    return out.getvalue(), "jpg"
+
+
+def _scaled(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return width and height of an image whose shorter side becomes ``side``."""
+    scale = side / min(size)
+    return max(side, round(size[0] * scale)), max(side, round(size[1] * scale))
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
