@@ -11,6 +11,7 @@ __getattr__, __all__ = exports(
     denoising_grid="DenoisingGrid",
     ema="EMA",
     evaluation="Evaluation",
+    mixture_counts="MixtureCounts",
     post_hoc_ema="PostHocEMA",
     progress="ProgressBar",
     retrieval="ValidationRetrieval",

@@ -17,7 +17,7 @@ from ldm.data.decode import Skipped
 from ldm.data.fields import Sample, check_names, collate, converted
 from ldm.data.manifest import latents_size
 from ldm.data.readers import Indexed, Reader
-from ldm.data.sets import TrainSet
+from ldm.data.sets import TrainSet, named_sets
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
 from ldm.data.streaming import Streaming
 from ldm.data.view import NO_AUGMENT, Augment
@@ -37,7 +37,7 @@ class Shards(L.LightningDataModule):
 
     Args:
         train: Training shards: paths with braces (``train-{000000..000019}.tar``) or globs, or URLs (s3, gs,
-            hf, http, https), one or a list.
+            hf, http, https), one or a list; or several sets by their names, see ``TrainSet``.
         val: Validation shards, likewise.
         batch_size: Samples per batch and process.
         image_size: Side of the square images in pixels; others are cropped and resized. None takes that of
@@ -52,11 +52,13 @@ class Shards(L.LightningDataModule):
         filter: Training samples that are used, by an expression about their size, caption length and keys of
             their json, e.g. ``min(width, height) >= 256 and aesthetic > 5.5`` (data/README.md). None: all.
         val_filter: Validation samples that are used, likewise; ``filter`` leaves them alone.
+        new_phase: Whether a resumed run may mix sets by other weights than before: each continues where it
+            stands. False: other weights are an error.
     """
 
     def __init__(
         self,
-        train: str | list[str],
+        train: str | list[str] | dict[str, TrainSet],
         val: str | list[str],
         *,
         batch_size: int,
@@ -67,6 +69,7 @@ class Shards(L.LightningDataModule):
         augment: Augment = NO_AUGMENT,
         filter: str | None = None,
         val_filter: str | None = None,
+        new_phase: bool = False,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
@@ -78,8 +81,8 @@ class Shards(L.LightningDataModule):
         for name, (value, lowest) in numbers.items():
             if value is not None and value < lowest:
                 raise ValueError(f"data.{name}: got {value}, expected at least {lowest}")
-        self.train_shards, self.val_shards = train, val
-        self.sets, self.val_filter = {"": TrainSet(train, filter)}, val_filter
+        self.sets, self.new_phase = named_sets(train, filter), new_phase
+        self.val_shards, self.val_filter = val, val_filter
         self.batch_size, self.num_workers = batch_size, num_workers
         self.reader, self.augment = reader, augment
         self.fields = DEFAULT_FIELDS if fields is None else check_names(fields, "data.fields")
@@ -106,6 +109,12 @@ class Shards(L.LightningDataModule):
                 "latents of an autoencoder derives it)"
             )
         return self._image_size
+
+    @property
+    def train_shards(self) -> list[str]:
+        """Patterns of the training shards of all sets."""
+        listed = [of.shards for of in self.sets.values()]
+        return [each for shards in listed for each in ([shards] if isinstance(shards, str) else shards)]
 
     @property
     def num_train(self) -> int | None:
@@ -243,6 +252,7 @@ class Shards(L.LightningDataModule):
         return {
             "data": self.source.identity(),
             "seed": self._seed,
+            "samples": self.samples,
             "source": self.source.state_dict(),
         }
 
@@ -266,7 +276,7 @@ class Shards(L.LightningDataModule):
                 f"seed_everything: the checkpoint was trained with seed {state['seed']}, found {self._seed}: "
                 "restore the seed, or start a new run"
             )
-        self.source.load_state_dict(state["source"])
+        self.source.load_state_dict(state["source"], state.get("samples", 0), self.new_phase)
 
     @override
     def teardown(self, stage: str) -> None:

@@ -33,8 +33,12 @@ def _finalize(z: int) -> int:
 
 def permutation(count: int, *key: int) -> np.ndarray:
     """Permute range(count): sort it by the splitmix64 stream that starts at the hash of ``key``."""
-    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(mix(*key))
-    return np.argsort(hashed(z), kind="stable")
+    return np.argsort(stream(count, *key), kind="stable")
+
+
+def stream(count: int, *key: int) -> np.ndarray:
+    """Return the splitmix64 stream that starts at the hash of ``key``: (count,) uint64."""
+    return hashed(np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(mix(*key)))
 
 
 def hashed(z: np.ndarray) -> np.ndarray:

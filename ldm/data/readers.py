@@ -17,9 +17,11 @@ from ldm.data.fields import FIELDS, Sample
 from ldm.data.files import ShardFiles, usable
 from ldm.data.filters import Filter
 from ldm.data.kept import kept_rows
-from ldm.data.order import Order
+from ldm.data.mixture import Mixture
+from ldm.data.order import Order, mix
+from ldm.data.own_members import own_members
 from ldm.data.rows import Rows
-from ldm.data.sets import IndexedSet, Patterns, TrainSet, filter_option, named_sets, option_of
+from ldm.data.sets import IndexedSet, Patterns, TrainSet, TrainSets, filter_option, named_sets, option_of
 from ldm.data.source import (
     MAX_BAD,
     DataRank,
@@ -34,7 +36,7 @@ from ldm.data.stored import check_fields, check_flipped, num_giving
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
 
-Train = Patterns | Mapping[str, TrainSet]
+Train = Patterns | TrainSets
 
 
 class Reader(ABC):
@@ -159,71 +161,89 @@ class Indexed(Reader):
 
     @override
     def open(self, train: Train, spec: SampleSpec) -> IndexedSource:
-        sets = [self._open_set(name, of, spec) for name, of in named_sets(train).items()]
-        return IndexedSource(sets[0], spec)
+        named = named_sets(train)
+        sets = {name: self._open_set(name, of, spec) for name, of in named.items()}
+        mixture = Mixture({name: of.weight for name, of in named.items()}, spec.seed)
+        return IndexedSource(sets, mixture, spec)
 
     def _open_set(self, name: str, of: TrainSet, spec: SampleSpec) -> IndexedSet:
         option = option_of(name)
         files, rows = self.kept(self.files(of.shards, option), of.filter, filter_option(name))
-        check_fields(files, spec.fields, "data.fields")
+        files = own_members(files, of)
+        check_fields(files, spec.fields, f"{option}: data.fields" if name else "data.fields")
         check_flipped(files, spec.fields, spec.augment.flip)
-        order = Order(rows.counts[:, 0].tolist(), spec.seed, self.group_shards)
-        return IndexedSet(name, files, rows, order)
+        seed = mix(spec.seed, *name.encode()) if name else spec.seed
+        return IndexedSet(name, files, rows, Order(rows.counts[:, 0].tolist(), seed, self.group_shards))
 
 
 class IndexedSource(Source, Dataset[Sample]):
     """Training samples by their global position, without end.
 
     Args:
-        samples: Where they come from.
+        sets: Where they come from, by name.
+        mixture: In which order the sets take turns.
         spec: Fields of the samples.
     """
 
-    def __init__(self, samples: IndexedSet, spec: SampleSpec) -> None:
-        self.samples = samples
-        self.spec = spec
-        self.num_samples = len(samples.order)
+    def __init__(self, sets: dict[str, IndexedSet], mixture: Mixture, spec: SampleSpec) -> None:
+        self.sets, self.mixture, self.spec = sets, mixture, spec
+        self.num_samples = sum(len(each.order) for each in sets.values())
 
     def __getitem__(self, position: int) -> Sample:
         """Return the sample at a global position.
 
-        A bad sample never shifts a position: it is replaced by the next position's sample, with what is drawn
+        A bad sample never shifts a position: it is replaced by the next one of its set, with what is drawn
         for ``position``.
 
         Raises:
             ValueError: If ``MAX_BAD`` samples in a row cannot be used.
         """
         view = self.spec.view(position)
-        return first_usable(
-            lambda tried: self.samples.read(tried, self.spec, view), range(position, position + MAX_BAD)
-        )
+        name, first = self.mixture.locate(position)
+        of = self.sets[name]
+        return first_usable(lambda tried: of.read(tried, self.spec, view), range(first, first + MAX_BAD))
 
     @override
     def check(self) -> None:
-        self.samples.check(self.spec)
+        for each in self.sets.values():
+            each.check(self.spec)
 
     @override
     def report(self) -> list[str]:
-        return [line for line in [self.samples.report()] if line is not None]
+        return [line for each in self.sets.values() if (line := each.report()) is not None]
+
+    @override
+    def counts(self, position: int) -> dict[str, int]:
+        return {name: count for name, count in self.mixture.counts(position).items() if name}
 
     @override
     def captions(self, num: int, seconds: float) -> list[str]:
         found: list[str] = []
         end = time.monotonic() + seconds
-        for position in range(min(num, len(self.samples.order))):
+        for position in range(min(num, self.num_samples or num)):
             if time.monotonic() > end:
                 break
             with suppress(BadSample):
-                view = self.spec.view(position)
-                found.append(self.samples.read(position, self.spec, view, ["text"])["text"])
+                name, within = self.mixture.locate(position)
+                read = self.sets[name].read(within, self.spec, self.spec.view(position), ["text"])
+                found.append(read["text"])
         return found
 
     @override
     def identity(self) -> dict[str, Any]:
-        return {
-            "reader": f"Indexed(group_shards={self.samples.order.group_shards})",
-            **self.samples.identity(),
-        }
+        found: dict[str, Any] = {}
+        for each in self.sets.values():
+            found |= {"reader": f"Indexed(group_shards={each.order.group_shards})", **each.identity()}
+        return found
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"phases": self.mixture.state_dict()} if "" not in self.sets else {}
+
+    @override
+    def load_state_dict(self, state: dict[str, Any], position: int, new_phase: bool = False) -> None:
+        if "phases" in state:
+            self.mixture.resume(state["phases"], position, new_phase)
 
     @override
     def loader(

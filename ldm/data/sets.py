@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ldm.data.decode import BadSample
@@ -25,22 +26,69 @@ Patterns = str | Sequence[str]
 
 @dataclass(frozen=True)
 class TrainSet:
-    """A set of training shards.
+    """A set of training shards, one of several in ``data.train``.
 
     Args:
         shards: The shards: paths with braces or globs, one or a list.
-        filter: Expression that is true for the samples that are used; None uses all (data/README.md).
+        weight: Share of this set in the samples, relative to the other weights; 0 leaves it out.
+        filter: Expression that is true for the samples that are used, in addition to ``data.filter``; None
+            uses all.
+        caption_key: Key of the samples' json that holds the caption, or a list of captions; None reads them
+            from where they are otherwise (data/README.md).
+        caption: Caption of all samples of this set; None reads theirs.
+        label: Class of all samples of this set; None reads theirs.
     """
 
-    shards: Patterns
+    shards: str | list[str]
+    weight: float = 1.0
     filter: str | None = None
+    caption_key: str | None = None
+    caption: str | None = None
+    label: int | None = None
 
 
-def named_sets(train: Patterns | Mapping[str, TrainSet]) -> dict[str, TrainSet]:
-    """Return sets by their names; one without a name is called ""."""
-    if isinstance(train, Mapping):
-        return dict(train)
-    return {"": TrainSet(train if isinstance(train, str) else list(train))}
+TrainSets = Mapping[str, TrainSet]
+"""Sets by their names; one without a name is called ""."""
+
+
+def named_sets(train: Patterns | TrainSets, kept: str | None = None) -> dict[str, TrainSet]:
+    """Return sets by their names.
+
+    Args:
+        train: Shards, or several sets.
+        kept: Filter of all; None keeps all.
+
+    Raises:
+        ValueError: If there is no set, or a set or its name is none.
+    """
+    if not isinstance(train, Mapping):
+        return {"": TrainSet(train if isinstance(train, str) else list(train), filter=kept)}
+    if not train:
+        raise ValueError("data.train: got no set, expected at least one")
+    for name, of in train.items():
+        _check(name, of, is_only=len(train) == 1)
+    return {name: replace(of, filter=_both(kept, of.filter)) for name, of in train.items()}
+
+
+def _check(name: str, of: TrainSet, is_only: bool) -> None:
+    if not (re.fullmatch(r"[A-Za-z0-9_-]+", name) or (is_only and not name)):
+        raise ValueError(f"data.train: a set is called '{name:.40}', expected letters, digits, '_' and '-'")
+    if of.caption_key is not None and of.caption is not None:
+        raise ValueError(f"data.train.{name}: got caption and caption_key, expected one of them")
+    if of.caption is not None and not of.caption.strip():
+        raise ValueError(f"data.train.{name}.caption: got an empty caption, expected text")
+    if of.label is not None and of.label < 0:
+        raise ValueError(f"data.train.{name}.label: got {of.label}, expected a class >= 0")
+    if of.filter and of.caption_key is not None and "caption_length" in of.filter:
+        raise ValueError(
+            f"data.train.{name}.filter: caption_length is that of other captions than {of.caption_key}, "
+            f"expected len({of.caption_key})"
+        )
+
+
+def _both(*filters: str | None) -> str | None:
+    found = [text for text in filters if text is not None]
+    return " and ".join(f"({text})" for text in found) if len(found) > 1 else next(iter(found), None)
 
 
 def option_of(name: str) -> str:
@@ -74,7 +122,7 @@ class IndexedSet:
     def read(
         self, position: int, spec: SampleSpec, view: View, fields: Sequence[str] | None = None
     ) -> Sample:
-        """Read a sample.
+        """Read a sample; its key begins with the name of the set.
 
         Args:
             position: Position in the set.
@@ -88,7 +136,8 @@ class IndexedSet:
         shard, k = self.order.locate(position)
         self.files.prefetch(shard, lambda: self.order.upcoming(position))
         row, names = self.rows.row(shard, 0, k), spec.fields if fields is None else fields
-        return self.files.sample(shard, row, names, view, classes=spec.classes)
+        sample = self.files.sample(shard, row, names, view, classes=spec.classes)
+        return {**sample, "key": f"{self.name}/{sample['key']}"} if self.name else sample
 
     def check(self, spec: SampleSpec) -> None:
         """Look before the first step whether the model has the classes of the first samples.
@@ -115,9 +164,10 @@ class IndexedSet:
     def identity(self) -> dict[str, Any]:
         """Return what its order depends on in addition to the seed."""
         kept = self.rows.grouping
-        return {
+        found = {
             "filter": None if kept is None else kept.identity,
             "shards": len(self.files.summaries),
             "samples": len(self.order),
             "fingerprint": fingerprint(self.files.summaries),
         }
+        return {f"{self.name}.{name}" if self.name else name: value for name, value in found.items()}

@@ -92,6 +92,10 @@ class Source(ABC):
         """Say in lines which samples are used, where not all are."""
         return []
 
+    def counts(self, position: int) -> dict[str, int]:
+        """Return for several sets how many samples of each lie before a global position."""
+        return {}
+
     def check(self) -> None:
         """Look before the first step whether the data fit the model.
 
@@ -125,8 +129,17 @@ class Source(ABC):
         """Return the state for ``load_state_dict`` without the number of samples."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after ``state``."""
+    def load_state_dict(self, state: dict[str, Any], position: int, new_phase: bool = False) -> None:
+        """Continue after ``state``.
+
+        Args:
+            state: What ``state_dict`` gave.
+            position: Global number of samples processed by then.
+            new_phase: Whether other weights of sets begin a new phase.
+
+        Raises:
+            ValueError: If there are other weights, and no new phase may begin.
+        """
         return None
 
 

@@ -21,7 +21,7 @@ from ldm.data.fields import Sample, collate, decode_sample, whitelist
 from ldm.data.order import mix, permutation
 from ldm.data.patience import WAITS, Unreachable
 from ldm.data.readers import Reader, Train
-from ldm.data.sets import Patterns, filter_option, named_sets
+from ldm.data.sets import Patterns, named_sets
 from ldm.data.source import MAX_BAD, DataRank, SampleSpec, Source, num_bytes
 from ldm.data.tar import expand, urls
 from ldm.data.tar_stream import NotATar, read_samples
@@ -57,7 +57,7 @@ class Streaming(Reader):
         Raises:
             ValueError: If it lacks one of the fields, shards are not listed plainly, or there is a filter.
         """
-        shards = _shards(_unfiltered(train))
+        shards = _shards(_plain(train))
         raw = _samples({"url": url, "turn": 0} for url in shards)
         reason: BadSample | None = None
         for first in islice(raw, MAX_BAD):
@@ -131,7 +131,7 @@ class StreamingSource(Source):
         return {"turn": self.turn}
 
     @override
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], position: int, new_phase: bool = False) -> None:
         self.turn = int(state["turn"])
 
 
@@ -159,12 +159,14 @@ class _Stream(IterableDataset[Sample]):
             yield {"url": self.shards[shard], "turn": turn}
 
 
-def _unfiltered(train: Train) -> Patterns:
-    """Return the shards of a set whose samples are all used: what a filter asks stands in no index here."""
-    ((name, of),) = named_sets(train).items()
-    if of.filter is not None:
-        raise ValueError(f"{filter_option(name)}: Streaming has no index to filter in, expected Indexed")
-    return of.shards
+def _plain(train: Train) -> Patterns:
+    """Return the shards of a single set of which all samples are used: others need an index."""
+    sets = named_sets(train)
+    if "" not in sets:
+        raise ValueError("data.train: Streaming reads no mixture of sets, expected one list, or Indexed")
+    if sets[""].filter is not None:
+        raise ValueError("data.filter: Streaming has no index to filter in, expected Indexed")
+    return sets[""].shards
 
 
 def _shards(patterns: str | Sequence[str]) -> list[str]:

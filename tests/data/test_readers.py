@@ -232,7 +232,7 @@ def test_a_source_travels_to_other_processes_with_its_files_closed(shards):
     source = Indexed().open(shards([4, 5]), SPEC)
     expected = [source[position]["key"] for position in range(9)]
     copy = pickle.loads(pickle.dumps(source))
-    assert source.samples.files._open and not copy.samples.files._open
+    assert source.sets[""].files._open and not copy.sets[""].files._open
     assert [copy[position]["key"] for position in range(9)] == expected
 
 

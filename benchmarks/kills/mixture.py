@@ -1,0 +1,135 @@
+"""Training on a mixture of sets, killed and continued by other numbers of processes and workers."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from typing_extensions import override
+
+from benchmarks.kills.forks import Command
+from benchmarks.kills.training import Journal, Run, compare, in_training, in_writing, kill, sequence
+from ldm.types import progress_of
+
+BATCH = 12
+"""Samples of a step, over all processes."""
+STEPS = 5
+"""Of training, for each kill."""
+ROUNDING = 1e-3
+"""Of weights: processes add the same numbers in another order."""
+
+
+class Positions(Journal):
+    """Notes the world size with the keys of each step's samples."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, n: int) -> None:
+        """Note the samples of the step that begins."""
+        self._note(trainer, [progress_of(pl_module).steps, batch["key"], trainer.world_size])
+
+
+@dataclass(frozen=True)
+class MixtureRun(Run):
+    """A run on two sets.
+
+    Args:
+        world: Processes.
+        workers: Of each, to read.
+    """
+
+    world: int = 2
+    workers: int = 0
+
+    @property
+    @override
+    def options(self) -> dict[str, Any]:
+        own = {
+            "data.batch_size": BATCH // self.world,
+            "data.num_workers": self.workers,
+            "trainer.devices": self.world,
+            "trainer.callbacks+": "benchmarks.kills.mixture.Positions",
+        }
+        kept = {name: value for name, value in super().options.items() if name != "data.train"}
+        last = kept.pop("trainer.callbacks.folder")
+        kept.pop("trainer.callbacks+")
+        return {**kept, **own, "trainer.callbacks.folder": last}
+
+    @property
+    @override
+    def command(self) -> Command:
+        sets = {
+            "long": {
+                "shards": str(self.shards / "train-{000000..000001}.tar"),
+                "weight": 0.7,
+                "filter": "caption_length >= 57",
+            },
+            "short": {"shards": [str(self.shards / "train-000002.tar")], "weight": 0.3, "caption": "a shape"},
+        }
+        config = self.folder / "sets.yaml"
+        config.write_text(yaml.safe_dump({"data": {"train": sets}}))
+        plain = super().command
+        return replace(plain, arguments=[*plain.arguments[:2], "--config", str(config), *plain.arguments[2:]])
+
+    def restarted(self, world: int, workers: int) -> MixtureRun:
+        """Return the same run in other processes."""
+        return replace(self, world=world, workers=workers)
+
+    def positions(self) -> dict[int, set[str]]:
+        """Collect what was read at each global position: one key, however often and by whom."""
+        found: dict[int, set[str]] = defaultdict(set)
+        for rank in range(3):
+            for note in self.notes(rank):
+                if isinstance(note, list):
+                    step, keys, world = note
+                    for number, key in enumerate(keys):
+                        found[step * BATCH + number * world + rank].add(key)
+        return found
+
+
+def kill_mixture(folder: Path, shards: Path, kills: int, chance: random.Random) -> list[str]:
+    """Print a row per kill; return what differs in the end from runs that nobody disturbed."""
+    same, others, whole = (
+        MixtureRun(folder / name, shards, STEPS * kills) for name in ("same", "others", "all")
+    )
+    for run in (same, others, whole):
+        run.folder.mkdir()
+    for kind in sequence(kills - kills // 2, chance):
+        print(kill(same.restarted(2, chance.randrange(3)), kind, chance), flush=True)
+    for _ in range(kills // 2):
+        print(_kill_others(others, chance), flush=True)
+    for run, world in ((same, 2), (others, chance.choice((1, 3))), (whole, 2)):
+        run.restarted(world, 0).command.finish(world)
+    return compare(same, whole) + _compare_order(others, whole)
+
+
+def _kill_others(run: MixtureRun, chance: random.Random) -> str:
+    """Start the run in one to three processes, kill one or all, and describe it in a row of a table."""
+    world, workers = chance.choice((1, 2, 3)), chance.randrange(3)
+    process = run.restarted(world, workers).command.start(world)
+    chance.choice((in_training, in_training, in_writing))(run, process, chance)
+    was_running = process.is_running
+    which = chance.choice((slice(0, 1), slice(0, None)))
+    process.send(signal.SIGKILL, which)
+    codes = process.wait(60)
+    steps = max([note[0] for note in run.notes() if isinstance(note, list)], default=0)
+    about = f"SIGKILL, {'all' if which.stop is None else 'first'} of {world}, {workers} workers each"
+    about = about if was_running else f"(ended before) {about}"
+    return f"| {about} | step {steps} | {', '.join(map(str, codes))} | {run.is_unfinished()} |"
+
+
+def _compare_order(ours: MixtureRun, theirs: MixtureRun) -> list[str]:
+    """Name what differs after other numbers of processes: keys exactly, weights by more than rounding."""
+    one, two = ours.positions(), theirs.positions()
+    wrong = [f"position {p}: {sorted(one[p])}, not {sorted(two[p])}" for p in two if one[p] != two[p]]
+    wrong += [f"position {p} is more" for p in one.keys() - two.keys()]
+    wrong += ["not every position"] * (sorted(two) != list(range(BATCH * theirs.steps)))
+    states = [run.state()["state_dict"] for run in (ours, theirs)]
+    for name, value in states[1].items():
+        if value.is_floating_point() and not torch.allclose(states[0][name], value, ROUNDING, ROUNDING):
+            wrong.append(f"{name} by {(states[0][name] - value).abs().max():.2g}")
+    return wrong
