@@ -11,10 +11,10 @@ from torch import Tensor
 from ldm.checkpointing.snapshots import FOLDER, Snapshot, read_averages, read_snapshots
 from ldm.checkpointing.writer import LAST, AtomicCheckpointIO
 from ldm.io.checkpoint import Checkpoint, header
-from ldm.io.upstream import keep_upstream, rebuilding
+from ldm.io.upstream import MODEL_FOLDERS, keep_upstream, rebuilding
 from ldm.optim.power_average import Profile, reconstruction
 
-KEPT = ("stage", "config", "upstream", "image_size", "source")
+KEPT = ("stage", "config", "upstream", MODEL_FOLDERS, "image_size", "source")
 """Entries of a run's checkpoint that hold for other averages of its weights too."""
 
 

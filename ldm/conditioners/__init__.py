@@ -6,6 +6,7 @@ __getattr__, __all__ = exports(
     __name__,
     base="Conditioner",
     composite="Composite",
+    huggingface="HFText",
     inpainting="Inpainting",
     label="ClassLabel",
     layout="Layout",

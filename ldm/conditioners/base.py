@@ -106,6 +106,11 @@ class Conditioner(Configurable, nn.Module, ABC):
         return self.dropout > 0.0
 
     @property
+    def model_folders(self) -> dict[str, str]:
+        """Folders of other programs' models that it is built on, with the SHA-256 of their files."""
+        return {}
+
+    @property
     def upstream(self) -> dict[str, str]:
         """Checkpoints that this conditioner is built on, with their SHA-256."""
         return {}

@@ -103,6 +103,11 @@ class Composite(Conditioner):
         return self.dropout > 0.0 or any(member.drops for member in self.members)
 
     @property
+    def model_folders(self) -> dict[str, str]:
+        """Folders of other programs' models, with the SHA-256 of their files."""
+        return {path: sha for member in self.members for path, sha in member.model_folders.items()}
+
+    @property
     def upstream(self) -> dict[str, str]:
         """Checkpoints that the conditioners are built on, with their SHA-256."""
         return {path: sha for member in self.members for path, sha in member.upstream.items()}

@@ -25,6 +25,7 @@ from typing import Any
 
 from ldm.io.atomic import link
 from ldm.io.checkpoint import Checkpoint, find
+from ldm.io.weights import model_folder_sha256
 
 OPTION: dict[str, Any] = {
     "type": str,
@@ -37,6 +38,8 @@ OPTION: dict[str, Any] = {
 """Arguments of a parser for the option --upstream."""
 
 
+MODEL_FOLDERS = "model_folders"
+"""Entry of a checkpoint: folders of other programs' models that the stage is built on, with their SHA-256."""
 KEPT = "upstream"
 """Folder of a run that holds what it was built on."""
 
@@ -81,7 +84,8 @@ def upstream_options(options: Sequence[str] | None) -> Iterator[None]:
 @contextmanager
 def rebuilding(checkpoint: Checkpoint) -> Iterator[None]:
     """Let ``open_upstream`` look for what the stage of ``checkpoint`` was built on, in the ``with`` block."""
-    token = _search.set(replace(_search.get(), owner=checkpoint.file, recorded=checkpoint.upstream))
+    recorded = {**checkpoint.upstream, **checkpoint.state.get(MODEL_FOLDERS, {})}
+    token = _search.set(replace(_search.get(), owner=checkpoint.file, recorded=recorded))
     try:
         yield
     finally:
@@ -136,6 +140,42 @@ def open_upstream(
             + ("" if kind is None else ", or one with the same encoder and latent scale")
         )
     raise _not_found(path, expected, outcomes)
+
+
+def open_model_folder(path: str) -> tuple[Path, str]:
+    """Find a folder of another program's model that a stage is built on.
+
+    It is no checkpoint of ours and may be large: no run keeps a copy of it. It may lie next to the run.
+
+    Returns:
+        The folder, and the SHA-256 of its files.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If none has the recorded hash.
+    """
+    search, name = _search.get(), Path(path).name
+    expected = search.recorded.get(path)
+    folders = [Path(path)]
+    if expected is not None and search.owner is not None:
+        folders.insert(0, run_folder(search.owner.absolute()).parent / name)
+    if name in search.overrides:
+        search.used.add(name)
+        folders = [Path(search.overrides[name])]
+    found = {folder: model_folder_sha256(folder) for folder in folders if folder.is_dir()}
+    for folder, sha256 in found.items():
+        if expected in (None, sha256):
+            return folder, sha256
+    if not found:
+        raise FileNotFoundError(
+            f"model '{path}' does not exist, expected a local folder; nothing is downloaded: name another "
+            f"place of it with --upstream {name}=PATH"
+        )
+    folder, sha256 = next(iter(found.items()))
+    raise ValueError(
+        f"model '{folder}' has SHA-256 {sha256[:12]}, expected {str(expected)[:12]}, that of the folder that "
+        f"the run was built on: restore its files, or name another place with --upstream {name}=PATH"
+    )
 
 
 def keep_upstream(run: Path, upstream: Mapping[str, str]) -> None:

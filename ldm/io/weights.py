@@ -155,6 +155,17 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
+"""Endings of the files that a model's behaviour depends on: configuration, weights, tokenizer."""
+
+
+def model_folder_sha256(folder: str | Path) -> str:
+    """Hash the names and contents of a model's files in a folder, as hexadecimal digits."""
+    files = sorted(path for path in Path(folder).iterdir() if path.suffix in MODEL_FILES and path.is_file())
+    lines = "".join(f"{path.name} {sha256(path)}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """Hash tensors by names, shapes, dtypes and bytes, in the order of their names."""
     total = hashlib.sha256()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from ldm.conditioners.base import Conditioner
 from ldm.diffusion.guidance import Guidance, Unguided, inpainted
@@ -15,6 +17,7 @@ from ldm.diffusion.objective import Network, Objective
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.spacing import Step
+from ldm.io.upstream import MODEL_FOLDERS
 from ldm.latents.space import LatentSpace
 from ldm.lightning_internals import trainer_of
 from ldm.optim.recipes import AdamW, Optimization
@@ -243,6 +246,23 @@ class Diffusion(Stage):
 
     def _steps(self) -> list[Step]:
         return self.sampler.steps(self.objective.schedule)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[MODEL_FOLDERS] = self.conditioner.model_folders
+
+    @override
+    def check_upstream(self, checkpoint: dict[str, Any]) -> None:
+        super().check_upstream(checkpoint)
+        then = checkpoint.get(MODEL_FOLDERS, {}).values()
+        for path, now in self.conditioner.model_folders.items():
+            if now not in then:
+                raise ValueError(
+                    f"model '{path}' changed since this run began (SHA-256 {now[:12]} now, "
+                    f"{' or '.join(sha[:12] for sha in then) or 'none'} then): start a new run folder, or "
+                    "restore its files"
+                )
 
     def upstream(self) -> dict[str, str]:
         """Checkpoints of the latent space, the conditioner and the guidance, with their SHA-256."""
