@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm.data import raster
 from ldm.data.view import View
+from ldm.io.arrays import parsed
 
 
 class BadSample(ValueError):
@@ -286,7 +287,7 @@ def latent(members: Members) -> Decoded:
     """Decode mean and standard deviation of q(z | image): (2C, h, w), as they are stored."""
     name, content = next(iter(members.content.items()))
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
+        array = parsed(lambda: np.load(io.BytesIO(content), allow_pickle=False))
     except Exception as error:  # whatever a header may claim
         what = f"cannot be read as a numpy array ({error!s:.150})"
         raise members.bad(name, what, "unreadable latent") from error

@@ -25,6 +25,7 @@ from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, find_index
 from ldm.data.raster import stored_size
 from ldm.data.tar import INDEX
+from ldm.io.arrays import parsed
 from ldm.io.atomic import replacing
 
 Kind = type[float] | type[str]
@@ -165,15 +166,17 @@ def _load(sidecar: Path, summary: Summary, columns: Iterable[str] | None) -> dic
     """Return those of ``columns`` (None: all) that are kept; none if the file is damaged or stale."""
     try:
         with np.load(sidecar, allow_pickle=False) as arrays:
-            if str(arrays["about"]) != _about(summary):
+            if str(parsed(arrays.__getitem__, "about")) != _about(summary):
                 return {}
             kept = [name.removeprefix("numbers ") for name in arrays.files if name.startswith("numbers ")]
             wanted = kept if columns is None else [name for name in columns if name in kept]
-            return {name: (arrays[f"numbers {name}"], _texts(arrays, name)) for name in wanted}
+            return {
+                name: (parsed(arrays.__getitem__, f"numbers {name}"), _texts(arrays, name)) for name in wanted
+            }
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return {}
 
 
 def _texts(arrays: Mapping[str, np.ndarray], name: str) -> list[str] | None:
     key = f"texts {name}"
-    return list(json.loads(arrays[key].tobytes())) if key in arrays else None
+    return list(json.loads(parsed(arrays.__getitem__, key).tobytes())) if key in arrays else None

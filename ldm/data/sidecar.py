@@ -18,6 +18,7 @@ from ldm.data.cache import ShardCache
 from ldm.data.fields import whitelist
 from ldm.data.remote import Version, beside, identity, is_remote, shard_name
 from ldm.data.tar import INDEX
+from ldm.io.arrays import parsed
 from ldm.io.atomic import replacing
 
 _VERSION = 4  # raise it when the arrays change: older sidecars are then rebuilt
@@ -136,7 +137,7 @@ def read_summary(path: str, target: Path | BinaryIO, version: Version | None) ->
     """
     try:
         with np.load(target, allow_pickle=False) as arrays:
-            number, found = json.loads(str(arrays["summary"]))
+            number, found = json.loads(str(parsed(arrays.__getitem__, "summary")))
         summary = Summary.from_json({**found, "path": path})
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
         return None
@@ -147,8 +148,9 @@ def read_summary(path: str, target: Path | BinaryIO, version: Version | None) ->
 def read_index(file: Path | BinaryIO) -> Index:
     """Read an index."""
     with np.load(file, allow_pickle=False) as arrays:
-        members = tuple(arrays["members"].tolist())
-        return Index(members, arrays["keys"], arrays["offsets"], arrays["sizes"])
+        names = ("members", "keys", "offsets", "sizes")
+        members, keys, offsets, sizes = (parsed(arrays.__getitem__, name) for name in names)
+        return Index(tuple(members.tolist()), keys, offsets, sizes)
 
 
 def fetch_index(
