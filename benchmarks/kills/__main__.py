@@ -5,7 +5,9 @@ is written, and started again by the same command. In the end everything must be
 disturbed, bit for bit: weights, average, optimizer, order of the data, metrics.csv, images; and each step
 must have had the same samples each time that it began. The other commands: one process, killed at random
 moments and repeated until it is done: what is there after a kill is whole, and in the end everything is.
-Exit code 1 if anything differs.
+Exit code 1 if anything differs. ``--only mixture``: training on two sets, half of the kills with other
+numbers of workers, after which all is the same bit for bit, half with other numbers of processes at the same
+global batch, after which the order of the samples is.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.kills.commands import Victim, prepare
+from benchmarks.kills.mixture import kill_mixture
 from benchmarks.kills.training import Run, compare, kill, sequence
 from data.shapes.packer import Settings, pack
 
@@ -57,27 +60,35 @@ def kill_commands(folder: Path, shards: Path, kills: int, chance: random.Random)
     return wrong
 
 
+Part = Callable[[Path, Path, int, random.Random], list[str]]
+PARTS: dict[str, Part] = {"commands": kill_commands, "training": kill_training, "mixture": kill_mixture}
+"""What is killed; each prints a row per kill, and returns what differs in the end."""
+
+
 def main() -> int:
     """Print a row per kill and what differs in the end; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="Of the moments.")
-    parser.add_argument("--only", choices=("training", "commands"), help="All kills of one sort.")
+    parser.add_argument(
+        "--only",
+        choices=("training", "commands", "mixture"),
+        help="All kills of one sort; mixture: training on sets, continued by other numbers of processes.",
+    )
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     chance, begun = random.Random(options.seed), time.monotonic()
-    training = {"training": options.kills, "commands": 0}.get(options.only, round(SHARE * options.kills))
-    parts: list[tuple[Callable[[Path, Path, int, random.Random], list[str]], int]] = [
-        (kill_commands, options.kills - training),
-        (kill_training, training),
-    ]
+    training = round(SHARE * options.kills)
+    shares = {"commands": options.kills - training, "training": training}
+    if options.only:
+        shares = {options.only: options.kills}
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         shards = Path(name) / "shards"
         pack(shards, Settings(train=60, val=24, novel=12, pairs=12, shard_size=20))
         print("| killed by | had done | exit codes | unfinished files |\n|---|---|---|---|", flush=True)
-        for part, kills in parts:
-            wrong += part(Path(name), shards, kills, chance) if kills else []
+        for part, kills in shares.items():
+            wrong += PARTS[part](Path(name), shards, kills, chance) if kills else []
     minutes = (time.monotonic() - begun) / 60
     print(
         f"\n{options.kills} kills, seed {options.seed}, {minutes:.0f} minutes; differences: {wrong or 'none'}"

@@ -72,9 +72,9 @@ class Run:
     steps: int
 
     @property
-    def command(self) -> Command:
-        """The same command every time."""
-        options = {
+    def options(self) -> dict[str, Any]:
+        """Options of the command."""
+        return {
             "run": self.folder / "run",
             "wandb.mode": "disabled",
             "model.net.block_out_channels": "[8,16]",
@@ -93,7 +93,11 @@ class Run:
             "trainer.callbacks+": "benchmarks.kills.training.Journal",
             "trainer.callbacks.folder": self.folder,
         }
-        arguments = ["--config", str(CONFIG), *(f"--{key}={value}" for key, value in options.items())]
+
+    @property
+    def command(self) -> Command:
+        """The same command every time."""
+        arguments = ["--config", str(CONFIG), *(f"--{key}={value}" for key, value in self.options.items())]
         return Command(training.main, arguments, self.folder)
 
     @property
