@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ldm.cli import check_multiple, command_parser, default_device, run_command
+from ldm.conditioners.huggingface import DType, HFText, Layer
 from ldm.data.filters import Filter
 from ldm.data.tar import expand
 from ldm.distributed.launch import processes
@@ -42,7 +45,8 @@ HELP = """Encode the images of shards to latents, so that training a diffusion s
     --shards "shards/shapes/train-{000000..000019}.tar" --out shards/shapes-latents
 
 Each shard of --shards becomes one of the same name in --out, with all other members as they are and
-latent.npy instead of the image: float16 (2C, h, w), mean and standard deviation of q(z | image).
+latent.npy instead of the image: float16 (2C, h, w), mean and standard deviation of q(z | image). With --text
+a text.npy holds the tokens of its captions, float16 (captions, n, D), for models conditioned on HFText.
 latents.json beside them says which autoencoder made them; ldm.fit refuses latents of another one. A call
 that was interrupted is repeated: shards that are done are left alone. Several processes share the shards:
 
@@ -64,6 +68,7 @@ def parser() -> ArgumentParser:
         type=str | None,
         help="Folder for the indices of --shards; default: that of the shards, which must be writable then.",
     )
+    _add_text(parser)
     parser.add_argument(
         "--filter",
         type=str | None,
@@ -101,6 +106,19 @@ def parser() -> ArgumentParser:
     return parser
 
 
+def _add_text(parser: ArgumentParser) -> None:
+    """Add what captions are encoded by."""
+    add, of = parser.add_argument, signature(HFText).parameters
+    add(
+        "--text",
+        type=str | None,
+        help="Folder of a text encoder of transformers: its tokens of the captions are stored too.",
+    )
+    add("--text-length", type=PositiveInt, default=of["max_length"].default, help="Most tokens of a caption.")
+    add("--text-layer", type=Layer, default=of["layer"].default, help="Whose hidden states are stored.")
+    add("--text-dtype", type=DType, default=of["dtype"].default, help="What the text encoder computes in.")
+
+
 @explaining_memory("a smaller --batch-size", "--precision bf16", "--device cpu")
 def encode(arguments: Sequence[str] | None = None) -> None:
     """Run the command.
@@ -112,7 +130,9 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     options = command.instantiate(command.parse_args(arguments))
     with processes(options.device) as (group, where), ExitStack() as scope:
         checkpoint = Checkpoint.open(options.autoencoder, Autoencoder.name)
+        text = load_text(options, where)
         encoder = load_encoder(checkpoint, options, where)
+        encoder = encoder if text is None else replace(encoder, text=text.encoder.module)
         source = {
             "checkpoint": options.autoencoder,
             "sha256": checkpoint.sha256,
@@ -127,11 +147,12 @@ def encode(arguments: Sequence[str] | None = None) -> None:
         if group.rank == 0:
             scope.enter_context(held(Path(options.out), "--out"))
         kept = None if options.filter is None else Filter(options.filter, "--filter")
+        stored = made_by if text is None else {**made_by, "text": about_text(text, options.text)}
         paths = expand(options.shards, "--shards")
         tracked = _tracked(options.out, options.wandb, made_by) if group.rank == 0 else []
         with tracking(tracked, made_by, options.wandb.finish_timeout, lambda: False):
             out = Path(options.out)
-            done, skipped = encode_shards(encoder, paths, out, made_by, options.index_dir, group, kept)
+            done, skipped = encode_shards(encoder, paths, out, stored, options.index_dir, group, kept)
             for logger in tracked:
                 publish_latents(logger, out, made_by)
     if group.rank == 0:
@@ -167,6 +188,24 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
         options.precision,
         options.flip,
     )
+
+
+def load_text(options: Namespace, where: torch.device) -> HFText | None:
+    """Load the text encoder, if captions are to be encoded.
+
+    Raises:
+        ValueError: If its folder lacks something.
+    """
+    if options.text is None:
+        return None
+    layer, dtype = options.text_layer, options.text_dtype
+    return HFText(options.text, options.text_length, layer=layer, dtype=dtype).to(where)
+
+
+def about_text(text: HFText, folder: str) -> dict[str, Any]:
+    """Make the manifest's entry for the text encoder: what decides its tokens, and the null condition's."""
+    null = text.encoder.module.null.half().tolist()
+    return {"folder": folder, **text.text_encoder, "null": null}
 
 
 def _tracked(out: str, wandb: WandB, made_by: dict[str, Any]) -> list[WandbSamplesLogger]:

@@ -25,6 +25,8 @@ class Batch(TypedDict, total=False):
     """(B, 3, H, W) float32 in [-1, 1] on the device (uint8 in [0, 255] until it is there)."""
     text: list[str]
     """Captions. Text stays text until it meets the module that owns the tokenizer."""
+    text_embedding: list[Tensor]
+    """B times (n, D): tokens of the captions by the text encoder that ``ldm.encode`` stored them with."""
     negative_text: list[str]
     """Captions to guide away from, in sampling: the null condition is of them instead of empty ones."""
     label: Tensor
@@ -234,8 +236,8 @@ class ReadsFields(Protocol):
         """Name the fields.
 
         Args:
-            stored: Fields of the shards that replace those that they were computed from: "latent",
-                where ``ldm.encode`` made them.
+            stored: Fields of the shards that replace those that they were computed from: "latent" and
+                "text_embedding", where ``ldm.encode`` made them.
         """
         ...
 

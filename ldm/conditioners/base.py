@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,6 +41,15 @@ class Conditioner(Configurable, nn.Module, ABC):
 
     def bind(self, latents: LatentSpace) -> None:
         """Receive the space that diffusion happens in; called once, before widths are read."""
+        return None
+
+    def reads_stored(self, stored: Collection[str]) -> tuple[str, ...]:
+        """Name the fields of a batch that it reads in training, see ``ldm.types.ReadsFields``."""
+        return self.reads
+
+    @property
+    def text_encoder(self) -> dict[str, Any] | None:
+        """What decides stored text embeddings that it reads; None if it reads none."""
         return None
 
     @abstractmethod

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Collection, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,18 @@ class Composite(Conditioner):
         for member in self.members:
             member.bind(latents)
         self.spatial_channels = sum(member.spatial_channels for member in self.members)
+
+    def reads_stored(self, stored: Collection[str]) -> tuple[str, ...]:
+        """Name the fields of each; text embeddings only if they can be of one encoder alone."""
+        usable = [name for name in stored if name != "text_embedding" or self.text_encoder is not None]
+        fields = (field for member in self.members for field in member.reads_stored(usable))
+        return tuple(dict.fromkeys(fields))
+
+    @property
+    def text_encoder(self) -> dict[str, Any] | None:
+        """That of the only member that has one."""
+        found = [member.text_encoder for member in self.members if member.text_encoder is not None]
+        return found[0] if len(found) == 1 else None
 
     def forward(self, batch: Batch) -> Cond:
         """Encode what each conditioner reads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -30,6 +31,7 @@ TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 class HFText(Conditioner):
     """Tokens of a text encoder of transformers, e.g. T5, T5-Gemma, Qwen3, from a local folder; never trained.
 
+    Shards may hold the tokens of their captions (``ldm.encode --text``): then these are taken in training.
     The null condition is the empty caption. Tokens past the end of a caption are 0 and not attended to. It
     needs the extra ``ldm[hf]``. Pickles and code in the folder are never loaded, nothing is downloaded.
 
@@ -64,9 +66,21 @@ class HFText(Conditioner):
         self.encoder = Frozen(TextModel(found, max_length, layer, getattr(torch, dtype)))
         self.token_width, self.max_length = self.encoder.module.width, max_length
         self._folders = {folder: sha256}
+        self._identity = {"sha256": sha256, "max_length": max_length, "layer": layer, "dtype": dtype}
+
+    @override
+    def reads_stored(self, stored: Collection[str]) -> tuple[str, ...]:
+        return ("text_embedding",) if "text_embedding" in stored else ("text",)
+
+    @property
+    @override
+    def text_encoder(self) -> dict[str, Any]:
+        return self._identity
 
     @override
     def forward(self, batch: Batch) -> Cond:
+        if (stored := batch.get("text_embedding")) is not None:
+            return self._padded([send(tokens, self.encoder.module.device) for tokens in stored])
         self._require(batch)
         return self._padded(self.encoder.module.encode(batch["text"]))
 

@@ -5,19 +5,16 @@ Nothing here unpickles, runs a program or touches a file.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.data import raster
 from ldm.data.view import View
-from ldm.io.arrays import parsed
 
 
 class BadSample(ValueError):
@@ -283,19 +280,16 @@ def _stated(meta: Mapping[str, Any], keys: tuple[str, str], members: Members) ->
     return height, width
 
 
-def latent(members: Members) -> Decoded:
-    """Decode mean and standard deviation of q(z | image): (2C, h, w), as they are stored."""
-    name, content = next(iter(members.content.items()))
-    try:
-        array = parsed(lambda: np.load(io.BytesIO(content), allow_pickle=False))
-    except Exception as error:  # whatever a header may claim
-        what = f"cannot be read as a numpy array ({error!s:.150})"
-        raise members.bad(name, what, "unreadable latent") from error
-    if array.ndim != 3 or array.shape[0] % 2 or array.dtype not in (np.float16, np.float32):
-        found = f"{array.dtype} of shape {array.shape}"
-        what = f"is {found}, expected float16 or float32 of shape (2C, h, w)"
-        raise members.bad(name, what, "unreadable latent")
-    decoded = torch.from_numpy(array)  # float16 on the way to the device: half of the bytes
-    if not torch.isfinite(decoded).all():
-        raise members.bad(name, "holds values that are not finite", "unreadable latent")
-    return Decoded(decoded)
+def captions(members: Members) -> list[str]:
+    """List the canonical caption, and then those that training draws among, if they are others.
+
+    Raises:
+        BadSample: If there is none, or one cannot be used.
+    """
+    found = members.json().get("captions", ())
+    views = [replace(members.view, draw=draw) for draw in (None, *range(len(found)))]
+    decoded = [text(replace(members, view=view)) for view in views]
+    texts = [each.value for each in decoded if each is not None]
+    if not texts:
+        raise members.bad("txt or json", "missing: it gives the field 'text'", "missing text")
+    return texts[:1] if texts[1:] in ([], texts[:1]) else texts

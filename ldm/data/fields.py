@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, stack
 
-from ldm.data import decode, raster
+from ldm.data import arrays, decode, raster
 from ldm.data.decode import UNKNOWN_SIZE, BadSample, Decode, Members, SampleId
 from ldm.data.view import View
 from ldm.io.images import from_bytes
@@ -23,7 +23,10 @@ Sample = dict[str, Any]
 samples: why each of them could not be used."""
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-LATENT, FLIPPED_LATENT = "latent.npy", "latent.flip.npy"
+LATENT, FLIPPED_LATENT, TEXT_EMBEDDING = "latent.npy", "latent.flip.npy", "text.npy"
+"""Members that ``ldm.encode`` writes."""
+STORED = ("latent", "text_embedding")
+"""Fields of these, which replace what they were computed from."""
 UNKNOWN_CLASS = "unknown class"
 """Reason of bad samples with a class that the model lacks."""
 _NONE: Mapping[str, int] = {}
@@ -92,7 +95,8 @@ FIELDS: dict[str, Field] = {
     "image": Field(IMAGES, _rgb, stack, from_bytes, (), "--image", "Image to condition on, or to redraw."),
     "text": Field(("txt", "json"), decode.text, list, None, ("caption", "captions"), "--prompt or --prompts"),
     "label": Field(("cls", "json"), decode.label, torch.tensor, None, ("label",), "--labels", highest=int),
-    "latent": Field((LATENT,), decode.latent, stack, Tensor.float, flipped=FLIPPED_LATENT),
+    "latent": Field((LATENT,), arrays.latent, stack, Tensor.float, flipped=FLIPPED_LATENT),
+    "text_embedding": Field((TEXT_EMBEDDING,), arrays.text_embedding, Packed),
     "mask": Field(
         ("mask.png",), _mask, stack, Tensor.float, (), "--mask", "Image that is white where to paint."
     ),

@@ -48,6 +48,20 @@ def read_latents(folder: Path) -> dict[str, Any] | None:
     return read_manifest(folder / LATENTS, keys, "encode the shards again with ldm.encode")
 
 
+def stored_fields(shards: str | Sequence[str], option: str) -> tuple[str, ...]:
+    """Name the fields that ``ldm.encode`` stored in the folders of shards, in all of them.
+
+    Args:
+        shards: Pattern or paths.
+        option: What names them, for messages.
+    """
+    found = [read_latents(folder) for folder in folders(shards, option)]
+    if not found or None in found:
+        return ()
+    has_text = all(manifest is not None and "text" in manifest for manifest in found)
+    return ("latent", "text_embedding") if has_text else ("latent",)
+
+
 def folders(shards: str | Sequence[str], option: str) -> list[Path]:
     """List the folders that shards lie in; for URLs, folders of the cache with a copy of their latents.json.
 

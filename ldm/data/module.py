@@ -6,6 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import chain, combinations
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -14,8 +15,8 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from ldm.data.decode import Skipped
-from ldm.data.fields import Sample, check_names, collate, converted
-from ldm.data.manifest import latents_size
+from ldm.data.fields import STORED, Sample, check_names, collate, converted
+from ldm.data.manifest import latents_size, stored_fields
 from ldm.data.readers import Indexed, Reader
 from ldm.data.sets import TrainSet, named_sets
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
@@ -169,11 +170,12 @@ class Shards(L.LightningDataModule):
         if isinstance(module, HasClasses):
             self._classes = dict(module.classes)
         if isinstance(module, ReadsFields):
-            self._reads = {stored: module.reads(stored) for stored in ((), ("latent",))}
+            subsets = chain.from_iterable(combinations(STORED, n) for n in range(len(STORED) + 1))
+            self._reads = {stored: module.reads(stored) for stored in subsets}
         if any(self._is_derived.values()):
             size = latents_size(self.train_shards, "data.train")
             if self._is_derived["fields"] and isinstance(module, ReadsFields):
-                read = module.reads(("latent",) if size is not None else ())
+                read = module.reads(stored_fields(self.train_shards, "data.train"))
                 self.fields = check_names(read, f"the fields that {type(module).__name__} reads")
             if self._is_derived["image_size"]:
                 trained = getattr(module, "image_size", None)

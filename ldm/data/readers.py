@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.decode import BadSample
-from ldm.data.fields import FIELDS, Sample
+from ldm.data.fields import FIELDS, STORED, Sample
 from ldm.data.files import ShardFiles, usable
 from ldm.data.filters import Filter
 from ldm.data.kept import kept_rows
@@ -115,7 +115,7 @@ class Reader(ABC):
             for name in FIELDS
             if all(num_giving(files, n, name) == s.count for n, s in enumerate(files.summaries))
         ]
-        read = {"image", *reads(("latent",) if "latent" in found else ())}
+        read = {"image", *reads(tuple(name for name in STORED if name in found))}
         required = [name for name in FIELDS if name in read]
         check_fields(files, required, option)
         wanted = [name for name in found if optional is None or name in optional]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ldm.data.decode import BadSample
-from ldm.data.fields import FIELDS, FLIPPED_LATENT, LATENT, decode_sample, whitelist
+from ldm.data.decode import BadSample, Members, captions
+from ldm.data.fields import FIELDS, FLIPPED_LATENT, LATENT, TEXT_EMBEDDING, decode_sample, whitelist
 from ldm.data.files import ShardFiles
 from ldm.data.filters import Filter
 from ldm.data.index import Summary, summarize_all
@@ -34,6 +34,7 @@ from ldm.hardware import Inference, inference
 from ldm.io.atomic import MARK
 from ldm.io.images import from_bytes
 from ldm.latents.manifest import merge_notes, note_shard, open_manifest
+from ldm.latents.text import EncodesText, embeddings
 from ldm.nets.autoencoder import DiagonalGaussian, KLAutoencoder
 
 
@@ -50,6 +51,7 @@ class ShardEncoder:
         keep_images: Whether the new shards keep the images.
         flip: Whether they also get the latents of the flipped images.
         precision: What it computes in.
+        text: Text encoder whose tokens of the captions are stored too, or None.
     """
 
     net: KLAutoencoder
@@ -60,6 +62,7 @@ class ShardEncoder:
     keep_images: bool
     precision: Inference = "32"
     flip: bool = False
+    text: EncodesText | None = None
 
     def members(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Encode images (B, 3, S, S) uint8 to the members that the new samples get, (B, 2C, h, w) each.
@@ -133,12 +136,14 @@ class EncodingItem:
         key: The sample's.
         members: Its files.
         image: (3, S, S) uint8, or None.
+        texts: Captions that are encoded.
         bad: What is wrong with it, or None.
     """
 
     key: str
     members: dict[str, bytes]
     image: torch.Tensor | None
+    texts: Sequence[str] = ()
     bad: str | None = None
 
 
@@ -152,10 +157,12 @@ class EncodingDataset(Dataset[EncodingItem]):
     Args:
         files: The shards.
         image_size: Side of the images in pixels.
+        has_text: Whether captions are encoded too.
     """
 
-    def __init__(self, files: ShardFiles, image_size: int) -> None:
+    def __init__(self, files: ShardFiles, image_size: int, has_text: bool = False) -> None:
         self.files = files
+        self.has_text = has_text
         self.view = View(image_size, image_size)
 
     def __getitem__(self, position: tuple[int, int]) -> EncodingItem:
@@ -164,9 +171,10 @@ class EncodingDataset(Dataset[EncodingItem]):
         members, sample = self.files.members(*position, whitelist())
         try:
             image = decode_sample(members, sample, ["image"], self.view)["image"]
+            texts = captions(Members(members, sample, self.view)) if self.has_text else []
         except BadSample as error:
-            return EncodingItem(sample.key, members, None, str(error))
-        return EncodingItem(sample.key, members, image)
+            return EncodingItem(sample.key, members, None, bad=str(error))
+        return EncodingItem(sample.key, members, image, texts)
 
 
 def _encode(
@@ -176,7 +184,7 @@ def _encode(
     batches = [_batches(n, rows, encoder.batch_size) for n in numbers]
     items = iter(
         DataLoader(
-            EncodingDataset(files, encoder.image_size),
+            EncodingDataset(files, encoder.image_size, encoder.text is not None),
             batch_sampler=chain.from_iterable(batches),
             num_workers=encoder.num_workers,
             collate_fn=_collate,
@@ -203,8 +211,8 @@ def _encode_shard(
     with tar_writer(target) as writer, ThreadPoolExecutor(1) as thread:  # writes while the next is encoded
         writing: deque[Future[None]] = deque()
         for items, images in batches:
-            latents = {} if images is None else encoder.members(images)
-            writing.append(thread.submit(_write, writer, items, latents, encoder.keep_images))
+            stored = _stored(encoder, items, images)
+            writing.append(thread.submit(_write, writer, items, stored, encoder.keep_images))
             if len(writing) > 2:
                 writing.popleft().result()
             bad = [item.bad for item in items if item.bad is not None]
@@ -223,14 +231,31 @@ def _collate(items: list[EncodingItem]) -> EncodingBatch:
     return [replace(item, image=None) for item in items], torch.stack(images) if images else None
 
 
+def _stored(
+    encoder: ShardEncoder, items: list[EncodingItem], images: torch.Tensor | None
+) -> dict[str, torch.Tensor | list[torch.Tensor]]:
+    """Compute the members that the new samples get, each with the values of the good ones."""
+    found: dict[str, Any] = {} if images is None else encoder.members(images)
+    if encoder.text is not None:
+        texts = [item.texts for item in items if item.bad is None]
+        found[TEXT_EMBEDDING] = list(embeddings(encoder.text, texts, encoder.batch_size))
+    return found
+
+
 def _write(
-    writer: TarWriter, items: list[EncodingItem], latents: dict[str, torch.Tensor], keep_images: bool
+    writer: TarWriter,
+    items: list[EncodingItem],
+    stored: dict[str, torch.Tensor | list[torch.Tensor]],
+    keep_images: bool,
 ) -> None:
-    """Write the new samples: those of the good items, with their latents by member."""
+    """Write the new samples: those of the good items, with what is stored by member."""
     good = [item for item in items if item.bad is None]
-    replaced = FIELDS["latent"].read(None)
+    replaced = (*FIELDS["latent"].read(None), TEXT_EMBEDDING)
     dropped = replaced if keep_images else (*replaced, *FIELDS["image"].members)
-    arrays = {name: of_all.cpu().numpy() for name, of_all in latents.items()}
+    arrays: dict[str, Any] = {
+        name: values.cpu().numpy() if isinstance(values, torch.Tensor) else [v.cpu().numpy() for v in values]
+        for name, values in stored.items()
+    }
     for row, item in enumerate(good):
         kept = {name: member for name, member in item.members.items() if name not in dropped}
         new = {name: _npy(of_all[row]) for name, of_all in arrays.items()}

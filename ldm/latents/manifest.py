@@ -38,11 +38,21 @@ def open_manifest(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
                 f"--out: '{out}' was encoded with {name} {earlier}, expected {later}: choose another "
                 "folder, or delete this one"
             )
+    if (then := _text(manifest)) != (now := _text(made_by)):
+        raise ValueError(
+            f"--out: '{out}' holds text embeddings by {then or 'nothing'}, expected {now or 'none'}: choose "
+            "another folder, or delete this one"
+        )
     noted = {_noted(path) for path in _notes(out)}
     if not manifest["shards"] and (foreign := {path.name for path in out.glob("*.tar")} - noted):
         raise ValueError(f"--out: {out / min(foreign)} is there, expected a folder without other shards")
     out.mkdir(parents=True, exist_ok=True)
     return merge_notes(out, manifest)
+
+
+def _text(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the text embeddings of a manifest, but not where their encoder lies."""
+    return {k: v for k, v in manifest.get("text", {}).items() if k not in ("folder", "null")}
 
 
 def note_shard(out: Path, name: str, entry: dict[str, Any]) -> None:
@@ -99,6 +109,43 @@ def check_source(
     for folder in folders(val, "data.val"):  # validation uses latents wherever there are some
         if upstream and (manifest := read_latents(folder)) is not None:
             _check(manifest, folder, "data.val", image_size, upstream, encoder)
+
+
+def check_text(
+    fields: Collection[str],
+    train: str | list[str],
+    val: str | list[str],
+    encoder: Mapping[str, Any] | None,
+) -> None:
+    """Check that text embeddings in the data come from the text encoder that the stage has.
+
+    Args:
+        fields: What is read of the training shards.
+        train: Training shards.
+        val: Validation shards, where embeddings are used wherever there are some.
+        encoder: What decides them, by the names of the manifest's entry "text"; None if the stage reads none.
+
+    Raises:
+        ValueError: If they come from another, or if their origin is unknown.
+    """
+    if encoder is None:
+        return
+    places = {"data.train": train, "data.val": val} if "text_embedding" in fields else {"data.val": val}
+    for option, shards in places.items():
+        for folder in folders(shards, option):
+            found = (read_latents(folder) or {}).get("text")
+            if found is None and option == "data.train":
+                raise ValueError(
+                    f"data.train: '{folder}' has text embeddings, but no {MANIFEST} that names their "
+                    "encoder: expected what ldm.encode --text wrote"
+                )
+            if found is not None and (other := [name for name in encoder if found[name] != encoder[name]]):
+                then, now = (str(each[other[0]])[:12] for each in (found, encoder))
+                raise ValueError(
+                    f"{option}: '{folder}': text embeddings are of another encoder ({found['folder']}, "
+                    f"{other[0]} {then}), expected {other[0]} {now}: run ldm.encode --text again, or name it "
+                    "in model.conditioner"
+                )
 
 
 def _encoder(manifest: Mapping[str, Any]) -> str:

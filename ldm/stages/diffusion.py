@@ -18,6 +18,7 @@ from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.spacing import Step
 from ldm.io.upstream import MODEL_FOLDERS
+from ldm.latents.manifest import check_text
 from ldm.latents.space import LatentSpace
 from ldm.lightning_internals import trainer_of
 from ldm.optim.recipes import AdamW, Optimization
@@ -87,7 +88,14 @@ class Diffusion(Stage):
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
         """Name the fields of a batch that the latent space and the conditioner read."""
-        return (*self.latents.reads(stored), *self.conditioner.reads)
+        return (*self.latents.reads(stored), *self.conditioner.reads_stored(stored))
+
+    @override
+    def validate_shards(
+        self, fields: Collection[str], train: str | list[str], val: str | list[str], image_size: int
+    ) -> None:
+        super().validate_shards(fields, train, val, image_size)
+        check_text(fields, train, val, self.conditioner.text_encoder)
 
     @property
     def classes(self) -> dict[str, int]:

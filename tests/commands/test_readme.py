@@ -1,4 +1,4 @@
-"""Every command of README and of four pages exists and takes the options that it is shown with."""
+"""Every command of README and of five pages exists and takes the options that it is shown with."""
 
 import importlib.util
 import re
@@ -9,7 +9,7 @@ from tiny_runs import ROOT
 
 from ldm import compare, convert, encode, evaluate, fit, sample, sync
 
-DOCS = ("own-images", "autoencoder", "averages", "sampling", "comparing-runs")
+DOCS = ("own-images", "autoencoder", "averages", "sampling", "comparing-runs", "text-encoders")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS)]
 PARSED = {
     "ldm.sample": sample,

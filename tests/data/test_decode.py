@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 
+from ldm.data import arrays, decode
 from ldm.data.decode import BadSample, Members, SampleId, text
 from ldm.data.fields import collate, converted, decode_sample, whitelist
 from ldm.data.view import View
@@ -171,9 +172,9 @@ BAD = {
     "flat latent": (
         "latent",
         {"latent.npy": latent(np.zeros(4, np.float32))},
-        r"float32 of shape \(4,\), expected",
+        r"is of shape \(4,\), expected",
     ),
-    "integers": ("latent", {"latent.npy": latent(np.zeros((2, 1, 1), np.int8))}, "int8 of shape"),
+    "integers": ("latent", {"latent.npy": latent(np.zeros((2, 1, 1), np.int8))}, "is int8, expected"),
     "nan latent": ("latent", {"latent.npy": latent(np.full((2, 1, 1), np.nan, np.float32))}, "not finite"),
     "no array": ("latent", {"latent.npy": b""}, "cannot be read as a numpy array"),
 }
@@ -227,3 +228,44 @@ def test_unusual_images_are_read():
 
 def test_a_mark_of_the_byte_order_is_no_part_of_a_caption():
     assert text(Members({"txt": b"\xef\xbb\xbfa cat\r\n"}, SampleId("a.tar", "k"))).value == "a cat"
+
+
+def stored(*counts):
+    """Tokens of captions of so many tokens, as ``ldm.encode`` writes them; caption i holds i."""
+    array = np.full((len(counts), max(counts), 4), np.nan, np.float16)
+    for i, count in enumerate(counts):
+        array[i, :count] = i
+    return array
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [{}, {"captions": ["a"]}, {"captions": ["a", "b", "c"]}, {"captions": ["b", "a"]}, {"caption": "a"}],
+)
+@pytest.mark.parametrize("has_txt", [True, False])
+@pytest.mark.parametrize("draw", [None, 0, 1, 2, 7])
+def test_the_embedding_is_of_the_caption_that_is_drawn(meta, has_txt, draw):
+    content = {"json": json.dumps(meta).encode()} | ({"txt": b"a"} if has_txt else {})
+    if not meta and not has_txt:
+        return
+    found = decode.captions(Members(content, SAMPLE))
+    view = View(0, 0, draw=draw)
+    expected = decode.text(Members(content, SAMPLE, view)).value
+    array = stored(*(3 + i for i in range(len(found))))
+    embedding = arrays.text_embedding(Members({"text.npy": latent(array)}, SAMPLE, view)).value
+    i = int(embedding[0, 0])
+    assert found[i] == expected and embedding.shape == (3 + i, 4)
+
+
+@pytest.mark.parametrize(
+    ("array", "says"),
+    [
+        (np.zeros((2, 4), np.float16), r"is of shape \(2, 4\), expected \(captions, n, D\)"),
+        (np.full((1, 2, 4), np.nan, np.float16), "holds values that are not finite"),
+        (np.full((1, 2, 4), np.inf, np.float16), "holds values that are not finite"),
+        (np.zeros((1, 2, 4), np.float64), "is float64, expected float16 or float32"),
+    ],
+)
+def test_a_bad_embedding_is_a_bad_sample(array, says):
+    with pytest.raises(BadSample, match=says):
+        arrays.text_embedding(Members({"text.npy": latent(array)}, SAMPLE))

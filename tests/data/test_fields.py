@@ -105,6 +105,7 @@ def test_the_whitelist_keeps_its_order():
         "cls",
         "latent.npy",
         "latent.flip.npy",
+        "text.npy",
         "mask.png",
         "low.png",
         "low.jpg",
