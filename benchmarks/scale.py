@@ -52,10 +52,10 @@ def latent() -> bytes:
     return buffer.getvalue()
 
 
-def shard(path: Path, count: int, member: str, contents: list[bytes]) -> Path:
-    """Write a shard of ``count`` captioned samples."""
+def shard(path: Path, count: int, member: str, contents: list[bytes], first: int = 0) -> Path:
+    """Write a shard of ``count`` captioned samples, numbered from ``first`` on."""
     with webdataset.TarWriter(str(path), encoder=False) as writer:
-        for i in range(count):
+        for i in range(first, first + count):
             text = f"a caption of ordinary length, number {i}, as people write them".encode()
             writer.write({"__key__": f"{i:09d}", member: contents[i % len(contents)], "txt": text})
     return path

@@ -15,9 +15,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from faulty_server import serving
 from tiny_shards import png, write_tar
 
+from benchmarks.remote.failing_server import serving
 from ldm.data import cache as module
 from ldm.data.cache import ShardCache
 from ldm.data.module import Indexed

@@ -11,9 +11,9 @@ from itertools import islice
 
 import pytest
 import torch
-from faulty_server import serving
 from tiny_shards import png, sample, write_shards, write_tar
 
+from benchmarks.remote.failing_server import serving
 from ldm.cli import run_command
 from ldm.data import patience
 from ldm.data.cache import ShardCache

@@ -1,0 +1,1 @@
+"""Remote shards against local ones."""
