@@ -102,7 +102,7 @@ def process(serve: Callable[[Path, Connection], None], folder: Path) -> Iterator
 def exactness(pattern: str, local: str, folder: Path, cache_gb: float, kills: int) -> tuple[str, bool]:
     """Read an epoch, with kills; return the row, and whether all is well."""
     source = Indexed(2, index_dir=str(folder / "local")).open(local, SampleSpec(("text",), 8, 0))
-    num_batches = len(source.order) // (BATCH * RANKS)
+    num_batches = (source.num_samples or 0) // (BATCH * RANKS)
     cache, chance, begun = folder / "cache", random.Random(0), time.monotonic()
     ranks = [Rank(pattern, cache, cache_gb, n, folder / f"{n}.txt", num_batches) for n in range(RANKS)]
     with Watch(cache) as watch:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
 from ldm.data.module import Shards
+from ldm.data.shard_file import peeking
 from ldm.types import ReadsCaptions
 
 
@@ -37,7 +38,9 @@ class CaptionLengths(L.Callback):
         ):
             return
         limit = pl_module.context_length
-        if limit is not None and (captions := data.source.captions(self.num, seconds=2.0)):
+        with peeking():
+            captions = [] if limit is None else data.source.captions(self.num, seconds=2.0)
+        if limit is not None and captions:
             print(lengths(pl_module.count_tokens(captions), limit), flush=True)
 
 

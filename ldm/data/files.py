@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,11 @@ class ShardFiles:
         self.summaries = list(summaries)
         self.index_dir, self.cache = index_dir, cache
         self._open: OrderedDict[int, tuple[ShardFile, Index]] = OrderedDict()
-        self._prefetcher = Prefetcher(self._stage)
+        self._prefetcher = Prefetcher(partial(_is_staged, self.cache, self.summaries))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files behind when this travels to another process."""
-        return {**self.__dict__, "_open": OrderedDict(), "_prefetcher": Prefetcher(self._stage)}
+        return {**self.__dict__, "_open": OrderedDict()}
 
     def members(
         self, shard: int, row: int, names: Iterable[str], limit: int | None = None
@@ -120,15 +120,6 @@ class ShardFiles:
         ends = np.cumsum(sizes)[len(now) :]
         return now, later[: int((ends <= self.cache.max_bytes).sum())]
 
-    def _stage(self, shard: int) -> bool:
-        summary = self.summaries[shard]
-        if not is_remote(summary.path):
-            return True
-        file = self.cache.stage(summary.path, summary.version, summary.sha256)
-        if file is not None:
-            file.close()
-        return file is not None
-
     def _opened(self, shard: int) -> tuple[ShardFile, Index]:
         if shard in self._open:
             self._open.move_to_end(shard)
@@ -158,6 +149,17 @@ class ShardFiles:
             if total > keep:
                 self._open.pop(shard)[0].close()
                 total -= size
+
+
+def _is_staged(cache: ShardCache, summaries: Sequence[Summary], shard: int) -> bool:
+    """Stage a shard, if it is remote, unless another process does or no room is left; whether it is there."""
+    summary = summaries[shard]
+    if not is_remote(summary.path):
+        return True
+    file = cache.stage(summary.path, summary.version, summary.sha256)
+    if file is not None:
+        file.close()
+    return file is not None
 
 
 def _changed(path: str) -> ValueError:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 THREADS, PAUSE = 2, 1.0
 """Shards that a process stages at once, and seconds until one is tried again for which there was no room."""
@@ -24,6 +25,10 @@ class Prefetcher:
         self._stage = stage
         self._announced: frozenset[int] = frozenset()
         self._staging: _Staging | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave threads behind when this travels to another process."""
+        return {**self.__dict__, "_staging": None}
 
     def follow(self, shard: int, upcoming: Callable[[], tuple[Sequence[int], Sequence[int]]]) -> None:
         """Stage what is read next, from the first sample of a group of shards on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import resource
@@ -20,7 +21,10 @@ from tiny_shards import png, write_tar
 from benchmarks.remote.failing_server import serving
 from ldm.data import cache as module
 from ldm.data.cache import ShardCache
+from ldm.data.files import ShardFiles
+from ldm.data.index import summarize_all
 from ldm.data.module import Indexed
+from ldm.data.order import Order
 from ldm.data.source import DataRank, SampleSpec
 
 SPEC = SampleSpec(("image", "text"), 8, 5)
@@ -211,6 +215,27 @@ def test_a_full_disk_is_said_in_one_line(tmp_path, folder):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+def test_who_reads_through_workers_or_is_done_uses_no_shard(tmp_path, folder):
+    with serving(folder) as served:
+        reader = Indexed(2, cache_dir=str(tmp_path / "cache"))
+        source = reader.open(f"{served.url}/{{0..7}}.tar", SPEC)
+        next(iter(source.loader(lambda: 0, 4, 1, DataRank(0, 1))))
+        files = ShardFiles(summarize_all([f"{served.url}/3.tar"], None, reader.cache), None, reader.cache)
+        files.members(0, 0, ["txt"])
+        assert [is_free(path) for path in reader.cache.path.glob("3-*.tar")] == [False]
+        del files
+        assert all(map(is_free, reader.cache.path.glob("*.tar")))
+
+
+def is_free(path):
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
 def test_what_does_not_fit_together_is_said(tmp_path, folder):
     with serving(folder) as served:
         reader = Indexed(4, cache_dir=str(tmp_path / "cache"), cache_gb=2 * SIZE / 1e9)
@@ -230,9 +255,10 @@ def test_the_next_shards_come_before_they_are_read(tmp_path, folder):
             path.unlink()
         source = pickle.loads(pickle.dumps(source))  # as a process that is spawned gets it
         source[0]
-        now, later = source.order.upcoming(0)
+        order = Order([COUNT] * SHARDS, SPEC.seed, 2)
+        now, later = order.upcoming(0)
         wait_for(lambda: staged(reader.cache) == sorted(str(n) for n in (*now, *later)))
         assert len(staged(reader.cache)) == 4
         source[2 * COUNT]
-        assert set(source.order.upcoming(2 * COUNT)[0]) == set(later)
+        assert set(order.upcoming(2 * COUNT)[0]) == set(later)
         wait_for(lambda: len(staged(reader.cache)) == 6)

@@ -16,6 +16,7 @@ from tiny_shards import png, sample, write_shards, write_tar
 from benchmarks.remote.failing_server import serving
 from ldm.cli import run_command
 from ldm.data import patience
+from ldm.data.__main__ import index
 from ldm.data.cache import ShardCache
 from ldm.data.index import load_index, summarize_all
 from ldm.data.module import Indexed
@@ -147,10 +148,9 @@ def test_a_shard_that_stays_unreadable_is_named_in_one_line(
 
 def test_a_worker_ends_with_the_same_exit_code(tmp_path, folder, capsys):
     with serving(folder) as served:
-        source = reader(tmp_path).open(f"{served.url}/{NAMES}", SPEC)
+        source = reader(tmp_path, waits=()).open(f"{served.url}/{NAMES}", SPEC)
         for path in (tmp_path / "cache").glob("*.tar"):
             path.unlink()
-        source.files.cache = replace(source.files.cache, waits=())
         served.fault = lambda name, count: ("status", 502)
         assert run_command(lambda: print(batches(source, workers=1))) == 75
     assert "1 tries failed (502" in capsys.readouterr().err
@@ -201,12 +201,15 @@ def test_a_later_start_reads_no_shard(tmp_path, folder):
         assert {name: len(gets) for name, gets in served.gets.items()} == before
 
 
-def test_indices_next_to_the_shards_are_taken_and_compared_once_these_are_staged(tmp_path, folder):
+def test_indices_next_to_the_shards_are_taken_and_compared_once_these_are_staged(tmp_path, folder, capsys):
     paths = expand(str(folder / NAMES), "x")
+    index([str(folder / NAMES)])
+    assert capsys.readouterr().out == f"5 shards, {sum(COUNTS)} samples: indexed\n"
     expected = summarize_all(paths, None)
     with serving(folder) as served:
         source = reader(tmp_path).open(f"{served.url}/{NAMES}", SPEC)
-        assert [s.count for s in source.files.summaries] == [s.count for s in expected]
+        found = reader(tmp_path).files(f"{served.url}/{NAMES}", "data.train").summaries
+        assert [s.count for s in found] == [s.count for s in expected]
         assert not any(name.endswith(".tar") for name in served.gets)
         assert_equal(batches(source), batches(local(tmp_path, folder)))
         again = reader(tmp_path).files(f"{served.url}/{NAMES}", "data.train")
