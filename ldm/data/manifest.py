@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from typing import Any
 
 from ldm.data.cache import DEFAULT
 from ldm.data.remote import check_url, identity, is_remote
-from ldm.data.tar import expand, urls
+from ldm.data.tar import expand, has_wildcard, urls
 from ldm.io.atomic import write_text
 
 LATENTS = "latents.json"
@@ -70,7 +69,7 @@ def folders(shards: str | Sequence[str], option: str) -> list[Path]:
         option: What names them, for messages.
     """
     paths = [os.path.expanduser(url) for url in urls(shards, option)]
-    if any(glob.has_magic(os.path.dirname(path)) for path in paths if not is_remote(path)):
+    if any(has_wildcard(os.path.dirname(path)) for path in paths):
         paths = expand(shards, option)
     remote = {identity(path).rpartition("/")[0] for path in paths if is_remote(path)}
     local = {Path(path).parent for path in paths if not is_remote(path)}

@@ -19,7 +19,6 @@ from ldm.data.fields import STORED, Sample, check_names, collate, converted
 from ldm.data.manifest import latents_size, stored_fields
 from ldm.data.readers import Indexed, Reader
 from ldm.data.sets import TrainSet, named_sets
-from ldm.data.shard_file import peeking
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
 from ldm.data.streaming import Streaming
 from ldm.data.view import NO_AUGMENT, Augment
@@ -215,8 +214,7 @@ class Shards(L.LightningDataModule):
         if stage == "fit" and self.trainer is not None:
             for line in self.source.report() if self.trainer.is_global_zero else ():
                 print(line, flush=True)
-            with peeking():
-                self.source.check()
+            self.source.check()
             self._validate(collate(self.evaluation.check("data.val")))
 
     @override

@@ -22,6 +22,7 @@ from ldm.data.order import Order, mix
 from ldm.data.own_members import own_members
 from ldm.data.rows import Rows
 from ldm.data.sets import IndexedSet, Patterns, TrainSet, TrainSets, filter_option, named_sets, option_of
+from ldm.data.shard_file import peeking
 from ldm.data.source import (
     MAX_BAD,
     DataRank,
@@ -205,8 +206,9 @@ class IndexedSource(Source, Dataset[Sample]):
 
     @override
     def check(self) -> None:
-        for each in self.sets.values():
-            each.check(self.spec)
+        with peeking():
+            for each in self.sets.values():
+                each.check(self.spec)
 
     @override
     def report(self) -> list[str]:

@@ -45,8 +45,7 @@ def expand(patterns: str | Sequence[str], name: str) -> list[str]:
         path = os.path.expanduser(pattern.removeprefix("file://"))
         if is_remote(path):
             check_url(path, name)
-        is_glob = "*" in path if is_remote(path) else glob.has_magic(path) and not os.path.exists(path)
-        if not is_glob:
+        if not has_wildcard(path) or (os.path.exists(path) and not is_remote(path)):
             paths.append(path)
         elif found := _matches(path):
             paths += found
@@ -62,6 +61,11 @@ def expand(patterns: str | Sequence[str], name: str) -> list[str]:
         twice = next(path for path in paths if paths.count(path) > 1)
         raise ValueError(f"{name}: the shard '{twice}' is listed more than once, expected each once")
     return paths
+
+
+def has_wildcard(path: str) -> bool:
+    """Whether a path has shell wildcards, or a URL the only one that they know, ``*``."""
+    return "*" in path if is_remote(path) else glob.has_magic(path)
 
 
 def _matches(pattern: str) -> list[str]:
