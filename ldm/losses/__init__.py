@@ -5,6 +5,7 @@ from ldm import exports
 __getattr__, __all__ = exports(
     __name__,
     adversarial="Adversarial Game Hinge NonSaturating",
+    alignment="Alignment ConvHead Head MLPHead",
     contrastive="PairLoss Softmax",
     features="FeatureDistance",
     kl="KL",

@@ -35,6 +35,8 @@ class LossTerm(Configurable, nn.Module, ABC):
     name: str
     reads: tuple[str, ...] = ()
     """Fields of the batch that the term needs in addition to those of the stage."""
+    hidden: tuple[str, ...] = ()
+    """Modules of a denoiser whose outputs it gets in training, as maps (B, C, h, w) named hidden/<module>."""
     max_adaptive: float | None = None
     """Bound of the adaptive weight (``ldm.losses.balance``); None for a term that has none."""
     samples: int = 0
@@ -96,6 +98,9 @@ class LossTerm(Configurable, nn.Module, ABC):
             (B,) float32, or None.
         """
         return None
+
+    def bind(self, channels: Mapping[str, int]) -> None:
+        """Receive the channels of the ``hidden`` modules by their names, once the denoiser is built."""
 
     def at(self, samples: int) -> None:
         """Set the training samples seen so far."""

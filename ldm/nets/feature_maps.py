@@ -26,19 +26,22 @@ class FeatureMaps(Frozen[nn.Module]):
     Args:
         build: Makes the network.
         layers: Names of its modules, e.g. ``model.visual.layer1``; without any, the vector that it returns.
+        flatten: Bring outputs into one form (B, channels, positions); otherwise they stay as they are.
 
     Raises:
         ValueError: If it describes no images, or has no such module.
     """
 
-    def __init__(self, build: Callable[[], nn.Module], layers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, build: Callable[[], nn.Module], layers: Sequence[str] = (), flatten: bool = True
+    ) -> None:
         network = build()
         if not isinstance(network, DescribesImages):
             raise ValueError(f"extractor: {type(network).__name__} has no image_features(image)")
         super().__init__(network)
         self._found: dict[str, Tensor] = {}
         self._device: torch.device | None = None
-        self.layers = list(layers)
+        self.layers, self.flatten = list(layers), flatten
         holder = cast(nn.Module, network.module) if isinstance(network, Frozen) else network
         modules = dict(holder.named_modules())
         for name in layers:
@@ -51,16 +54,16 @@ class FeatureMaps(Frozen[nn.Module]):
             modules[name].register_forward_hook(self._keep(name))
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Map images (B, 3, H, W) in [-1, 1] to features of each layer, (B, channels, positions)."""
+        """Map images (B, 3, H, W) in [-1, 1] to features of each layer, (B, channels, positions) if flat."""
         if self._device != image.device:
             self.module.to(image.device)
             self._device = image.device
         self._found.clear()
         vector = cast(DescribesImages, self.module).image_features(image)
         if not self.layers:
-            return [vector[:, :, None]]
+            return [vector[:, :, None] if self.flatten else vector]
         found = [self._found.pop(name) for name in self.layers]
-        return [_channels_first(value) for value in found]
+        return [_channels_first(value) for value in found] if self.flatten else found
 
     def _keep(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,11 @@ from ldm.io.upstream import MODEL_FOLDERS
 from ldm.latents.manifest import check_text
 from ldm.latents.space import LatentSpace
 from ldm.lightning_internals import trainer_of
+from ldm.losses.term import LossTerm
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage
+from ldm.stages.terms import bind_terms
 from ldm.types import Batch, Cond, Denoise, Denoiser, DenoiserDims
 
 QUARTERS = 4
@@ -42,6 +44,8 @@ class Diffusion(Stage):
         sampler: How validation and ``ldm.sample`` draw images, by default.
         guidance: How they combine the conditional and the unconditional prediction.
         optimizer: How the parameters are updated.
+        losses: Further loss terms, in training alone, e.g. ``Alignment``. They get the hidden states of the
+            denoiser that they name, and the clean image as ``image``.
     """
 
     name = "diffusion"
@@ -58,24 +62,25 @@ class Diffusion(Stage):
         sampler: Sampler | None = None,
         guidance: Guidance | None = None,
         optimizer: Optimization | None = None,
+        losses: Sequence[LossTerm] = (),
     ) -> None:
-        super().__init__(optimizer or AdamW())
+        super().__init__(optimizer or AdamW(), losses)
         self.higher_is_better |= {f"loss_quarter_{i + 1}": False for i in range(QUARTERS)}
         self.latents = latents
         self.image_size = latents.image_size
         self.conditioner = conditioner
         conditioner.bind(latents)
         self.objective = objective or Objective()
-        self.denoiser = denoiser(
-            DenoiserDims(
-                latents.channels,
-                conditioner.token_width,
-                conditioner.vector_width,
-                conditioner.spatial_channels,
-                self.objective.outputs * latents.channels,
-                self.objective.times,
-            )
+        dims = DenoiserDims(
+            latents.channels,
+            conditioner.token_width,
+            conditioner.vector_width,
+            conditioner.spatial_channels,
+            self.objective.outputs * latents.channels,
+            self.objective.times,
         )
+        self.denoiser = denoiser(dims)
+        self._hidden = bind_terms(losses, self.denoiser, dims)
         self.context_length = conditioner.context_length
         self.sampler = sampler or DDIM()
         if self.sampler.times > self.objective.times:
@@ -87,8 +92,9 @@ class Diffusion(Stage):
         self._keeps_variance = False
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
-        """Name the fields of a batch that the latent space and the conditioner read."""
-        return (*self.latents.reads(stored), *self.conditioner.reads_stored(stored))
+        """Name the fields of a batch that the latent space, the conditioner and the loss terms read."""
+        fields = (*self.latents.reads(stored), *self.conditioner.reads_stored(stored))
+        return tuple(dict.fromkeys((*fields, *(name for term in self.loss_terms for name in term.reads))))
 
     @override
     def validate_shards(
@@ -111,8 +117,16 @@ class Diffusion(Stage):
         self.conditioner.check_values(batch)
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
-        """Regress the objective's target at random timesteps; log how many conditions are cut."""
-        return {"loss": self._regress(batch, noise)[1].mean(), **self.conditioner.truncated(batch)}
+        """Regress the objective's target at random timesteps; log how many conditions are cut.
+
+        With loss terms, "denoising" is the loss without them.
+        """
+        found = {"loss": self._regress(batch, noise)[1].mean(), **self.conditioner.truncated(batch)}
+        if self._hidden is None or not self.training:
+            return found
+        hidden = self._hidden.take(*batch["image"].shape[-2:])
+        terms = self.sum_terms(batch, {"image": batch["image"], **hidden})
+        return {**found, **terms, "loss": found["loss"] + terms["loss"], "denoising": found["loss"]}
 
     def means(self, batch: Batch, noise: SampleNoise) -> dict[str, tuple[Tensor, int]]:
         """Average the loss over all samples, and over those in each quarter of the timesteps."""

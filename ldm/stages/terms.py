@@ -14,8 +14,9 @@ from ldm.losses.balance import LastLayer
 from ldm.losses.term import LossTerm
 from ldm.losses.total import sum_terms
 from ldm.nets.frozen import Frozen
+from ldm.nets.hidden import HiddenStates
 from ldm.stages.counted import Counted, global_batch_size
-from ldm.types import Batch
+from ldm.types import Batch, DenoiserDims
 
 TERMS = "terms"
 """Attribute that holds the loss terms, and prefix of the names of their parameters."""
@@ -130,6 +131,21 @@ def _hash_frozen(terms: Iterable[LossTerm]) -> Iterator[tuple[str, str]]:
                     network = network.module
                 owners = [part for part in name.split(".") if not part.startswith("_")]
                 yield ".".join([term.name, *owners]), tensors_sha256(network.state_dict())
+
+
+def bind_terms(terms: Sequence[LossTerm], denoiser: nn.Module, dims: DenoiserDims) -> HiddenStates | None:
+    """Give loss terms the hidden states of a denoiser that they name; None without terms.
+
+    Raises:
+        ValueError: If the denoiser has no such module.
+    """
+    if not terms:
+        return None
+    hidden = HiddenStates(denoiser, [name for term in terms for name in term.hidden])
+    channels = hidden.channels(dims)
+    for term in terms:
+        term.bind(channels)
+    return hidden
 
 
 def without_terms(module: SumsTerms) -> nn.Module:
