@@ -40,8 +40,7 @@ class Batch(TypedDict, total=False):
     label_map: Tensor
     """(B, H, W) int64: the class of every pixel (uint8 until it is on the device)."""
     layout: list[Tensor]
-    """B times (n, 5) float32: class, left, top, right, bottom of each object; fractions of the image's side
-    in [0, 1], from the top left corner."""
+    """B times (n, 5) float32: class, left, top, right, bottom of each object, in fractions of the sides."""
     size: Tensor
     """(B, 6) float32, pixels: height and width of the image before anything was resized, top and left of the
     crop in the resized image, height and width of the crop."""

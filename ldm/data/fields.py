@@ -27,6 +27,8 @@ LATENT, FLIPPED_LATENT, TEXT_EMBEDDING = "latent.npy", "latent.flip.npy", "text.
 """Members that ``ldm.encode`` writes."""
 STORED = ("latent", "text_embedding")
 """Fields of these, which replace what they were computed from."""
+STORED_SUBSETS = ((), ("latent",), ("text_embedding",), STORED)
+"""Which of them a set may have."""
 UNKNOWN_CLASS = "unknown class"
 """Reason of bad samples with a class that the model lacks."""
 _NONE: Mapping[str, int] = {}

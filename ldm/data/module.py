@@ -6,7 +6,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
-from itertools import chain, combinations
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from ldm.data.decode import Skipped
-from ldm.data.fields import STORED, Sample, check_names, collate, converted
+from ldm.data.fields import STORED_SUBSETS, Sample, check_names, collate, converted
 from ldm.data.manifest import latents_size, stored_fields
 from ldm.data.readers import Indexed, Reader
 from ldm.data.sets import TrainSet, named_sets
@@ -170,8 +169,7 @@ class Shards(L.LightningDataModule):
         if isinstance(module, HasClasses):
             self._classes = dict(module.classes)
         if isinstance(module, ReadsFields):
-            subsets = chain.from_iterable(combinations(STORED, n) for n in range(len(STORED) + 1))
-            self._reads = {stored: module.reads(stored) for stored in subsets}
+            self._reads = {stored: module.reads(stored) for stored in STORED_SUBSETS}
         if any(self._is_derived.values()):
             size = latents_size(self.train_shards, "data.train")
             if self._is_derived["fields"] and isinstance(module, ReadsFields):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class MLPHead(Head):
     def projector(self, channels: int, features: int) -> nn.Module:
         widths = [channels, self.width, self.width, features]
         layers: list[nn.Module] = []
-        for ins, outs in zip(widths, widths[1:], strict=False):
+        for ins, outs in pairwise(widths):
             layers += [nn.Conv2d(ins, outs, 1), nn.SiLU()]
         return nn.Sequential(*layers[:-1])
 
