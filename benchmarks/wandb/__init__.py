@@ -1,0 +1,1 @@
+"""What logging to W&B costs and survives: ``python -m benchmarks.wandb``."""
