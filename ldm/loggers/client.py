@@ -49,13 +49,16 @@ def begin(settings: Mapping[str, Any]) -> Any:
             raise Unreachable(
                 f"wandb.mode: no answer from {address} within {START_TIMEOUT:g} s ({reason})"
             ) from error
-        raise ValueError(
-            f"wandb.mode: W&B cannot start ({reason}): check --wandb.project and --wandb.entity, run 'wandb "
-            "login' or set WANDB_API_KEY, or set --wandb.mode to offline or disabled"
-        ) from error
+        advice = (
+            "delete wandb-id.txt in the run's folder for a new run there"
+            if "deleted" in reason
+            else "check --wandb.project and --wandb.entity, run 'wandb login' or set WANDB_API_KEY, or set "
+            "--wandb.mode to offline or disabled"
+        )
+        raise ValueError(f"wandb.mode: W&B cannot start ({reason}): {advice}") from error
 
 
-def end(run: Any, code: int, seconds: float, hurries: Callable[[], bool]) -> bool:
+def end(run: Any, code: int, seconds: float, hurries: Callable[[], bool]) -> str | None:
     """End a run of W&B, and its client's process whether or not everything is sent.
 
     Args:
@@ -65,9 +68,11 @@ def end(run: Any, code: int, seconds: float, hurries: Callable[[], bool]) -> boo
         hurries: Whether a signal came; from then on ``AT_SIGNAL`` is the limit.
 
     Returns:
-        Whether everything was sent.
+        Why not everything was sent; None if it was.
     """
     import wandb
+
+    log = Path(run.settings.log_internal)
 
     def finish() -> None:
         with suppress(Exception):  # its process is gone
@@ -88,7 +93,9 @@ def end(run: Any, code: int, seconds: float, hurries: Callable[[], bool]) -> boo
     finally:
         if waiting.is_alive() or not finished:
             _kill()
-    return bool(finished)
+    if finished:
+        return _refusal(log)
+    return "its process is gone" if time.monotonic() < limit else "no answer in time"
 
 
 def image(path: Path, caption: str) -> Any:
@@ -96,6 +103,14 @@ def image(path: Path, caption: str) -> Any:
     import wandb
 
     return wandb.Image(str(path), caption=caption)
+
+
+def _refusal(log: Path) -> str | None:
+    """Return why the server refused rows, by the client's log: it drops them, and ends well."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    found = [line for line in lines if "HTTP error" in line and "/file_stream" in line]
+    status = re.search(r'"status":(\d+)', found[-1]) if found else None
+    return f"rows were refused with HTTP status {status[1]}" if status else None
 
 
 def _never() -> bool:

@@ -167,12 +167,11 @@ class WandbSamplesLogger(WandbLogger):
             Whether everything was sent; offline, whether it was written.
         """
         run, self._experiment = self._experiment, None
-        if run is None or end(run, code, seconds, hurries):
-            return not self._is_lost
-        steps = self._sent // PER_STEP + 1
-        if not self._is_lost:
-            warn(f"not all rows up to step {steps} are known to be sent: {self.later} sends what is missing")
-        return False
+        reason = None if run is None else end(run, code, seconds, hurries)
+        if reason is not None and not self._is_lost:
+            steps = self._sent // PER_STEP + 1
+            warn(f"W&B: {reason}: rows up to step {steps} may be missing: {self.later} sends what is")
+        return reason is None and not self._is_lost
 
     @rank_zero_only
     def keep_files(self, paths: Iterable[Path]) -> None:
