@@ -53,8 +53,12 @@ def shapes(folder: Path) -> Path:
 
 def rows(server: Any, run: Tiny) -> list[dict[str, Any]]:
     """Rows of a run on the server, without what no two runs share."""
-    own = {*TIMED, "_timestamp", "_runtime"}
-    return [{k: v for k, v in row.items() if k not in own} for row in server.runs[run.id].rows]
+    own, files = {*TIMED, "_timestamp", "_runtime"}, server.runs[run.id].files
+
+    def shown(value: Any) -> Any:
+        return (files[value["path"]], value["caption"]) if isinstance(value, dict) else value
+
+    return [{k: shown(v) for k, v in row.items() if k not in own} for row in server.runs[run.id].rows]
 
 
 def kill(run: Tiny, options: Sequence[str], kind: str, chance: random.Random) -> str:

@@ -20,6 +20,7 @@ from ldm.loggers.client import Unreachable, begin, end, image
 from ldm.loggers.directions import Directions
 from ldm.loggers.logged import PER_STEP, Row, logged, position_of_values
 from ldm.loggers.metrics_csv import format_value
+from ldm.loggers.uploads import images, mark_sent, unsent
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,20 @@ class WandbSamplesLogger(WandbLogger):
         if self._next is not None:
             return 0
         self._next = 0 if self._offline else self.experiment.starting_step
-        before = [] if self._offline else logged(Path(str(self.save_dir)))
-        return sum(self._send(row) for row in before if row.position < until)
+        if self._offline:
+            return 0
+        for begun in unsent(self._client_folder, self.experiment.id):
+            if begun != Path(self.experiment.dir).parent:
+                self._save(images(begun), begun / "files")
+        return sum(self._send(row) for row in logged(Path(str(self.save_dir))) if row.position < until)
+
+    @property
+    def _client_folder(self) -> Path:
+        return Path(self.experiment.dir).parent.parent
+
+    def _save(self, paths: Iterable[Path], base: Path) -> None:
+        for path in paths:
+            self.experiment.save(str(path), base_path=str(base), policy="now")
 
     def _send(self, row: Row) -> bool:
         position = max(row.position, self._sent)  # rows of one position become one
@@ -166,12 +179,17 @@ class WandbSamplesLogger(WandbLogger):
         Returns:
             Whether everything was sent; offline, whether it was written.
         """
-        run, self._experiment = self._experiment, None
-        reason = None if run is None else end(run, code, seconds, hurries)
+        if self._experiment is None:
+            return not self._is_lost
+        run, folder, self._experiment = self._experiment, self._client_folder, None
+        reason = end(run, code, seconds, hurries)
         if reason is not None and not self._is_lost:
             steps = self._sent // PER_STEP + 1
             warn(f"W&B: {reason}: rows up to step {steps} may be missing: {self.later} sends what is")
-        return reason is None and not self._is_lost
+        is_sent = reason is None and not self._is_lost
+        if is_sent and not self._offline and self._next is not None:
+            mark_sent(folder, run.id)
+        return is_sent
 
     @rank_zero_only
     def keep_files(self, paths: Iterable[Path]) -> None:
@@ -179,7 +197,7 @@ class WandbSamplesLogger(WandbLogger):
         for path in paths:
             copied = Path(self.experiment.dir) / path.name
             shutil.copyfile(path, copied)
-            self.experiment.save(str(copied), base_path=self.experiment.dir, policy="now")
+            self._save([copied], copied.parent)
 
     @rank_zero_only
     def use(self, versions: Mapping[str, str], role: str) -> None:
