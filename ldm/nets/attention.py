@@ -171,21 +171,32 @@ class Transformer2D(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over a feature map, added to its input: the autoencoder's middle."""
+    """Self-attention over a feature map, added to its input: the autoencoder's middle, and DDPM's U-Net.
 
-    def __init__(self, channels: int, norm_groups: int = 32) -> None:
+    Args:
+        channels: Channels of the map.
+        norm_groups: Groups of the group norm.
+        num_heads: Heads; divides ``channels``.
+        eps: Added to the variance: 1e-6 in the autoencoder, 1e-5 in the U-Net.
+    """
+
+    def __init__(self, channels: int, norm_groups: int = 32, num_heads: int = 1, eps: float = 1e-6) -> None:
         super().__init__()
-        self.group_norm = GroupNorm(norm_groups, channels, eps=1e-6)
-        attention = Attention(channels, channels, num_heads=1, bias=True)
+        self.group_norm = GroupNorm(norm_groups, channels, eps=eps)
+        attention = Attention(channels, channels, num_heads, bias=True)
+        self.num_heads = num_heads
         self.to_q, self.to_k, self.to_v = attention.to_q, attention.to_k, attention.to_v
         self.to_out = attention.to_out
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to the same."""
         sequence = _sequence(self.group_norm(x))
-        q, k, v = (p(sequence)[:, None] for p in (self.to_q, self.to_k, self.to_v))
-        hidden = self.to_out[0](attend(q, k, v)[:, 0])
+        q, k, v = (self._split(p(sequence)) for p in (self.to_q, self.to_k, self.to_v))
+        hidden = self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
         return x + _feature_map(hidden, x.shape[2])
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, d)
 
 
 def _sequence(x: Tensor) -> Tensor:

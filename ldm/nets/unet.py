@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.io.config import Configurable
-from ldm.nets.attention import Transformer2D
+from ldm.nets.attention import AttentionBlock, Transformer2D
 from ldm.nets.layers import (
     Downsample,
     GroupNorm,
@@ -40,9 +40,11 @@ class UNet(Configurable, nn.Module):
         num_heads: Attention heads, one number for all levels or one per level.
         norm_groups: Groups of the group norms; divides every level's channels.
         linear_projection: Linear instead of convolutional projections around transformers (SD 2.x).
+        transformers: Transformers where a level attends; False: self-attention alone, which takes no
+            condition tokens, as in DDPM and in unconditional latent diffusion.
     """
 
-    def __init__(
+    def __init__(  # eight arguments: each is a choice of a published graph
         self,
         widths: DenoiserDims,
         block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
@@ -51,11 +53,14 @@ class UNet(Configurable, nn.Module):
         num_heads: int | Sequence[int] = 8,
         norm_groups: int = 32,
         linear_projection: bool = False,
+        transformers: bool = True,
     ) -> None:
         super().__init__()
         channels, attends = list(block_out_channels), list(attention)
         heads = [num_heads] * len(channels) if isinstance(num_heads, int) else list(num_heads)
         _check(channels, attends, heads, norm_groups)
+        if not transformers and widths.tokens is not None:
+            raise ValueError("denoiser.transformers: got false with condition tokens, expected true for them")
         self.widths = widths
         self.factor = 2 ** (len(channels) - 1)
         time_width = 4 * channels[0]
@@ -63,7 +68,7 @@ class UNet(Configurable, nn.Module):
         self.interval_embedding = TimestepMLP(channels[0], time_width) if widths.times == 2 else None
         self.class_embedding = None if widths.vector is None else nn.Linear(widths.vector, time_width)
         self.conv_in = nn.Conv2d(widths.sample + widths.spatial, channels[0], 3, padding=1)
-        options = _LevelOptions(time_width, widths.tokens, norm_groups, linear_projection)
+        options = _LevelOptions(time_width, widths.tokens, norm_groups, linear_projection, transformers)
         levels = list(zip(channels, heads, attends, strict=True))
         self.down_blocks, skips = _down(options, levels, layers_per_block)
         self.mid_block = options.stack([channels[-1]] * 2, channels[-1], heads[-1], num_transformers=1)
@@ -106,7 +111,7 @@ class UNet(Configurable, nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks that hold nearly all parameters, in no order."""
-        kinds = (ResnetBlock, Transformer2D, Downsample, Upsample)
+        kinds = (ResnetBlock, Transformer2D, AttentionBlock, Downsample, Upsample)
         return [module for module in self.modules() if isinstance(module, kinds)]
 
     def _embed(self, t: Tensor, cond: Cond, dtype: torch.dtype) -> Tensor:
@@ -123,10 +128,13 @@ class Stack(nn.Module):
 
     Args:
         resnets: ResNet blocks in order.
-        transformers: One per ResNet block, or none (on the way down and up); one in the middle.
+        transformers: One, or an attention, per ResNet block, or none (on the way down and up); one in the
+            middle.
     """
 
-    def __init__(self, resnets: Sequence[ResnetBlock], transformers: Sequence[Transformer2D]) -> None:
+    def __init__(
+        self, resnets: Sequence[ResnetBlock], transformers: Sequence[Transformer2D | AttentionBlock]
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         if transformers:
@@ -137,7 +145,10 @@ class Stack(nn.Module):
 
     def _layer(self, i: int, x: Tensor, time: Tensor, cond: Cond) -> Tensor:
         x = self.resnets[i](x, time)
-        return self.attentions[i](x, cond.tokens, cond.mask) if self.attends else x
+        if not self.attends:
+            return x
+        attention = self.attentions[i]
+        return attention(x) if isinstance(attention, AttentionBlock) else attention(x, cond.tokens, cond.mask)
 
     def down(self, x: Tensor, time: Tensor, cond: Cond, skips: list[Tensor]) -> Tensor:
         """Run the level on the way down; append every intermediate map to ``skips``."""
@@ -168,12 +179,17 @@ class _LevelOptions:
     token_width: int | None
     norm_groups: int
     linear_projection: bool
+    transformers: bool
 
     def stack(self, ins: list[int], out: int, heads: int, num_transformers: int) -> Stack:
         """Make ResNet blocks from the channels ``ins`` to ``out``, and transformers."""
-        args = (out, self.token_width, heads, self.norm_groups, self.linear_projection)
         resnets = [ResnetBlock(i, out, self.time_width, self.norm_groups) for i in ins]
-        return Stack(resnets, [Transformer2D(*args) for _ in range(num_transformers)])
+        return Stack(resnets, [self._attention(out, heads) for _ in range(num_transformers)])
+
+    def _attention(self, channels: int, heads: int) -> Transformer2D | AttentionBlock:
+        if not self.transformers:
+            return AttentionBlock(channels, self.norm_groups, heads, eps=1e-5)
+        return Transformer2D(channels, self.token_width, heads, self.norm_groups, self.linear_projection)
 
 
 _Levels = list[tuple[int, int, bool]]  # channels, heads, whether it has transformers; finest first

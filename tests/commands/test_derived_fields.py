@@ -1,12 +1,17 @@
 """Every configuration instantiates, and reads what it needs of its shards, though none states it."""
 
+import contextlib
+import functools
 import json
 
 import pytest
+import torch
 import yaml
 from tiny_runs import ROOT
 
 from ldm import training
+from ldm.nets.dit import DiT
+from ldm.nets.unet import UNet
 from ldm.runs.recipe import layers
 
 READ = {  # fields and image size, as the configurations stated them before they were derived
@@ -29,7 +34,17 @@ READ = {  # fields and image size, as the configurations stated them before they
     "emoji/clip": ({"image", "text"}, 64),
     "emoji/perceptual": ({"image"}, 64),
     "emoji/squared-error": ({"image"}, 64),
+    "cifar10/ddpm": ({"image"}, 32),
+    "cifar10/edm": ({"image", "label"}, 32),
+    "demo/dit": ({"latent", "text"}, 32),
+    "demo/mean-flow": ({"image", "label"}, 8),
+    "diffusion/dit": ({"latent", "text"}, 256),
     "diffusion/sd1": ({"latent", "text"}, 256),
+    **{f"faces/ldm-4-{faces}": ({"latent"}, 256) for faces in ("ffhq", "celeba-hq")},
+    **{
+        f"imagenet/{model}": ({"latent", "label"}, 256)
+        for model in ("dit-b-4", "dit-xl-2", "lightningdit-b-1", "sr-dit-b-1", "ldm-4")
+    },
 }
 for side in (64, 128, 256):
     READ |= {
@@ -37,6 +52,8 @@ for side in (64, 128, 256):
         f"own/{side}/clip": ({"image", "text"}, side),
         f"own/{side}/diffusion": ({"latent", "text"}, side),
     }
+ON_META = ("cifar10", "faces", "imagenet")
+"""Folders of configurations whose denoisers are given no memory."""
 SLOW = ("autoencoder/", "clip/", "diffusion/", "own/128/", "own/256/")
 
 
@@ -46,7 +63,28 @@ def built(path, tmp_path, chain, *more):
         # its upstream runs take days: its widths follow those of tiny ones
         options.append(f"--model.latents.checkpoint={chain.runs / 'autoencoder'}")
         options.append(f"--model.conditioner.checkpoint={chain.runs / 'clip'}")
-    return training.build(["--config", str(path), *options, *more])
+    if path.parent.name in ("imagenet", "faces"):
+        options.append(f"--model.latents.checkpoint={chain.runs / 'autoencoder'}")
+    with without_memory() if path.parent.name in ON_META else contextlib.nullcontext():
+        return training.build(["--config", str(path), *options, *more])
+
+
+@contextlib.contextmanager
+def without_memory():
+    """Give the weights of denoisers no memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (UNet, DiT):
+            patch.setattr(kind, "__init__", on_meta(kind.__init__))
+        yield
+
+
+def on_meta(build):
+    @functools.wraps(build)
+    def built(*args, **kwargs):
+        with torch.device("meta"):
+            build(*args, **kwargs)
+
+    return built
 
 
 @pytest.mark.parametrize(

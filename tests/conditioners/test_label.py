@@ -84,3 +84,14 @@ def test_guidance_by_a_condition_that_training_never_dropped_warns(dropout, scal
         str(each.message) for each in caught if "which this model was not trained for" in str(each.message)
     ]
     assert len(said) == warns
+
+
+def test_a_class_may_be_a_token_and_begin_small():
+    torch.manual_seed(0)
+    plain = ClassLabel(3, 4)
+    torch.manual_seed(0)
+    token = ClassLabel(3, 4, std=0.02, as_token=True)
+    assert (token.token_width, token.vector_width) == (4, None)
+    data = labelled(0, 2)
+    torch.testing.assert_close(token(data).tokens, 0.02 * plain(data).vector[:, None])
+    torch.testing.assert_close(token.null(data).tokens, 0.02 * plain.null(data).vector[:, None])

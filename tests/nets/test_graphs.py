@@ -125,3 +125,26 @@ def test_masked_tokens_do_not_matter():
     same = unet(x, t, Cond(tokens=changed, mask=mask))
     assert torch.equal(unet(x, t, Cond(tokens=tokens, mask=mask)), same)
     assert not torch.allclose(unet(x, t, Cond(tokens=changed)), same)
+
+
+def test_the_unet_of_ddpm_is_diffusers_unet2d():
+    arguments = {"attention": (False, True), "num_heads": 2, "norm_groups": 4, "transformers": False}
+    ours = randomised(UNet(DenoiserDims(sample=3), (8, 16), 2, **arguments))
+    theirs = diffusers.UNet2DModel(
+        in_channels=3,
+        out_channels=3,
+        freq_shift=0,
+        downsample_padding=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        attention_head_dim=8,
+        norm_num_groups=4,
+        flip_sin_to_cos=True,
+    ).double()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x, t = torch.randn(2, 3, 8, 8).double(), torch.tensor([3, 977])
+    got, expected = ours(x, t, Cond()), theirs(x, t).sample
+    assert (got - expected).norm() / expected.norm() < 1e-10
+    with pytest.raises(ValueError, match=r"denoiser\.transformers: got false with condition tokens"):
+        UNet(DenoiserDims(sample=3, tokens=4), (8, 16), 2, **arguments)
