@@ -44,15 +44,25 @@ def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="runs/demo/digits", help="Run folder or checkpoint.")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="*",
+        help="Steps of the sampler, a row of the table for each; default: the run's.",
+    )
     parser.add_argument("--num", type=int, default=1000, help="Digits to draw.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the images.")
     options = parser.parse_args()
     reader, ceiling = train_reader()
     labels = torch.arange(options.num) % 10
-    drawn = draw(load_stage(options.checkpoint, Diffusion), labels, options.seed)
-    right = float((reader.predict(drawn) == labels.numpy()).mean())
+    stage = load_stage(options.checkpoint, Diffusion)
     print("| digits read right by a support vector machine | accuracy |\n|---|---|")
-    print(f"| real, held out (297) | {ceiling:.3f} |\n| drawn, no guidance ({options.num}) | {right:.3f} |")
+    print(f"| real, held out (297) | {ceiling:.3f} |")
+    for steps in options.steps or [stage.sampler.num_steps]:
+        stage.sampler.num_steps = steps
+        drawn = draw(stage, labels, options.seed)
+        right = float((reader.predict(drawn) == labels.numpy()).mean())
+        print(f"| drawn in {steps} steps, no guidance ({options.num}) | {right:.3f} |")
 
 
 if __name__ == "__main__":
