@@ -192,6 +192,19 @@ class ValidatesShards(Protocol):
         ...
 
 
+@runtime_checkable
+class ValidatesSizes(Protocol):
+    """A stage that knows which sizes of images it can be trained on."""
+
+    def validate_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Check heights and widths of training images before the first step.
+
+        Raises:
+            ValueError: If the stage cannot use one.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Progress:
     """Optimizer steps and training samples, over all processes: the only count of them.

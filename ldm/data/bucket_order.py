@@ -44,15 +44,17 @@ class BucketOrder:
         batch_size: M, samples of a global batch, over all processes.
 
     Raises:
-        ValueError: If there are no samples, or fewer than M.
+        ValueError: If there are no samples.
     """
 
     def __init__(self, counts: np.ndarray, seed: int, group_shards: int, batch_size: int) -> None:
         self.counts, self.seed = np.asarray(counts, dtype=np.int64), seed
         self.group_shards, self.batch_size = group_shards, batch_size
         self.totals: list[int] = self.counts.sum(axis=0).tolist()
-        if not 1 <= batch_size <= len(self):
-            raise ValueError(f"batch_size: got {batch_size} for {len(self)} samples, expected 1 to as many")
+        if batch_size < 1 or not len(self):
+            raise ValueError(
+                f"batch_size: got {batch_size} for {len(self)} samples, expected at least 1 of each"
+            )
         self.num_rounds = -(-len(self) // (batch_size * ROUND))
         """P, rounds of an epoch."""
         self._orders: dict[int, Order] = {}
@@ -72,12 +74,25 @@ class BucketOrder:
             position: Global position >= 0.
             ahead: Samples of the bucket's stream to pass over: those that cannot be used.
         """
+        bucket, place = self._place(position)
+        shard, row = self._order(bucket).locate(place + ahead)
+        return shard, bucket, row
+
+    def upcoming(self, position: int) -> tuple[list[int], list[int]]:
+        """Return the shards of the group that a position is in, and those of the next group."""
+        bucket, place = self._place(position)
+        return self._order(bucket).upcoming(place)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Return the bucket of a global position, and the position in the bucket's stream."""
         batch, within = divmod(position, self.batch_size)
         bucket, number = self._batch(batch)
+        return bucket, number * self.batch_size + within
+
+    def _order(self, bucket: int) -> Order:
         if bucket not in self._orders:
             self._orders[bucket] = Order(self.counts[:, bucket], self.seed, self.group_shards)
-        shard, row = self._orders[bucket].locate(number * self.batch_size + within + ahead)
-        return shard, bucket, row
+        return self._orders[bucket]
 
     def _batch(self, batch: int) -> tuple[int, int]:
         """Return the bucket of a global batch, and which of the bucket's batches it is."""

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ldm.data.metadata import Kind
+from ldm.data.rows import Grouping
+
 
 class Size(NamedTuple):
     """Height and width of an image in pixels."""
@@ -80,16 +83,18 @@ class AspectRatio:
         height: Name of the column of heights.
         width: Name of the column of widths; a sample that lacks one of the two is in the bucket nearest to
             the square.
+        kept: Leaves samples out; None keeps all.
     """
 
     sizes: tuple[Size, ...]
     height: str = "height"
     width: str = "width"
+    kept: Grouping | None = None
 
     @property
-    def columns(self) -> Mapping[str, type]:
+    def columns(self) -> Mapping[str, Kind]:
         """Columns that it reads."""
-        return {self.height: float, self.width: float}
+        return {**(self.kept.columns if self.kept else {}), self.height: float, self.width: float}
 
     @property
     def num_groups(self) -> int:
@@ -99,13 +104,14 @@ class AspectRatio:
     @property
     def identity(self) -> str:
         """Text that changes whenever the grouping does."""
-        return f"{self.height}/{self.width} of {' '.join(map(str, self.sizes))}"
+        kept = f" where {self.kept.identity}" if self.kept else ""
+        return f"{self.height}/{self.width} of {' '.join(map(str, self.sizes))}{kept}"
 
     def groups(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the number of each sample's bucket, (N,) int64.
+        """Return the number of each sample's bucket, -1 for one that is left out: (N,) int64.
 
         Args:
-            columns: (N,) float64 heights and widths, NaN where unknown.
+            columns: (N,) float64 heights and widths, NaN where unknown, and what ``kept`` reads.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = columns[self.height] / columns[self.width]
@@ -115,7 +121,8 @@ class AspectRatio:
             math.sqrt(a.height * b.height / (a.width * b.width))
             for a, b in zip(self.sizes, self.sizes[1:], strict=False)
         ]
-        return np.searchsorted(np.array(ends), ratio).astype(np.int64)
+        found = np.searchsorted(np.array(ends), ratio).astype(np.int64)
+        return found if self.kept is None else np.where(self.kept.groups(columns) >= 0, found, -1)
 
 
 def without_small(sizes: Sequence[Size], counts: Sequence[int], least: int) -> tuple[Size, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor, stack
 
 from ldm.data import arrays, decode, raster
 from ldm.data.decode import UNKNOWN_SIZE, BadSample, Decode, Members, SampleId
+from ldm.data.image_size import decode_size
 from ldm.data.view import View
 from ldm.io.images import from_bytes
 from ldm.types import Batch
@@ -118,7 +119,7 @@ FIELDS: dict[str, Field] = {
         _BOXES,
         lambda boxes: _highest(boxes[:, :1]),
     ),
-    "size": Field(("json", *IMAGES), decode.size, json_keys=("height", "width"), is_implied=True),
+    "size": Field(("json", *IMAGES), decode_size, json_keys=("height", "width"), is_implied=True),
 }
 """Name of each field, as in ``Batch``, to how it is read."""
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ldm.data.buckets import Size
 from ldm.data.cache import DEFAULT
 from ldm.data.remote import check_url, identity, is_remote
 from ldm.data.tar import expand, has_wildcard, urls
@@ -59,6 +60,25 @@ def stored_fields(shards: str | Sequence[str], option: str) -> tuple[str, ...]:
         return ()
     has_text = all(manifest is not None and "text" in manifest for manifest in found)
     return ("latent", "text_embedding") if has_text else ("latent",)
+
+
+def latents_buckets(shards: str | Sequence[str], option: str) -> tuple[Size, ...]:
+    """Return the sizes of the images that shards hold latents of; none if all are square.
+
+    Args:
+        shards: Pattern or paths.
+        option: What names them, for messages.
+
+    Raises:
+        ValueError: If folders differ.
+    """
+    manifests = [read_latents(folder) or {} for folder in folders(shards, option)]
+    found = {tuple(Size(*size) for size in manifest.get("buckets") or ()) for manifest in manifests}
+    if len(found) > 1:
+        raise ValueError(
+            f"{option}: folders hold latents of other sizes each, expected the same ldm.encode --buckets"
+        )
+    return next(iter(found), ())
 
 
 def folders(shards: str | Sequence[str], option: str) -> list[Path]:

@@ -7,6 +7,7 @@ read again when size or modification time of the shard differ from those that th
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import zipfile
@@ -20,7 +21,7 @@ import numpy as np
 from ldm.data import decode
 from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.decode import BadSample, Members
-from ldm.data.fields import FIELDS, IMAGES
+from ldm.data.fields import FIELDS, IMAGES, LATENT
 from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, find_index
 from ldm.data.raster import stored_size
@@ -32,6 +33,8 @@ Kind = type[float] | type[str]
 _VERSION = 1  # raise it when the values change: older sidecars are then read again
 _HEADER = 1 << 16
 """Bytes of an image that are read for its size; where they do not hold it, all of them are."""
+_NPY_HEADER = 256
+"""Bytes of a latent that are read for its shape."""
 
 
 def metadata(
@@ -43,8 +46,9 @@ def metadata(
         summary: The shard.
         index_dir: Folder of its index; None: that of the shard.
         columns: Name to kind. "width" and "height" (of the image as it is decoded: those of the json member
-            if it states both, else those of the image's header) and "caption_length" (characters of the
-            canonical caption) are computed; any other name is a key of the json member.
+            if it states both, else those of the image's header), "latent_width" and "latent_height", and
+            "caption_length" (characters of the canonical caption) are computed; any other name is a key of
+            the json member.
         cache: Where remote shards are staged.
 
     Returns:
@@ -100,11 +104,22 @@ class _Sample:
             return None if caption is None else float(len(caption.value))
         return None
 
+    @cached_property
+    def latent_size(self) -> tuple[float, float] | None:
+        """Height and width of the latent; None where there is none that can be read."""
+        members, _ = self.files.members(0, self.row, (LATENT,), _NPY_HEADER)
+        with contextlib.suppress(ValueError):
+            _, height, width = _npy_shape(members.get(LATENT, b""))
+            return float(height), float(width)
+        return None
+
 
 COMPUTED: dict[str, Callable[[_Sample], float | None]] = {
     "width": lambda sample: sample.size and sample.size[1],
     "height": lambda sample: sample.size and sample.size[0],
     "caption_length": lambda sample: sample.caption_length,
+    "latent_width": lambda sample: sample.latent_size and sample.latent_size[1],
+    "latent_height": lambda sample: sample.latent_size and sample.latent_size[0],
 }
 """Columns that are no keys of the json member."""
 
@@ -127,6 +142,20 @@ def _split(values: list[Any]) -> _Values:
     texts = [value if isinstance(value, str) else "" for value in values]
     array = np.array([math.nan if number is None else number for number in numbers], dtype=np.float64)
     return array, texts if any(texts) else None
+
+
+def _npy_shape(content: bytes) -> tuple[int, ...]:
+    """Read the shape of an array from the beginning of its file; a ValueError if it is none."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    start = file.tell()
+
+    def shape() -> tuple[int, ...]:
+        file.seek(start)
+        return tuple(read(file)[0])
+
+    return parsed(shape)
 
 
 def _number(value: Any) -> float | None:

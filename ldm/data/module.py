@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, cast
 
@@ -13,15 +11,26 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from ldm.data.decode import Skipped
+from ldm.data.bad_samples import BadSamples
+from ldm.data.bucket_rows import shapes_of
+from ldm.data.buckets import Buckets
 from ldm.data.fields import STORED_SUBSETS, Sample, check_names, collate, converted
 from ldm.data.manifest import latents_size, stored_fields
 from ldm.data.readers import Indexed, Reader
+from ldm.data.resume import check_same
 from ldm.data.sets import TrainSet, named_sets
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
 from ldm.data.streaming import Streaming
 from ldm.data.view import NO_AUGMENT, Augment
-from ldm.types import Batch, HasClasses, ReadsFields, ValidatesBatch, ValidatesShards, progress_of
+from ldm.types import (
+    Batch,
+    HasClasses,
+    ReadsFields,
+    ValidatesBatch,
+    ValidatesShards,
+    ValidatesSizes,
+    progress_of,
+)
 
 __all__ = ["Indexed", "Shards", "Streaming"]
 DEFAULT_FIELDS = ("image", "text")
@@ -54,6 +63,8 @@ class Shards(L.LightningDataModule):
         val_filter: Validation samples that are used, likewise; ``filter`` leaves them alone.
         new_phase: Whether a resumed run may mix sets by other weights than before: each continues where it
             stands. False: other weights are an error.
+        buckets: Sizes that training images get by their proportions, one for each global batch; None: all are
+            square, as in validation. Latents have the sizes that ``ldm.encode --buckets`` gave them.
     """
 
     def __init__(
@@ -70,21 +81,19 @@ class Shards(L.LightningDataModule):
         filter: str | None = None,
         val_filter: str | None = None,
         new_phase: bool = False,
+        buckets: Buckets | None = None,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
-        numbers = {
-            "image_size": (image_size, 1),
-            "batch_size": (batch_size, 1),
-            "num_workers": (num_workers, 0),
-        }
-        for name, (value, lowest) in numbers.items():
+        counts = {"image_size": image_size, "batch_size": batch_size, "num_workers": num_workers}
+        for name, value in counts.items():
+            lowest = 0 if name == "num_workers" else 1
             if value is not None and value < lowest:
                 raise ValueError(f"data.{name}: got {value}, expected at least {lowest}")
         self.sets, self.new_phase = named_sets(train, filter), new_phase
         self.val_shards, self.val_filter = val, val_filter
         self.batch_size, self.num_workers = batch_size, num_workers
-        self.reader, self.augment = reader, augment
+        self.reader, self.augment, self.buckets = reader, augment, buckets
         self.fields = DEFAULT_FIELDS if fields is None else check_names(fields, "data.fields")
         self._image_size = image_size
         self._is_derived = {"fields": fields is None, "image_size": image_size is None}
@@ -93,8 +102,8 @@ class Shards(L.LightningDataModule):
         self._seed = 0
         self._reads: dict[Collection[str], tuple[str, ...]] | None = None
         self._classes: dict[str, int] = {}
-        self._bad = {"training": Counter[Skipped](), "validation": Counter[Skipped]()}
-        self._new = {"training": Counter[str](), "validation": Counter[str]()}
+        self._global_batch = batch_size
+        self._bad = {kind: BadSamples(kind) for kind in ("training", "validation")}
 
     @property
     def image_size(self) -> int:
@@ -129,12 +138,11 @@ class Shards(L.LightningDataModule):
     @property
     def num_skipped(self) -> int:
         """Bad training samples met by this process and replaced."""
-        return self._bad["training"].total()
+        return self._bad["training"].total
 
     def take_bad(self, kind: Literal["training", "validation"]) -> dict[str, int]:
         """Return by reason how many bad samples this process has replaced since the last call."""
-        taken, self._new[kind] = dict(self._new[kind]), Counter[str]()
-        return taken
+        return self._bad[kind].take()
 
     @property
     def samples(self) -> int:
@@ -146,7 +154,9 @@ class Shards(L.LightningDataModule):
         """The training samples; opened on first use."""
         if self._source is None:
             self._seed = _global_seed()
-            spec = SampleSpec(self.fields, self.image_size, self._seed, self._classes, self.augment)
+            train, size = self.train_shards, self.image_size
+            shapes = shapes_of(self.buckets, self.fields, train, size, self._global_batch)
+            spec = SampleSpec(self.fields, self.image_size, self._seed, self._classes, self.augment, shapes)
             self._source = self.reader.open(self.sets, spec)
         return self._source
 
@@ -165,7 +175,8 @@ class Shards(L.LightningDataModule):
 
         Called by ``setup`` with the trainer's LightningModule; before that, fields are image and text.
         """
-        before = (self.fields, self._image_size, self._reads, self._classes)
+        before = (self.fields, self._image_size, self._reads, self._classes, self._global_batch)
+        self._global_batch = self.batch_size * self._rank().world_size
         if isinstance(module, HasClasses):
             self._classes = dict(module.classes)
         if isinstance(module, ReadsFields):
@@ -178,7 +189,7 @@ class Shards(L.LightningDataModule):
             if self._is_derived["image_size"]:
                 trained = getattr(module, "image_size", None)
                 self._image_size = size if size is not None and "latent" in self.fields else trained
-        if (self.fields, self._image_size, self._reads, self._classes) != before:
+        if (self.fields, self._image_size, self._reads, self._classes, self._global_batch) != before:
             self._source = self._evaluation = None
 
     def prepare_data(self) -> None:
@@ -210,6 +221,8 @@ class Shards(L.LightningDataModule):
                 f"data.val: {self.num_val} samples for {world_size} processes, expected one for each"
             )
         if stage == "fit" and self.trainer is not None:
+            if isinstance(module, ValidatesSizes) and (shapes := self.source.shapes) is not None:
+                module.validate_sizes(shapes.sizes)
             for line in self.source.report() if self.trainer.is_global_zero else ():
                 print(line, flush=True)
             self.source.check()
@@ -230,10 +243,7 @@ class Shards(L.LightningDataModule):
         is_training = self.trainer is None or self.trainer.training
         kind = "training" if is_training else "validation"
         for skipped in batch.pop("skipped", ()):
-            if skipped not in self._bad[kind]:
-                warnings.warn(f"bad {kind} sample replaced: {skipped.message}", stacklevel=1)
-            self._bad[kind][skipped] += 1
-            self._new[kind][skipped.reason] += 1
+            self._bad[kind].note(skipped)
         if self.trainer is not None and is_training:
             self.source.observe(batch)
         self._validate(batch)
@@ -264,13 +274,7 @@ class Shards(L.LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
-        found = self.source.identity()
-        for name, then in state["data"].items():
-            if found.get(name) != then:
-                raise ValueError(
-                    f"data.train: the checkpoint was trained on data with {name} {then!r:.120}, found "
-                    f"{found.get(name)!r:.120}: restore the data, or start a new run"
-                )
+        check_same(state["data"], self.source.identity())
         if state["seed"] != self._seed:
             raise ValueError(
                 f"seed_everything: the checkpoint was trained with seed {state['seed']}, found {self._seed}: "
@@ -280,14 +284,8 @@ class Shards(L.LightningDataModule):
 
     @override
     def teardown(self, stage: str) -> None:
-        for kind, bad in self._bad.items():
-            if stage == "fit" and bad:
-                of = Counter[str]()
-                for skipped, count in bad.items():
-                    of[skipped.reason] += count
-                reasons = ", ".join(f"{count} {reason}" for reason, count in of.most_common())
-                found = f"{bad.total()} bad {kind} samples were replaced ({len(bad)} different ones)"
-                warnings.warn(f"{found}: {reasons}", stacklevel=1)
+        for bad in self._bad.values() if stage == "fit" else ():
+            bad.summarize()
 
     def _rank(self) -> DataRank:
         if self.trainer is None:

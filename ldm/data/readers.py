@@ -11,6 +11,9 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
+from ldm.data.bucket_order import BucketOrder
+from ldm.data.bucket_rows import Shapes
+from ldm.data.buckets import Size
 from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.decode import BadSample
 from ldm.data.fields import FIELDS, STORED, Sample
@@ -18,7 +21,7 @@ from ldm.data.files import ShardFiles, usable
 from ldm.data.filters import Filter
 from ldm.data.kept import kept_rows
 from ldm.data.mixture import Mixture
-from ldm.data.order import Order, mix
+from ldm.data.order import mix
 from ldm.data.own_members import own_members
 from ldm.data.rows import Rows
 from ldm.data.sets import IndexedSet, Patterns, TrainSet, TrainSets, filter_option, named_sets, option_of
@@ -169,12 +172,16 @@ class Indexed(Reader):
 
     def _open_set(self, name: str, of: TrainSet, spec: SampleSpec) -> IndexedSet:
         option = option_of(name)
-        files, rows = self.kept(self.files(of.shards, option), of.filter, filter_option(name))
-        files = own_members(files, of)
+        files = self.files(of.shards, option)
+        kept = None if of.filter is None else Filter(of.filter, filter_option(name))
+        shapes = spec.buckets or Shapes((Size(spec.image_size, spec.image_size),))
+        samples = shapes.rows(files.summaries, self.index_dir, kept, self.cache)
+        files = own_members(ShardFiles(samples.rows.summaries, self.index_dir, self.cache), of)
         check_fields(files, spec.fields, f"{option}: data.fields" if name else "data.fields")
         check_flipped(files, spec.fields, spec.augment.flip)
         seed = mix(spec.seed, *name.encode()) if name else spec.seed
-        return IndexedSet(name, files, rows, Order(rows.counts[:, 0].tolist(), seed, self.group_shards))
+        order = BucketOrder(samples.rows.counts, seed, self.group_shards, shapes.batch_size)
+        return IndexedSet(name, files, samples, order)
 
 
 class IndexedSource(Source, Dataset[Sample]):
@@ -187,22 +194,29 @@ class IndexedSource(Source, Dataset[Sample]):
     """
 
     def __init__(self, sets: dict[str, IndexedSet], mixture: Mixture, spec: SampleSpec) -> None:
-        self.sets, self.mixture, self.spec = sets, mixture, spec
+        self.sets, self.mixture, self.spec, self.shapes = sets, mixture, spec, spec.buckets
+        self.unit = 1 if spec.buckets is None else spec.buckets.batch_size
+        """Samples in a row that come from one set: those of a global batch, where it has one size."""
         self.num_samples = sum(len(each.order) for each in sets.values())
 
     def __getitem__(self, position: int) -> Sample:
         """Return the sample at a global position.
 
-        A bad sample never shifts a position: it is replaced by the next one of its set, with what is drawn
-        for ``position``.
+        A bad sample never shifts a position: it is replaced by the next one of its set and size, with what is
+        drawn for ``position``.
 
         Raises:
             ValueError: If ``MAX_BAD`` samples in a row cannot be used.
         """
-        view = self.spec.view(position)
-        name, first = self.mixture.locate(position)
-        of = self.sets[name]
-        return first_usable(lambda tried: of.read(tried, self.spec, view), range(first, first + MAX_BAD))
+        of, place = self._locate(position)
+        view = self.spec.view(position, size=of.size(place))
+        return first_usable(lambda ahead: of.read(place, self.spec, view, ahead=ahead), range(MAX_BAD))
+
+    def _locate(self, position: int) -> tuple[IndexedSet, int]:
+        """Return the set at a global position, and the position in it."""
+        turn, within = divmod(position, self.unit)
+        name, number = self.mixture.locate(turn)
+        return self.sets[name], number * self.unit + within
 
     @override
     def check(self) -> None:
@@ -212,11 +226,12 @@ class IndexedSource(Source, Dataset[Sample]):
 
     @override
     def report(self) -> list[str]:
-        return [line for each in self.sets.values() if (line := each.report()) is not None]
+        return [line for each in self.sets.values() for line in each.report()]
 
     @override
     def counts(self, position: int) -> dict[str, int]:
-        return {name: count for name, count in self.mixture.counts(position).items() if name}
+        found = self.mixture.counts(position // self.unit)
+        return {name: self.unit * count for name, count in found.items() if name}
 
     @override
     def captions(self, num: int, seconds: float) -> list[str]:
@@ -226,9 +241,8 @@ class IndexedSource(Source, Dataset[Sample]):
             if time.monotonic() > end:
                 break
             with suppress(BadSample):
-                name, within = self.mixture.locate(position)
-                read = self.sets[name].read(within, self.spec, self.spec.view(position), ["text"])
-                found.append(read["text"])
+                of, place = self._locate(position)
+                found.append(of.read(place, self.spec, self.spec.view(position), ["text"])["text"])
         return found
 
     @override
@@ -245,7 +259,7 @@ class IndexedSource(Source, Dataset[Sample]):
     @override
     def load_state_dict(self, state: dict[str, Any], position: int, new_phase: bool = False) -> None:
         if "phases" in state:
-            self.mixture.resume(state["phases"], position, new_phase)
+            self.mixture.resume(state["phases"], position // self.unit, new_phase)
 
     @override
     def loader(

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ldm.data.bucket_order import BucketOrder
+from ldm.data.bucket_rows import BucketRows
+from ldm.data.buckets import AspectRatio, Size
 from ldm.data.decode import BadSample
 from ldm.data.fields import UNKNOWN_CLASS, Sample
 from ldm.data.files import ShardFiles
 from ldm.data.index import fingerprint
 from ldm.data.kept import describe
-from ldm.data.order import Order
-from ldm.data.rows import Rows
 from ldm.data.source import SampleSpec
 from ldm.data.view import View
 
@@ -107,20 +108,24 @@ class IndexedSet:
     Args:
         name: Of the set; "" for one that has none.
         files: Its shards.
-        rows: Which of their rows are used.
+        samples: Which of their rows are used, and in which size.
         order: Order of these.
     """
 
-    def __init__(self, name: str, files: ShardFiles, rows: Rows, order: Order) -> None:
-        self.name, self.files, self.rows, self.order = name, files, rows, order
+    def __init__(self, name: str, files: ShardFiles, samples: BucketRows, order: BucketOrder) -> None:
+        self.name, self.files, self.samples, self.order = name, files, samples, order
 
     @property
     def option(self) -> str:
         """What names it, for messages."""
         return option_of(self.name)
 
+    def size(self, position: int) -> Size:
+        """Return height and width of the image at a position in the set."""
+        return self.samples.sizes[self.order.bucket(position)]
+
     def read(
-        self, position: int, spec: SampleSpec, view: View, fields: Sequence[str] | None = None
+        self, position: int, spec: SampleSpec, view: View, fields: Sequence[str] | None = None, ahead: int = 0
     ) -> Sample:
         """Read a sample; its key begins with the name of the set.
 
@@ -129,13 +134,14 @@ class IndexedSet:
             spec: What is read.
             view: What of it is shown.
             fields: Names of fields; None: those of ``spec``.
+            ahead: Samples of the same size to pass over: those that cannot be used.
 
         Raises:
             BadSample: If it cannot be used.
         """
-        shard, k = self.order.locate(position)
+        shard, bucket, k = self.order.locate(position, ahead)
         self.files.prefetch(shard, lambda: self.order.upcoming(position))
-        row, names = self.rows.row(shard, 0, k), spec.fields if fields is None else fields
+        row, names = self.samples.rows.row(shard, bucket, k), spec.fields if fields is None else fields
         sample = self.files.sample(shard, row, names, view, classes=spec.classes)
         return {**sample, "key": f"{self.name}/{sample['key']}"} if self.name else sample
 
@@ -149,25 +155,34 @@ class IndexedSet:
         checked = range(min(NUM_CHECKED, len(self.order)) if spec.classes else 0)
         for position in checked:
             try:
-                self.read(position, spec, spec.view(position), [*spec.classes])
+                self.read(position, spec, spec.view(position, size=self.size(position)), [*spec.classes])
             except BadSample as error:
                 found += [error] if error.reason == UNKNOWN_CLASS else []
         if len(found) > max(1, MAX_UNKNOWN * len(checked)):
             what = f"{len(found)} of the first {len(checked)} samples have classes that the model lacks"
             raise ValueError(f"{self.option}: {what}, e.g. {found[0]}")
 
-    def report(self) -> str | None:
-        """Say which samples are used, where there is a filter."""
-        kept = self.rows.grouping
-        return None if kept is None else f"{filter_option(self.name)} {describe(self.rows)}"
+    def report(self) -> list[str]:
+        """Say which samples a filter keeps, and how many there are of each size where there are several."""
+        lines = [] if self._filter is None else [f"{filter_option(self.name)} {describe(self.samples.rows)}"]
+        return lines + self.samples.lines()
 
     def identity(self) -> dict[str, Any]:
         """Return what its order depends on in addition to the seed."""
-        kept = self.rows.grouping
+        sizes = self.samples.sizes
         found = {
-            "filter": None if kept is None else kept.identity,
+            "filter": self._filter,
+            "buckets": " ".join(map(str, sizes)) if len(sizes) > 1 else None,
+            "data.batch_size x processes": self.order.batch_size if len(sizes) > 1 else None,
             "shards": len(self.files.summaries),
             "samples": len(self.order),
             "fingerprint": fingerprint(self.files.summaries),
         }
         return {f"{self.name}.{name}" if self.name else name: value for name, value in found.items()}
+
+    @property
+    def _filter(self) -> str | None:
+        """The filter's expression; None without one."""
+        grouping = self.samples.rows.grouping
+        kept = grouping.kept if isinstance(grouping, AspectRatio) else grouping
+        return None if kept is None else kept.identity

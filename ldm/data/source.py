@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm.data.bucket_rows import Shapes
+from ldm.data.buckets import Size
 from ldm.data.decode import BadSample, Skipped
 from ldm.data.fields import FIELDS, Sample, collate
 from ldm.data.files import ShardFiles
@@ -42,6 +44,7 @@ class SampleSpec:
         seed: Seed of the order and of all that is drawn.
         classes: Number of classes of the fields that hold some: a sample with others is a bad one.
         augment: What is drawn for each sample.
+        buckets: Sizes of the images, one for each global batch; None: the square of ``image_size``.
     """
 
     fields: tuple[str, ...]
@@ -49,18 +52,19 @@ class SampleSpec:
     seed: int
     classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     augment: Augment = NO_AUGMENT
+    buckets: Shapes | None = None
 
     def __post_init__(self) -> None:
         if "latent" in self.fields and self.augment.crop == "random":
             raise ValueError(
-                "data.augment.crop: got random, but the latents were encoded from central squares, expected "
+                "data.augment.crop: got random, but the latents were encoded from central crops, expected "
                 "center (or data.fields with the image)"
             )
 
-    def view(self, *position: int) -> View:
-        """Return what the sample at ``position`` shows: a function of (seed, position) alone."""
+    def view(self, *position: int, size: Size | None = None) -> View:
+        """Return what the sample at ``position`` shows, in ``size``: a function of (seed, position) alone."""
         draw = mix(self.seed, 0xD4A3, *position) >> 1
-        return self.augment.view(self.image_size, self.image_size, draw)
+        return self.augment.view(*(size or (self.image_size, self.image_size)), draw)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Source(ABC):
 
     num_samples: int | None
     """Samples of an epoch; None if it is not known."""
+    shapes: Shapes | None = None
+    """Sizes of the images where there are several; None: all are square."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

@@ -55,8 +55,13 @@ class Streaming(Reader):
         """Open training shards and look at the first sample.
 
         Raises:
-            ValueError: If it lacks one of the fields, shards are not listed plainly, or there is a filter.
+            ValueError: If it lacks one of the fields, shards are not listed plainly, or there are filters or
+                buckets.
         """
+        if spec.buckets is not None:
+            raise ValueError(
+                "data.buckets: Streaming does not know the sizes of images beforehand, expected Indexed"
+            )
         shards = _shards(_plain(train))
         raw = _samples({"url": url, "turn": 0} for url in shards)
         reason: BadSample | None = None

@@ -9,8 +9,9 @@ from itertools import product
 from pathlib import Path
 
 from ldm.data.buckets import Size
-from ldm.data.decode import SampleId, uncropped
+from ldm.data.decode import SampleId
 from ldm.data.fields import FIELDS, Sample, collate, decode_sample
+from ldm.data.image_size import uncropped
 from ldm.data.readers import Indexed
 from ldm.data.view import View
 from ldm.diffusion.guidance import Guidance

@@ -115,9 +115,14 @@ class Autoencoder(Stage):
         self, fields: Collection[str], train: str | list[str], val: str | list[str], image_size: int
     ) -> None:
         super().validate_shards(fields, train, val, image_size)
-        check_size(self.net.factor, image_size, image_size)
-        for term in self.loss_terms:
-            term.validate_size(image_size)
+        self.validate_sizes([(image_size, image_size)])
+
+    def validate_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Check that images can be halved often enough, and are large enough for each loss term."""
+        for height, width in sizes:
+            check_size(self.net.factor, height, width)
+            for term in self.loss_terms:
+                term.validate_size(min(height, width))
 
     @override
     def on_validation_epoch_end(self) -> None:

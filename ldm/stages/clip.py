@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -72,6 +72,13 @@ class CLIP(Stage):
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
         """Name the fields of a batch that training needs."""
         return ("image", "text")
+
+    def validate_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Refuse buckets: the image tower has a position for each patch of one square."""
+        names = " ".join(f"{width}x{height}" for height, width in sizes)
+        raise ValueError(
+            f"data.buckets: got {names}, but CLIP's image tower takes squares of one size: no buckets"
+        )
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
         """Contrast the pairs of all processes: loss, and accuracy of picking the own or an equal caption."""

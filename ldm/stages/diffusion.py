@@ -116,6 +116,16 @@ class Diffusion(Stage):
         """
         self.conditioner.check_values(batch)
 
+    def validate_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Check that heights and widths of images are multiples of what the networks need."""
+        for height, width in sizes:
+            if height % self.multiple or width % self.multiple:
+                raise ValueError(
+                    f"data.buckets.multiple: some images are {width}x{height}, expected multiples of "
+                    f"{self.multiple}: of the latent space's {self.latents.factor} times "
+                    f"{self.multiple // self.latents.factor} of the denoiser"
+                )
+
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
         """Regress the objective's target at random timesteps; log how many conditions are cut.
 
