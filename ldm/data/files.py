@@ -71,9 +71,13 @@ class ShardFiles:
 
     def lacking(self, shard: int, names: Iterable[str]) -> str:
         """Return the key of the first sample that has none of the members ``names``, or else of the first."""
+        return self._opened(shard)[1].key(int((~self.having(shard, names)).argmax()))
+
+    def having(self, shard: int, names: Iterable[str]) -> np.ndarray:
+        """Return whether each sample of a shard has one of the members ``names``: (N,) bool."""
         index = self._opened(shard)[1]
         columns = [index.members.index(name) for name in names]
-        return index.key(int((index.offsets[:, columns] < 0).all(axis=1).argmax()))
+        return np.asarray((index.offsets[:, columns] >= 0).any(axis=1))
 
     def sample(
         self,

@@ -121,7 +121,7 @@ class Reader(ABC):
         ]
         read = {"image", *reads(tuple(name for name in STORED if name in found))}
         required = [name for name in FIELDS if name in read]
-        check_fields(files, required, option)
+        check_fields(files, required, option, rows)
         wanted = [name for name in found if optional is None or name in optional]
         rest = [name for name in wanted if name not in read and not FIELDS[name].is_implied]
         samples = EvaluationSet(files, required, image_size, rest, classes, rows)
@@ -177,7 +177,7 @@ class Indexed(Reader):
         shapes = spec.buckets or Shapes((Size(spec.image_size, spec.image_size),))
         samples = shapes.rows(files.summaries, self.index_dir, kept, self.cache)
         files = own_members(ShardFiles(samples.rows.summaries, self.index_dir, self.cache), of)
-        check_fields(files, spec.fields, f"{option}: data.fields" if name else "data.fields")
+        check_fields(files, spec.fields, f"{option}: data.fields" if name else "data.fields", samples.rows)
         check_flipped(files, spec.fields, spec.augment.flip)
         seed = mix(spec.seed, *name.encode()) if name else spec.seed
         order = BucketOrder(samples.rows.counts, seed, self.group_shards, shapes.batch_size)

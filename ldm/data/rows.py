@@ -118,6 +118,10 @@ class Rows:
         rows, starts = self._of(shard)
         return int(rows[starts[group] + k])
 
+    def used(self, shard: int) -> np.ndarray:
+        """Return the rows of a shard that are used, group after group."""
+        return np.arange(self.summaries[shard].count) if self.grouping is None else self._of(shard)[0]
+
     def without_empty(self) -> Rows:
         """Return these without the shards of which no sample is used; totals stay as they are."""
         used = np.flatnonzero(self.counts.any(axis=1))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ldm.data.decode import BadSample, Members
 from ldm.data.fields import FIELDS
 from ldm.data.files import ShardFiles, warn_once
+from ldm.data.rows import Rows
 from ldm.data.shard_file import peeking
 
 
@@ -52,17 +53,35 @@ def check_flipped(files: ShardFiles, fields: Sequence[str], flip: float) -> None
                 )
 
 
-def check_fields(files: ShardFiles, fields: Sequence[str], option: str) -> None:
+def check_fields(files: ShardFiles, fields: Sequence[str], option: str, rows: Rows | None = None) -> None:
     """Warn of samples that lack one of ``fields``, which others replace.
+
+    Args:
+        files: The shards.
+        fields: Names of fields.
+        option: What asks for them, for messages.
+        rows: Rows that are used; None: all.
 
     Raises:
         ValueError: If all samples of a shard lack one; it names ``option``.
     """
+    used = rows or Rows(files.summaries, files.index_dir, cache=files.cache)
     with peeking():
-        _check_fields(files, fields, option)
+        _check_fields(files, fields, option, used)
 
 
-def _check_fields(files: ShardFiles, fields: Sequence[str], option: str) -> None:
+def _num_lacking(files: ShardFiles, shard: int, field: str, given: int, rows: Rows) -> int:
+    """Count the used samples of a shard that have no member for a field; ``given`` of all have one."""
+    summary = files.summaries[shard]
+    if given == summary.count or rows.grouping is None:
+        return summary.count - given
+    names = [name for name in FIELDS[field].members if summary.present[name] and name != "json"]
+    if summary.present["json"] and _in_json(files, shard, field):
+        names.append("json")
+    return int((~files.having(shard, names)[rows.used(shard)]).sum())
+
+
+def _check_fields(files: ShardFiles, fields: Sequence[str], option: str, rows: Rows) -> None:
     given = [{field: num_giving(files, n, field) for field in fields} for n in range(len(files.summaries))]
     for shard, summary in enumerate(files.summaries):
         if lacking := [field for field in fields if not given[shard][field]]:
@@ -72,12 +91,11 @@ def _check_fields(files: ShardFiles, fields: Sequence[str], option: str) -> None
                 f"{option}: asks for {lacking}, but {about}; the first is '{files.key(shard, 0)}'"
             )
     for field in fields:
-        lacking_of = [summary.count - given[n][field] for n, summary in enumerate(files.summaries)]
+        lacking_of = [_num_lacking(files, n, field, each[field], rows) for n, each in enumerate(given)]
         if total := sum(lacking_of):
             shard = next(n for n, count in enumerate(lacking_of) if count)
             example, path = files.lacking(shard, FIELDS[field].members), files.summaries[shard].path
-            of = sum(summary.count for summary in files.summaries)
             warn_once(
-                f"{option}: {total} of {of} samples lack '{field}', e.g. '{example}' of {path}: others take "
-                "their places"
+                f"{option}: {total} of {rows.counts.sum()} samples lack '{field}', e.g. '{example}' of {path}"
+                ": others take their places"
             )

@@ -302,6 +302,17 @@ def test_another_filter_is_another_set_of_data(train):
         data(train, "aesthetic >= 6").load_state_dict(data(train).state_dict())
 
 
+def test_samples_that_a_filter_leaves_out_lack_nothing(tmp_path, recwarn):
+    files = [(f"{n}.png", png(n)) for n in range(5)] + [(f"{n}.txt", b"caption") for n in (0, 2, 4)]
+    train = str(write_tar(tmp_path / "a.tar", files))
+    assert data(train, "caption_length > 3", fields=["text"]).num_train == 3
+    assert not [each for each in recwarn if "lack 'text'" in str(each.message)]
+    with pytest.warns(UserWarning, match=r"data.fields: 2 of 5 samples lack 'text', e.g. '1' of"):
+        assert data(train, "width > 3", fields=["text"]).num_train == 5
+    with pytest.warns(UserWarning, match=r"data.fields: 2 of 5 samples lack 'text', e.g. '1' of"):
+        _ = data(train, fields=["text"]).source
+
+
 def test_streaming_has_no_filter(train):
     with pytest.raises(
         ValueError, match=r"^data.filter: Streaming has no index to filter in, expected Indexed"
