@@ -71,7 +71,7 @@ def test_runs_of_any_processes_and_batch_sizes_continue_one_order(start, parts):
 
 @given(COUNTS, WORLDS, st.integers(1, 9))
 def test_validation_reads_each_sample_once_in_equally_many_batches(counts, world, batch_size):
-    files = SimpleNamespace(summaries=[SimpleNamespace(count=count) for count in counts], index_dir=None)
+    files = ShardFiles([SimpleNamespace(count=count) for count in counts], None)
     samples = EvaluationSet(files, ["image"], 8)
     ranks = [list(samples.loader(batch_size, 0, DataRank(r, world)).batch_sampler) for r in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
