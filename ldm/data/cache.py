@@ -211,7 +211,8 @@ class ShardCache:
                 ) from error
             raise
         found = _differs(part, version, sha256)
-        if not found and (now := remote.version(url, self.waits)) != version:
+        is_hashed = version.tag.startswith(("sha256:", "md5:"))
+        if not (found or is_hashed) and (now := remote.version(url, self.waits)) != version:
             found = f"version {now.tag or now.size}, expected {version.tag or version.size}"
         if found:
             os.ftruncate(part.fileno(), 0)

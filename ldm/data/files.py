@@ -37,6 +37,10 @@ class ShardFiles:
     ) -> None:
         self.summaries = list(summaries)
         self.index_dir, self.cache = index_dir, cache
+        self.share = 1.0
+        """Part of the cache that these shards may take; several sets that are read together have one each."""
+        self.is_sequential = False
+        """Whether they are read from front to back: then only the last one stays open."""
         self._open: OrderedDict[int, tuple[ShardFile, Index]] = OrderedDict()
         self._prefetcher = Prefetcher(partial(_is_staged, self.cache, self.summaries))
 
@@ -114,15 +118,19 @@ class ShardFiles:
     def _fitting(self, now: Sequence[int], later: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
         """Leave out shards that would push those that are read now out of the cache."""
         sizes = [self.summaries[n].size for n in (*now, *later)]
-        if (together := sum(sizes[: len(now)])) > self.cache.max_bytes:
+        if (together := sum(sizes[: len(now)])) > self._room:
             warnings.warn(
                 f"data.reader.init_args.cache_gb: {self.cache.max_bytes / 1e9:.3g}, but {len(now)} shards of "
                 f"{together / 1e9:.3g} GB are read together: they are fetched again and again; expected "
-                f"{2 * together / 1e9:.3g}, or a smaller group_shards",
+                f"{2 * together / self.share / 1e9:.3g}, or a smaller group_shards",
                 stacklevel=2,
             )
         ends = np.cumsum(sizes)[len(now) :]
-        return now, later[: int((ends <= self.cache.max_bytes).sum())]
+        return now, later[: int((ends <= self._room).sum())]
+
+    @property
+    def _room(self) -> int:
+        return int(self.share * self.cache.max_bytes)
 
     def _opened(self, shard: int) -> tuple[ShardFile, Index]:
         if shard in self._open:
@@ -132,7 +140,7 @@ class ShardFiles:
         is_local = not is_remote(summary.path)
         index = load_index(summary.path, self.index_dir, self.cache, summary.known_version)
         if not is_local:
-            self._close_staged(self.cache.max_bytes // 2 - summary.size)
+            self._close_staged(0 if self.is_sequential else self._room // 2 - summary.size)
         file = self.cache.open(summary.path, summary.version, summary.sha256, self._close_staged)
         if file.size != summary.size or len(index) != summary.count:
             raise _changed(summary.path)

@@ -23,7 +23,7 @@ class Prefetcher:
 
     def __init__(self, stage: Callable[[int], bool]) -> None:
         self._stage = stage
-        self._announced: frozenset[int] = frozenset()
+        self._announced: deque[frozenset[int]] = deque(maxlen=2)  # where two groups meet, both are read
         self._staging: _Staging | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -39,10 +39,11 @@ class Prefetcher:
                 shard of each group.
         """
         if self._staging is None or self._staging.process != os.getpid():  # new, or forked
-            self._staging, self._announced = _Staging(self._stage), frozenset()
-        if shard not in self._announced:
+            self._staging = _Staging(self._stage)
+            self._announced.clear()
+        if not any(shard in group for group in self._announced):
             now, later = upcoming()
-            self._announced = frozenset(now)
+            self._announced.append(frozenset(now))
             self._staging.begin([*now, *later])
 
 

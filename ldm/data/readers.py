@@ -133,7 +133,7 @@ class Indexed(Reader):
     """Reads shards through a sidecar index: exact order, exact resume, at any number of processes.
 
     Remote shards (s3, gs, hf, http, https and other URLs of fsspec) are staged, whole, in a folder that all
-    processes of a node share. The next two groups of shards should fit into it.
+    processes of a node share. Two groups of shards, of each set, should fit into it.
 
     Args:
         group_shards: Shards that are permuted jointly. More mix better, fewer read more sequentially.
@@ -167,6 +167,8 @@ class Indexed(Reader):
     def open(self, train: Train, spec: SampleSpec) -> IndexedSource:
         named = named_sets(train)
         sets = {name: self._open_set(name, of, spec) for name, of in named.items()}
+        for each in sets.values():
+            each.files.share = 1 / len(sets)
         mixture = Mixture({name: of.weight for name, of in named.items()}, spec.seed)
         return IndexedSource(sets, mixture, spec)
 

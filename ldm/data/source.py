@@ -173,6 +173,7 @@ class EvaluationSet(Dataset[Sample]):
         rows: Rows | None = None,
     ) -> None:
         self.files, self.rows = files, rows or Rows(files.summaries, files.index_dir, cache=files.cache)
+        files.is_sequential = True
         self.required, self.optional = tuple(fields), tuple(optional)
         self.image_size, self.classes = image_size, dict(classes or {})
         self.ends = np.cumsum(self.rows.counts[:, 0])

@@ -25,6 +25,7 @@ from ldm.data.files import ShardFiles
 from ldm.data.index import summarize_all
 from ldm.data.module import Indexed
 from ldm.data.order import Order
+from ldm.data.sets import TrainSet
 from ldm.data.source import DataRank, SampleSpec
 
 SPEC = SampleSpec(("image", "text"), 8, 5)
@@ -225,6 +226,34 @@ def test_who_reads_through_workers_or_is_done_uses_no_shard(tmp_path, folder):
         assert [is_free(path) for path in reader.cache.path.glob("3-*.tar")] == [False]
         del files
         assert all(map(is_free, reader.cache.path.glob("*.tar")))
+
+
+def test_validation_keeps_one_shard_in_use(tmp_path, folder):
+    with serving(folder) as served:
+        reader = Indexed(cache_dir=str(tmp_path / "cache"))
+        samples = reader.evaluation(f"{served.url}/{{0..7}}.tar", 8)
+        assert [samples[n]["key"] for n in range(len(samples))] == [f"{n:06d}" for n in range(SHARDS * COUNT)]
+        wait_for(
+            lambda: (
+                [is_free(path) for path in sorted(reader.cache.path.glob("*.tar"))] == 7 * [True] + [False]
+            )
+        )
+
+
+def test_sets_that_are_read_together_share_the_cache(tmp_path, folder):
+    with serving(folder) as served:
+        reader = Indexed(2, cache_dir=str(tmp_path / "cache"), cache_gb=8 * SIZE / 1e9)
+        sets = {
+            name: {"shards": f"{served.url}/{{{names}}}.tar", "weight": 1.0}
+            for name, names in MIXTURE.items()
+        }
+        source = reader.open({name: TrainSet(**of) for name, of in sets.items()}, SPEC)
+        seen = {source[n]["key"] for n in range(3 * SHARDS * COUNT)}
+        assert len(seen) == SHARDS * COUNT
+        assert sum(not is_free(path) for path in reader.cache.path.glob("*.tar")) <= 4
+
+
+MIXTURE = {"a": "0..3", "b": "4..7"}
 
 
 def is_free(path):
