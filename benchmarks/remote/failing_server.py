@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 Fault = tuple[str, float]
-"""What goes wrong: ("cut", share of the bytes that come), ("status", code), ("slow", seconds)."""
+"""What goes wrong: ("cut", share of the bytes that come), ("status", code), ("slow", seconds), ("flip", 0)"""
 
 
 @dataclass
@@ -93,7 +93,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("ETag", f'"{self.served.etag(path)}"')
         with path.open("rb") as file:
             file.seek(first)
-            return self._send(file.read(last + 1 - first), amount if kind == "cut" else 1.0, starts=False)
+            body = bytearray(file.read(last + 1 - first))
+            body[len(body) // 2] ^= kind == "flip"
+            return self._send(bytes(body), amount if kind == "cut" else 1.0, starts=False)
 
     def _send(self, body: bytes, share: float, starts: bool = True) -> int:
         if starts:

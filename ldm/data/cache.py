@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -23,10 +24,11 @@ from typing import NamedTuple
 from ldm.data import remote
 from ldm.data.patience import WAITS
 from ldm.data.remote import Version, identity, is_remote, shard_name
-from ldm.data.shard_file import LocalFile, Ranges, StagedFile, is_peeking
+from ldm.data.shard_file import LocalFile, Ranges, StagedFile, file_hash, is_peeking
 
 PART = ".part-"
 """In the names of shards that are being staged, before their size."""
+_OURS = re.compile(rf"-[0-9a-f]{{16}}\.tar({re.escape(PART)}\d+)?$")
 GRACE, PAUSE = 2.0, 0.05
 """Seconds until a shard in use loses its name for room, and between two looks."""
 
@@ -195,12 +197,28 @@ class ShardCache:
     def _entries(self) -> Iterator[_Entry]:
         for path in self.path.glob("*.tar*"):
             size = path.name.partition(PART)[2]
+            if not _OURS.search(path.name):
+                continue  # of somebody who named a folder with shards of his own
             with suppress(FileNotFoundError):
                 stat = path.stat()
                 yield _Entry(path, int(size or stat.st_size), stat.st_mtime_ns)
 
     def _fill(self, url: str, part: StagedFile, version: Version, sha256: str) -> None:
-        """Download the rest of a shard and check it; one that is another than expected is deleted."""
+        """Download the rest of a shard and check it; with another content it comes once more, as a whole."""
+        for _ in range(2):
+            self._download(url, part, version)
+            found = _differs(part, version, sha256)
+            if not found:
+                break
+            os.ftruncate(part.fileno(), 0)
+        is_hashed = version.tag.startswith(("sha256:", "md5:"))
+        if not (found or is_hashed) and (now := remote.version(url, self.waits)) != version:
+            found = f"version {now.tag or now.size}, expected {version.tag or version.size}"
+            os.ftruncate(part.fileno(), 0)
+        if found:
+            raise ValueError(f"{identity(url)}: the shard changed since it was indexed: {found}")
+
+    def _download(self, url: str, part: StagedFile, version: Version) -> None:
         try:
             remote.download(url, part, version.size, self.waits)
         except OSError as error:
@@ -210,13 +228,6 @@ class ShardCache:
                     "data.reader.init_args.cache_gb, or name another cache_dir"
                 ) from error
             raise
-        found = _differs(part, version, sha256)
-        is_hashed = version.tag.startswith(("sha256:", "md5:"))
-        if not (found or is_hashed) and (now := remote.version(url, self.waits)) != version:
-            found = f"version {now.tag or now.size}, expected {version.tag or version.size}"
-        if found:
-            os.ftruncate(part.fileno(), 0)
-            raise ValueError(f"{identity(url)}: the shard changed since it was indexed: {found}")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -235,12 +246,6 @@ def _differs(part: StagedFile, version: Version, sha256: str) -> str:
         if known and (found := file_hash(part, name)) != known:
             return f"{name} {found[:12]}..., expected {known[:12]}..."
     return ""
-
-
-def file_hash(file: FileIO, name: str = "sha256") -> str:
-    """Hash an open file."""
-    file.seek(0)
-    return hashlib.file_digest(file, name).hexdigest()
 
 
 def _take(path: Path, size: int) -> StagedFile | None:

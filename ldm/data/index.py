@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ldm.data.cache import DEFAULT, ShardCache, file_hash
+from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.fields import whitelist
 from ldm.data.keys import join_twins, overlapping, repeating
 from ldm.data.remote import Version, beside, identity, is_remote, shard_name
-from ldm.data.shard_file import LocalFile
+from ldm.data.shard_file import LocalFile, file_hash
 from ldm.data.sidecar import Index, Summary, fetch_index, read_index, read_summary, sidecar, write_index
 from ldm.data.tar import INDEX, members, split_name
 

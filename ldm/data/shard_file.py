@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -110,3 +111,9 @@ class Ranges:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def file_hash(file: FileIO, name: str = "sha256") -> str:
+    """Hash an open file."""
+    file.seek(0)
+    return hashlib.file_digest(file, name).hexdigest()

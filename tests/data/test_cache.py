@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import pickle
 import resource
@@ -201,6 +202,30 @@ def test_a_damaged_file_of_the_cache_comes_again(tmp_path, folder):
         with stage(0) as file:
             assert file.pread(SIZE, 0) == (folder / "0.tar").read_bytes()
     assert served.gets["0.tar"] == [SIZE, SIZE]
+
+
+def test_a_shard_that_arrives_damaged_comes_again_once(tmp_path, folder):
+    content = (folder / "0.tar").read_bytes()
+    sha256, damaged = hashlib.sha256(content).hexdigest(), {0}
+    flip = lambda name, count: ("flip", 0.0) if count in damaged else None  # noqa: E731
+    with opening(folder, tmp_path, fault=flip) as (served, cache, stage):
+        with stage(0, sha256=sha256) as file:
+            assert file.pread(SIZE, 0) == content
+        assert served.gets["0.tar"] == [SIZE, SIZE]
+        next(cache.path.glob("0-*")).unlink()
+        damaged |= {2, 3}
+        with pytest.raises(ValueError, match=r"0.tar: the shard changed since it was indexed: sha256 "):
+            stage(0, sha256=sha256)
+
+
+def test_files_of_others_in_the_folder_stay(tmp_path, folder):
+    with opening(folder, tmp_path, 1.0) as (_, cache, stage):
+        cache.path.mkdir()
+        for name in ("train-000000.tar", "a.tar.part-9"):
+            (cache.path / name).write_bytes(bytes(2 * SIZE))
+        stage(0).close()
+        stage(1).close()
+        assert len([*cache.path.glob("*.tar*")]) == 3
 
 
 def test_a_full_disk_is_said_in_one_line(tmp_path, folder):
