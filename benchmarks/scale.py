@@ -31,11 +31,11 @@ from ldm.data.table import read, write
 SIDE, FACTOR, CHANNELS = 256, 8, 4
 
 
-def image(seed: int, side: int = SIDE) -> bytes:
+def image(seed: int, height: int = SIDE, width: int = SIDE) -> bytes:
     """Draw a JPEG with about as much detail as a photograph: noise at all scales, 1/f."""
     generator = torch.Generator().manual_seed(seed)
     layers = (torch.randn(1, 3, n, n, generator=generator) for n in (2, 4, 8, 16, 32, 64, 128, 256))
-    layered = sum(F.interpolate(x, size=(side, side), mode="bicubic") / (i + 1) for i, x in enumerate(layers))
+    layered = sum(F.interpolate(x, (height, width), mode="bicubic") / (i + 1) for i, x in enumerate(layers))
     pixels = (layered[0] * 40 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy()  # type: ignore[index]
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)

@@ -30,6 +30,11 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return converted
 
 
+def is_srgb(profile: bytes, mode: str) -> bool:
+    """Whether ``to_srgb`` returns images of a mode with this profile themselves."""
+    return _transform(profile, mode) is None
+
+
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Build what converts images of a mode to sRGB; None if nothing is to be or can be converted."""

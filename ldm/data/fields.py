@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, stack
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from ldm.data import arrays, decode, raster
 from ldm.data.decode import UNKNOWN_SIZE, BadSample, Decode, Members, SampleId
@@ -35,6 +36,17 @@ UNKNOWN_CLASS = "unknown class"
 _NONE: Mapping[str, int] = {}
 
 
+def stack(values: list[Tensor]) -> Tensor:
+    """Stack tensors of one shape, in a worker in memory that it shares: no further copy follows.
+
+    Images (C, H, W) whose channels are last in memory stay so.
+    """
+    first = values[0]
+    if first.ndim != 3 or first.is_contiguous():
+        return cast(Tensor, default_collate(values))
+    return cast(Tensor, default_collate([value.permute(1, 2, 0) for value in values]).permute(0, 3, 1, 2))
+
+
 @dataclass(frozen=True)
 class Field:
     """A field of the data.
@@ -42,7 +54,7 @@ class Field:
     Args:
         members: Endings of the members that it is read from, the preferred one first.
         decode: Decodes them.
-        collate: Makes the batch's value of a list of the samples' values; ``torch.stack`` needs equal shapes.
+        collate: Makes the batch's value of a list of the samples' values; ``stack`` needs equal shapes.
         on_device: Converts the batch's value, if it is uint8 or float16, once it is on the device, or None.
         json_keys: Keys of the member "json" that give it.
         option: Option of ``ldm.sample`` that gives it; None if there is none.
@@ -250,7 +262,7 @@ def converted(batch: Batch) -> Batch:
     found = cast(dict[str, Any], dict(batch))
     for name, field in FIELDS.items():
         if field.on_device is not None and name in found and found[name].dtype in COMPACT:
-            found[name] = field.on_device(found[name])
+            found[name] = field.on_device(found[name].contiguous())
     return cast(Batch, found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from ldm.data.colour import to_srgb
+from ldm.data import jpeg
+from ldm.data.colour import is_srgb, to_srgb
 from ldm.data.view import View
 
 T = TypeVar("T")
@@ -42,12 +44,12 @@ def rgb(content: bytes, formats: tuple[str, ...] = FORMATS) -> Tensor:
     """Decode an image, wherever it lies: upright, sRGB, alpha over white, 16-bit grey scaled to 8 bits.
 
     Returns:
-        (3, H, W) uint8.
+        (3, H, W) uint8, channels last in memory.
 
     Raises:
         ValueError: If it is no image of these formats; the message is the reason alone.
     """
-    return torch.from_numpy(_opened(io.BytesIO(content), _rgb, formats)).permute(2, 0, 1)
+    return _opened(io.BytesIO(content), lambda image: _rgb(image, content), formats)
 
 
 def upright_size(path: Path, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
@@ -122,7 +124,7 @@ def shown(image: Tensor, view: View, mode: str = "bicubic", resize: bool = True)
         resize: Whether it takes the size of the view; otherwise the crop keeps its own.
 
     Returns:
-        (C, H, W) uint8.
+        (C, H, W) uint8, channels last in memory.
     """
     top, left, height, width = view.box(*image.shape[1:])
     image = image[:, top : top + height, left : left + width]
@@ -130,7 +132,8 @@ def shown(image: Tensor, view: View, mode: str = "bicubic", resize: bool = True)
     if resize and (height, width) != size:
         # on uint8 with channels last this path of torch is several times faster than Pillow's
         image = F.interpolate(image[None], size, mode=mode, antialias=mode == "bicubic")[0]
-    return (image.flip(-1) if view.flip else image).contiguous()
+    image = image.flip(-1) if view.flip else image
+    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
@@ -174,9 +177,16 @@ def _indices(image: Image.Image) -> np.ndarray:
     return np.array(_upright(image), dtype=np.uint8)
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _rgb(image: Image.Image, content: bytes) -> Tensor:
     profile = image.info.get("icc_profile")
-    image = _upright(image)
+    is_plain = image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1
+    if is_plain and (profile is None or is_srgb(profile, image.mode)):
+        with suppress(RuntimeError, ValueError):  # Pillow knows whether it can be read, and else why not
+            return jpeg.pixels(content)
+    return torch.from_numpy(_converted(_upright(image), profile)).permute(2, 0, 1)
+
+
+def _converted(image: Image.Image, profile: bytes | None) -> np.ndarray:
     if image.mode.startswith("I;16"):
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):

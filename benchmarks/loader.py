@@ -1,0 +1,151 @@
+"""How fast is the loader beside bare decoders and webdataset? ``python -m benchmarks.loader [--rounds 5]``.
+
+JPEG of 256 pixels, and of 512 x 384 cropped and resized to 256: bare loops of Pillow, torchvision and, where
+it is installed, simplejpeg; webdataset's pipeline with Pillow; and ours with 0, 1 and 2 workers, in turn. Rates
+are images per second of processor time, workers included: busy neighbours and a second core count for nobody.
+``LDM_JPEG=simplejpeg`` lets ours decode with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import resource
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import webdataset as wds
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from benchmarks.scale import image, shard
+from ldm.data.jpeg import CHOSEN
+from ldm.data.module import Shards
+from ldm.data.raster import shown
+from ldm.data.readers import IndexedSource
+from ldm.data.source import DataRank, make_loader
+from ldm.data.view import View
+
+SIDE, BATCH = 256, 64
+SIZES = {"256 px": (256, 256), "512 x 384 to 256": (384, 512)}
+Run = Callable[[int], object]
+"""Decodes at least so many images."""
+
+
+def cpu() -> float:
+    """Return the processor time of this process and of its children that ended, in seconds."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def pillow(content: bytes) -> Any:
+    """Decode with Pillow."""
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def torchvision(content: bytes) -> Tensor:
+    """Decode with torchvision."""
+    found: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+    return found
+
+
+def bare(decode: Callable[[bytes], object], contents: list[bytes]) -> Run:
+    """Decode in a loop that does nothing else."""
+
+    def run(num: int) -> None:
+        for n in range(num):
+            decode(contents[n % len(contents)])
+
+    return run
+
+
+def ours(path: Path, workers: int) -> Run:
+    """Read as ``ldm.fit`` does."""
+    data = Shards(str(path), str(path), image_size=SIDE, batch_size=BATCH, fields=["image", "text"])
+
+    source = cast(IndexedSource, data.source)
+
+    def run(num: int) -> None:
+        batches = [list(range(n, n + BATCH)) for n in range(0, num, BATCH)]
+        for batch in make_loader(source, batches, BATCH, workers, DataRank(0, 1)):
+            assert batch["image"].shape == (BATCH, 3, SIDE, SIDE)
+
+    return run
+
+
+def webdataset(path: Path, workers: int) -> Run:
+    """Read with webdataset's pipeline, Pillow, and torch's stacking."""
+
+    def tensor(found: Image.Image) -> Tensor:
+        if found.size != (SIDE, SIDE):
+            found = ImageOps.fit(found, (SIDE, SIDE), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(found)).permute(2, 0, 1).contiguous()
+
+    def run(num: int) -> None:
+        each = num // BATCH // max(1, workers)
+        pipeline = wds.WebDataset([str(path)] * max(1, workers), shardshuffle=False, empty_check=False)
+        decoded = pipeline.shuffle(100).decode("pil").to_tuple("jpg", "txt")
+        samples = decoded.map_tuple(tensor, str)
+        batches = samples.batched(BATCH, collation_fn=wds.filters.default_collation_fn).with_epoch(each)
+        loader: Iterable[Any] = wds.WebLoader(batches, batch_size=None, num_workers=workers)
+        assert sum(len(texts) for _, texts in islice(loader, num)) >= num - BATCH * max(1, workers)
+
+    return run
+
+
+def ways(path: Path, contents: list[bytes]) -> dict[str, Run]:
+    """Make everything that is measured with images of one size."""
+    found = {"bare Pillow": bare(pillow, contents), "bare torchvision": bare(torchvision, contents)}
+    if importlib.util.find_spec("simplejpeg"):
+        import simplejpeg
+
+        found["bare simplejpeg"] = bare(simplejpeg.decode_jpeg, contents)
+    view = View(SIDE, SIDE)
+    resized = bare(lambda content: shown(torchvision(content), view), contents)
+    found["torchvision, crop and resize"] = resized
+    found |= {f"webdataset, {n} workers": webdataset(path, n) for n in (0, 1)}
+    return found | {f"ours ({CHOSEN}), {n} workers": ours(path, n) for n in (0, 1, 2)}
+
+
+def measure(runs: dict[str, Run], num: int, rounds: int) -> dict[str, float]:
+    """Return the median images per second and core of each way, in turn."""
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            started = cpu()
+            run(num if number else BATCH)  # first for what is loaded once
+            if number:
+                rates[name].append(num / (cpu() - started))
+    return {name: statistics.median(found) for name, found in rates.items()}
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=1536, help="Images of a measurement, a multiple of 64.")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for title, (height, width) in SIZES.items():
+        contents = [image(seed, height, width) for seed in range(64)]
+        with tempfile.TemporaryDirectory() as folder:
+            path = shard(Path(folder) / "images.tar", options.images, "jpg", contents)
+            rates = measure(ways(path, contents), options.images, options.rounds)
+        fastest = max(rate for name, rate in rates.items() if name.startswith("bare"))
+        kilobytes = statistics.mean(len(content) for content in contents) / 1e3
+        print(f"\n| {title}, {kilobytes:.0f} kB | images per second and core | of the fastest bare decoder |")
+        print("|---|---|---|")
+        for name, rate in rates.items():
+            print(f"| {name} | {rate:,.0f} | {rate / fastest:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
