@@ -73,8 +73,10 @@ class Members:
 
     def json(self) -> dict[str, Any]:
         """Parse the json member; empty without one."""
+        if "json" not in self.content:
+            return {}
         try:
-            meta = json.loads(self.content.get("json", b"{}"))
+            meta = json.loads(self.content["json"])
         except (ValueError, RecursionError) as error:
             raise self.bad("json", f"is not JSON ({error})", "malformed json") from error
         if not isinstance(meta, dict):
@@ -167,9 +169,11 @@ def _caption(caption: Any, member: str, members: Members) -> Decoded:
         raise members.bad(member, what, "malformed caption")
     if not caption.strip():
         raise members.bad(member, "the caption is empty", "empty caption")
-    if any("\ud800" <= letter <= "\udfff" for letter in caption):
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:
         what = "the caption holds half a character (a lone surrogate)"
-        raise members.bad(member, what, "malformed caption")
+        raise members.bad(member, what, "malformed caption") from error
     return Decoded(caption.strip())
 
 

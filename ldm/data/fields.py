@@ -185,7 +185,8 @@ def decode_sample(
             if name in classes:
                 _check_classes(name, next(iter(content)), decoded.value, classes[name], sample)
             sized = {} if decoded.size is None else {next(iter(content)): decoded.size}
-            _check_proportions({**sizes, **sized}, sample)
+            if sizes and sized:
+                _check_proportions({**sizes, **sized}, sample)
         except BadSample:
             if is_required:
                 raise

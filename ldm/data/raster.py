@@ -49,6 +49,13 @@ def rgb(content: bytes, formats: tuple[str, ...] = FORMATS) -> Tensor:
     Raises:
         ValueError: If it is no image of these formats; the message is the reason alone.
     """
+    if (
+        "JPEG" in formats
+        and content.startswith(_JPEG)
+        and jpeg.is_plain(content, Image.MAX_IMAGE_PIXELS or 0)
+    ):
+        with suppress(RuntimeError, ValueError):  # Pillow knows whether it can be read, and else why not
+            return jpeg.pixels(content)
     return _opened(io.BytesIO(content), lambda image: _rgb(image, content), formats)
 
 
@@ -81,6 +88,7 @@ def stored_size(content: bytes, is_whole: bool = True) -> tuple[int, int]:
     return _opened(io.BytesIO(content), _upright_size)
 
 
+_JPEG = b"\xff\xd8\xff"
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -133,7 +141,8 @@ def shown(image: Tensor, view: View, mode: str = "bicubic", resize: bool = True)
         # on uint8 with channels last this path of torch is several times faster than Pillow's
         image = F.interpolate(image[None], size, mode=mode, antialias=mode == "bicubic")[0]
     image = image.flip(-1) if view.flip else image
-    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    rows = image.permute(1, 2, 0)
+    return image if rows.is_contiguous() else rows.contiguous().permute(2, 0, 1)
 
 
 def _opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
@@ -181,7 +190,7 @@ def _rgb(image: Image.Image, content: bytes) -> Tensor:
     profile = image.info.get("icc_profile")
     is_plain = image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1
     if is_plain and (profile is None or is_srgb(profile, image.mode)):
-        with suppress(RuntimeError, ValueError):  # Pillow knows whether it can be read, and else why not
+        with suppress(RuntimeError, ValueError):
             return jpeg.pixels(content)
     return torch.from_numpy(_converted(_upright(image), profile)).permute(2, 0, 1)
 
