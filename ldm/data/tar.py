@@ -53,6 +53,11 @@ def expand(patterns: str | Sequence[str], name: str) -> list[str]:
             raise FileNotFoundError(f"{name}: the pattern '{pattern}' matches no file, expected tar shards")
     missing = [path for path in paths if not is_remote(path) and not os.path.isfile(path)]
     if missing:
+        if os.path.isdir(folder := missing[0]):
+            inside = os.path.join(folder, "*.tar")
+            raise FileNotFoundError(
+                f"{name}: '{folder}' is a folder, expected the tar shards in it: '{inside}'"
+            )
         raise FileNotFoundError(
             f"{name}: {len(missing)} of {len(paths)} shards are missing, the first is '{missing[0]}': a glob "
             "such as train-*.tar takes those that are there"

@@ -7,7 +7,7 @@ import shlex
 import pytest
 from tiny_runs import ROOT
 
-from ldm import compare, convert, encode, evaluate, fit, sample, sync
+from ldm import compare, convert, encode, evaluate, fit, inspect, sample, sync
 
 DOCS = ("own-images", "autoencoder", "averages", "sampling", "comparing-runs", "text-encoders")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS)]
@@ -16,6 +16,7 @@ PARSED = {
     "ldm.encode": encode,
     "ldm.convert": convert,
     "ldm.compare": compare,
+    "ldm.inspect": inspect,
     "ldm.sync": sync,
     "ldm.evaluate": evaluate,
 }

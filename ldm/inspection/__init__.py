@@ -1,0 +1,1 @@
+"""What shards hold and what of it is broken, for ``ldm.inspect``."""
