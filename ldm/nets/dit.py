@@ -8,7 +8,6 @@ The graphs are those of facebookresearch/DiT and of diffusers' ``DiTTransformer2
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -19,6 +18,8 @@ from ldm.io.config import Configurable
 from ldm.nets.dit_blocks import BlockModulation, DiTBlock, DiTOptions, TableModulation
 from ldm.nets.layers import TimestepMLP, check_condition, concat_map, timestep_embedding
 from ldm.nets.positions import rotary_2d, sincos_2d
+from ldm.nets.routing import Route, Routing
+from ldm.rng import Noise
 from ldm.types import Cond, DenoiserDims
 
 WAVES = 256
@@ -41,6 +42,7 @@ class DiT(Configurable, nn.Module):
         options: Modulation, positions and norms; those of the paper unless given.
         position_grid: Side of the grid, in patches, that positions are interpolated to, whatever the size;
             None counts patches.
+        routing: Route of blocks that some tokens pass by in training; all go through all unless given.
     """
 
     def __init__(
@@ -52,10 +54,14 @@ class DiT(Configurable, nn.Module):
         heads: int = 16,
         options: DiTOptions | None = None,
         position_grid: float | None = None,
+        routing: Routing | None = None,
     ) -> None:
         super().__init__()
         self.options = options = options or DiTOptions()
         _check(hidden, heads, depth, options.positions)
+        if routing is not None:
+            routing.check(depth)
+        self.routing, self._route = routing, cast(Route | None, None)
         self.widths, self.patch_size, self.heads = widths, patch_size, heads
         self.position_grid = position_grid
         inputs = widths.sample + widths.spatial
@@ -101,8 +107,12 @@ class DiT(Configurable, nn.Module):
         shared = time if self.modulation is None else self.modulation(time)
         context = None if self.token_embedding is None else self.token_embedding(cast(Tensor, cond.tokens))
         values: Tensor | None = None
-        for block in cast(Iterable[DiTBlock], self.transformer_blocks):
-            hidden, values = block(hidden, shared, context, cond.mask, rotation, values)
+        for blocks, route in self._segments():
+            state = hidden, rotation, values
+            part, turned, first = state if route is None else route.take(*state)
+            for block in blocks:
+                part, first = block(part, shared, context, cond.mask, turned, first)
+            hidden, values = (part, first) if route is None else (route.back(hidden, part), values)
         shift, scale = self.modulation_out(time if self.modulation is None else time[:, None]).unbind(1)
         hidden = self.proj_out(self.norm_out(hidden) * (1 + scale[:, None]) + shift[:, None])
         return _images(hidden, height, self.patch_size)
@@ -115,6 +125,27 @@ class DiT(Configurable, nn.Module):
     def blocks(self) -> list[nn.Module]:
         """Return the transformer blocks, first one first; each returns hidden states (B, N, hidden) first."""
         return list(self.transformer_blocks)
+
+    @property
+    def routed(self) -> list[str]:
+        """Names of the blocks that some tokens pass by in training."""
+        if self.routing is None:
+            return []
+        return [f"transformer_blocks.{i}" for i in range(self.routing.first, self.routing.last + 1)]
+
+    def draw_route(self, x: Tensor, noise: Noise) -> None:
+        """Draw which tokens of latents ``x`` (B, C, h, w) are routed, in training, from now on."""
+        if self.routing is not None:
+            height, width = self._grid(x)
+            self._route = self.routing.draw(len(x), height * width, x, noise)
+
+    def _segments(self) -> list[tuple[list[DiTBlock], Route | None]]:
+        """List the blocks with the route that they are on, if any."""
+        blocks = cast(list[DiTBlock], list(self.transformer_blocks))
+        if self.routing is None or self._route is None or not self.training:
+            return [(blocks, None)]
+        first, end = self.routing.first, self.routing.last + 1
+        return [(blocks[:first], None), (blocks[first:end], self._route), (blocks[end:], None)]
 
     def _rotation(self, height: int, width: int, x: Tensor) -> Tensor:
         head = self.proj_out.in_features // self.heads

@@ -22,6 +22,7 @@ from ldm.latents.manifest import check_text
 from ldm.latents.space import LatentSpace
 from ldm.lightning_internals import trainer_of
 from ldm.losses.term import LossTerm
+from ldm.nets.routing import RoutesTokens
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage
@@ -127,10 +128,7 @@ class Diffusion(Stage):
                 )
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:
-        """Regress the objective's target at random timesteps; log how many conditions are cut.
-
-        With loss terms, "denoising" is the loss without them.
-        """
+        """Regress the objective's target at random timesteps; "denoising" is the loss without its terms."""
         found = {"loss": self._regress(batch, noise)[1].mean(), **self.conditioner.truncated(batch)}
         if self._hidden is None or not self.training:
             return found
@@ -155,6 +153,8 @@ class Diffusion(Stage):
         cond = self.conditioner.dropped(batch, noise) if self.training else self.conditioner(batch)
         latent = self._encode(batch, noise)
         t, eps = self.objective.draw(latent, noise, self._positions(len(latent)))
+        if self.training and isinstance(self.denoiser, RoutesTokens):
+            self.denoiser.draw_route(latent, noise.like)
         loss = self.objective.training_loss if self.training else self.objective.loss
         return t, loss(self._network(cond), latent, eps, t)
 
