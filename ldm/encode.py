@@ -17,6 +17,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ldm.cli import check_multiple, command_parser, default_device, run_command
 from ldm.conditioners.huggingface import DType, HFText, Layer
+from ldm.data.buckets import Buckets
 from ldm.data.filters import Filter
 from ldm.data.tar import expand
 from ldm.distributed.launch import processes
@@ -48,7 +49,9 @@ Each shard of --shards becomes one of the same name in --out, with all other mem
 latent.npy instead of the image: float16 (2C, h, w), mean and standard deviation of q(z | image). With --text
 a text.npy holds the tokens of its captions, float16 (captions, n, D), for models conditioned on HFText.
 latents.json beside them says which autoencoder made them; ldm.fit refuses latents of another one. A call
-that was interrupted is repeated: shards that are done are left alone. Several processes share the shards:
+that was interrupted is repeated: shards that are done are left alone. --buckets.multiple 64 encodes images
+of all shapes as they are, nearly (data/README.md), and not their central squares. Several processes share
+the shards:
 
   torchrun --nproc-per-node 8 -m ldm.encode ..."""
 
@@ -84,6 +87,11 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained."
+    )
+    parser.add_argument(
+        "--buckets",
+        type=Buckets | None,
+        help="Encode images in sizes of about their proportions, in place of squares: --buckets.multiple 64.",
     )
     parser.add_argument(
         "--batch-size", type=PositiveInt, default=256, help="Images encoded at once, by each process."
@@ -171,7 +179,11 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
     check_multiple("--size", size, stage.net.factor)
     if where.type == "cuda":
         stage.to(memory_format=torch.channels_last)
-    workers, batch_bytes = options.num_workers, options.batch_size * 3 * size * size
+    buckets = tuple(options.buckets.sizes(size)) if options.buckets else ()
+    for side in {side for found in buckets for side in found}:
+        check_multiple("--buckets.multiple: a side of a bucket", side, stage.net.factor)
+    pixels = max((height * width for height, width in buckets), default=size * size)
+    workers, batch_bytes = options.num_workers, options.batch_size * 3 * pixels
     if workers is None:
         workers = decoding_workers(where, batch_bytes)
     check_shared_memory("--num-workers", workers, batch_bytes, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -187,6 +199,7 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
         options.keep_images,
         options.precision,
         options.flip,
+        buckets=buckets,
     )
 
 

@@ -5,34 +5,33 @@ from __future__ import annotations
 import io
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ldm.data.decode import BadSample, Members, captions
-from ldm.data.fields import FIELDS, FLIPPED_LATENT, LATENT, TEXT_EMBEDDING, decode_sample, whitelist
+from ldm.data.buckets import AspectRatio, Size
+from ldm.data.fields import FIELDS, FLIPPED_LATENT, LATENT, TEXT_EMBEDDING
 from ldm.data.files import ShardFiles
 from ldm.data.filters import Filter
 from ldm.data.index import Summary, summarize_all
 from ldm.data.kept import check_kept
 from ldm.data.remote import shard_name
 from ldm.data.rows import Rows
-from ldm.data.source import AHEAD
-from ldm.data.view import View
 from ldm.data.writer import tar_writer
 from ldm.distributed.group import Group, SingleProcess
 from ldm.hardware import Inference, inference
 from ldm.io.atomic import MARK
 from ldm.io.images import from_bytes
+from ldm.latents.items import EncodingBatch, EncodingDataset, EncodingItem, batches, collate, num_batches
 from ldm.latents.manifest import merge_notes, note_shard, open_manifest
 from ldm.latents.text import EncodesText, embeddings
 from ldm.nets.autoencoder import DiagonalGaussian, KLAutoencoder
@@ -52,6 +51,8 @@ class ShardEncoder:
         flip: Whether they also get the latents of the flipped images.
         precision: What it computes in.
         text: Text encoder whose tokens of the captions are stored too, or None.
+        buckets: Sizes that images get by their proportions, from the widest to the highest; none: all are
+            squares of ``image_size``.
     """
 
     net: KLAutoencoder
@@ -63,9 +64,15 @@ class ShardEncoder:
     precision: Inference = "32"
     flip: bool = False
     text: EncodesText | None = None
+    buckets: tuple[Size, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """Sizes of the images that it encodes."""
+        return self.buckets or (Size(self.image_size, self.image_size),)
 
     def members(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Encode images (B, 3, S, S) uint8 to the members that the new samples get, (B, 2C, h, w) each.
+        """Encode images (B, 3, H, W) uint8 to the members that the new samples get, (B, 2C, h, w) each.
 
         On a GPU nothing waits: they are computed when they are read.
         """
@@ -74,7 +81,7 @@ class ShardEncoder:
 
     @torch.no_grad()
     def latents(self, images: torch.Tensor) -> torch.Tensor:
-        """Encode images (B, 3, S, S) uint8 to (B, 2C, h, w) float16: mean and standard deviation."""
+        """Encode images (B, 3, H, W) uint8 to (B, 2C, h, w) float16: mean and standard deviation."""
         with inference(self.precision, self.device):
             found = self.net.encode(from_bytes(images.to(self.device, non_blocking=True)))
         posterior = DiagonalGaussian(found.mean.float(), found.log_var.float())
@@ -111,8 +118,10 @@ def encode_shards(
     _check_names(paths)
     is_first = group.rank == 0
     made_by = made_by if kept is None else {**made_by, "filter": kept.identity}
+    made_by = {**made_by, "buckets": [list(size) for size in encoder.buckets]} if encoder.buckets else made_by
+    grouping = AspectRatio(encoder.sizes, kept=kept) if encoder.buckets else kept
     files = ShardFiles(group.broadcast(summarize_all(paths, index_dir) if is_first else []), index_dir)
-    rows = group.broadcast(Rows(files.summaries, index_dir, kept) if is_first else Rows([], index_dir))
+    rows = group.broadcast(Rows(files.summaries, index_dir, grouping) if is_first else Rows([], index_dir))
     if kept is not None:
         check_kept(rows, kept)
     manifest = group.broadcast(open_manifest(out, made_by) if is_first else {})
@@ -128,75 +137,34 @@ def encode_shards(
     return sum(e["samples"] for e in named), sum(len(e["skipped"]) for e in named)
 
 
-@dataclass(frozen=True)
-class EncodingItem:
-    """A sample to encode.
-
-    Args:
-        key: The sample's.
-        members: Its files.
-        image: (3, S, S) uint8, or None.
-        texts: Captions that are encoded.
-        bad: What is wrong with it, or None.
-    """
-
-    key: str
-    members: dict[str, bytes]
-    image: torch.Tensor | None
-    texts: Sequence[str] = ()
-    bad: str | None = None
-
-
-EncodingBatch = tuple[list[EncodingItem], torch.Tensor | None]
-"""Items without their images, and the images (B, 3, S, S) uint8 of the good ones."""
-
-
-class EncodingDataset(Dataset[EncodingItem]):
-    """The items of shards, by (shard, row).
-
-    Args:
-        files: The shards.
-        image_size: Side of the images in pixels.
-        has_text: Whether captions are encoded too.
-    """
-
-    def __init__(self, files: ShardFiles, image_size: int, has_text: bool = False) -> None:
-        self.files = files
-        self.has_text = has_text
-        self.view = View(image_size, image_size)
-
-    def __getitem__(self, position: tuple[int, int]) -> EncodingItem:
-        shard = position[0]
-        self.files.prefetch(shard, lambda: ([shard], range(shard + 1, len(self.files.summaries))[:AHEAD]))
-        members, sample = self.files.members(*position, whitelist())
-        try:
-            image = decode_sample(members, sample, ["image"], self.view)["image"]
-            texts = captions(Members(members, sample, self.view)) if self.has_text else []
-        except BadSample as error:
-            return EncodingItem(sample.key, members, None, bad=str(error))
-        return EncodingItem(sample.key, members, image, texts)
-
-
 def _encode(
     encoder: ShardEncoder, files: ShardFiles, rows: Rows, numbers: list[int], out: Path, bar: tqdm[Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Encode some of the shards; yield the name and the manifest's entry of each that is done."""
-    batches = [_batches(n, rows, encoder.batch_size) for n in numbers]
+    places = [batches(n, rows, encoder.batch_size) for n in numbers]
     items = iter(
         DataLoader(
-            EncodingDataset(files, encoder.image_size, encoder.text is not None),
-            batch_sampler=chain.from_iterable(batches),
+            EncodingDataset(files, encoder.sizes, encoder.text is not None),
+            batch_sampler=chain.from_iterable(places),
             num_workers=encoder.num_workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=encoder.device.type == "cuda",
         )
     )
     for number in numbers:
         summary = files.summaries[number]
-        of_shard = islice(items, -(-int(rows.counts[number, 0]) // encoder.batch_size))
+        of_shard = islice(items, num_batches(number, rows, encoder.batch_size))
         target = out / shard_name(summary.path)
         count, skipped = _encode_shard(encoder, of_shard, target, bar)
-        about = {"size": summary.size, "mtime_ns": summary.mtime_ns, "samples": count, "skipped": skipped}
+        about: dict[str, Any] = {
+            "size": summary.size,
+            "mtime_ns": summary.mtime_ns,
+            "samples": count,
+            "skipped": skipped,
+        }
+        if encoder.buckets:
+            counts = zip(encoder.buckets, rows.counts[number].tolist(), strict=True)
+            about |= {"buckets": {str(size): num for size, num in counts if num}}
         yield target.name, about
 
 
@@ -223,12 +191,6 @@ def _encode_shard(
         for each in writing:
             each.result()
     return count, skipped
-
-
-def _collate(items: list[EncodingItem]) -> EncodingBatch:
-    """Take the images out of items: each alone would cost a file descriptor on its way from a worker."""
-    images = [item.image for item in items if item.image is not None]
-    return [replace(item, image=None) for item in items], torch.stack(images) if images else None
 
 
 def _stored(
@@ -276,13 +238,6 @@ def _check_names(paths: list[str]) -> None:
         raise ValueError(
             f"--shards: {sorted(twice)[0]} is there twice, expected different names: one --out each"
         )
-
-
-def _batches(shard: int, rows: Rows, size: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield the (shard, row) of batches of the samples that are encoded."""
-    count = int(rows.counts[shard, 0])
-    for start in range(0, count, size):
-        yield [(shard, rows.row(shard, 0, k)) for k in range(start, min(start + size, count))]
 
 
 def _npy(array: np.ndarray) -> bytes:

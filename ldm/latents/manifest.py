@@ -31,7 +31,7 @@ def open_manifest(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
             f"--out: '{out}' holds latents of another autoencoder (SHA-256 {then[:12]}..., expected "
             f"{now[:12]}...): choose another folder, or delete this one"
         )
-    for name in ("image_size", "keep_images", "flip", "filter"):
+    for name in ("image_size", "keep_images", "flip", "filter", "buckets"):
         earlier, later = manifest.get(name) or None, made_by.get(name) or None
         if earlier != later:
             raise ValueError(
@@ -109,6 +109,11 @@ def check_source(
     for folder in folders(val, "data.val"):  # validation uses latents wherever there are some
         if upstream and (manifest := read_latents(folder)) is not None:
             _check(manifest, folder, "data.val", image_size, upstream, encoder)
+            if manifest.get("buckets"):
+                raise ValueError(
+                    f"data.val: '{folder}' was encoded in buckets, but validation takes squares: name shards "
+                    "of images, or encode them without --buckets"
+                )
 
 
 def check_text(
