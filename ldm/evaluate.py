@@ -27,7 +27,7 @@ from ldm.io.images import to_bytes
 from ldm.io.upstream import OPTION, upstream_options
 from ldm.metrics.metric import Metric, ReferenceInfo
 from ldm.metrics.zero_shot import TEMPLATES
-from ldm.types import HasClasses, ReadsFields
+from ldm.stage_protocols import HasClasses, ReadsFields
 
 HELP = """Measure what checkpoints draw, or images of a folder, against real images.
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.types import Cond, blocks_of
+from ldm.stage_protocols import blocks_of
+from ldm.types import Cond
 
 
 def test_where_selects_samples_in_every_field():

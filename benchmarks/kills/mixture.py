@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from benchmarks.kills.forks import Command
 from benchmarks.kills.training import Journal, Run, compare, in_training, in_writing, kill, sequence
-from ldm.types import progress_of
+from ldm.stage_protocols import progress_of
 
 BATCH = 12
 """Samples of a step, over all processes."""

@@ -19,7 +19,8 @@ import torch
 from benchmarks.kills.forks import Command, Processes
 from ldm import training
 from ldm.io.atomic import MARK
-from ldm.types import Batch, progress_of
+from ldm.stage_protocols import progress_of
+from ldm.types import Batch
 
 PARTS = ("state_dict", "callbacks", "optimizer_states", "lr_schedulers", "Shards", "progress", "latent")
 """Of a checkpoint, that must be equal."""

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from ldm.types import blocks_of
+from ldm.stage_protocols import blocks_of
 
 ATTENTION = {
     SDPBackend.FLASH_ATTENTION: torch.backends.cuda.flash_sdp_enabled,

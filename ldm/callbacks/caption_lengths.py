@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from ldm.data.module import Shards
 from ldm.data.shard_file import peeking
-from ldm.types import ReadsCaptions
+from ldm.stage_protocols import ReadsCaptions
 
 
 class CaptionLengths(L.Callback):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from typing_extensions import override
 
-from ldm.types import blocks_of
+from ldm.stage_protocols import blocks_of
 
 Mode = Literal["reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")

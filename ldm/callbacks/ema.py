@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ldm.distributed.dtensor import reshard, shard_like
-from ldm.types import ExcludesParameters, progress_of
+from ldm.stage_protocols import ExcludesParameters, progress_of
 
 Weights = dict[str, Tensor]
 

@@ -21,7 +21,8 @@ from ldm.io.images import check_finite, from_bytes, to_bytes
 from ldm.lightning_internals import forward_context
 from ldm.loggers.media import log_records, log_samples, samples_seen
 from ldm.metrics.metric import Metadata, Metric, ReferenceInfo
-from ldm.types import Batch, Generates, progress_of
+from ldm.stage_protocols import progress_of
+from ldm.types import Batch, Generates
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from ldm.data.manifest import folders
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.artifacts import publish_run, use_upstream, use_weights
 from ldm.runs.folder import RunFolder
-from ldm.types import progress_of
+from ldm.stage_protocols import progress_of
 
 
 class Lineage(L.Callback):

@@ -9,7 +9,8 @@ from typing_extensions import override
 
 from ldm.data.module import Shards
 from ldm.loggers.steps import is_logged
-from ldm.types import Batch, progress_of
+from ldm.stage_protocols import progress_of
+from ldm.types import Batch
 
 
 class MixtureCounts(L.Callback):

@@ -16,7 +16,7 @@ from ldm.callbacks.ema import EMA, Weights, averaged_parameters
 from ldm.checkpointing.snapshots import Snapshot, forget_after, snapshot_interval, thin, write_snapshot
 from ldm.distributed.dtensor import gather_full, shard_like
 from ldm.optim.power_average import decay, exponent
-from ldm.types import progress_of
+from ldm.stage_protocols import progress_of
 
 
 class PostHocEMA(L.Callback):

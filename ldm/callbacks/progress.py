@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from typing_extensions import override
 
 from ldm.loggers.steps import read_losses
-from ldm.types import Batch, progress_of
+from ldm.stage_protocols import progress_of
+from ldm.types import Batch
 
 BAR_SECONDS = 0.5
 """Time between two states of a bar."""

@@ -13,8 +13,9 @@ from typing_extensions import override
 
 from ldm.loggers.steps import is_logged, read_losses
 from ldm.optim.gradients import HostNumber, drop, part_norms, skip_if, total_norm
+from ldm.stage_protocols import progress_of
 from ldm.stages.counted import Counted
-from ldm.types import Batch, progress_of
+from ldm.types import Batch
 
 NUM_KEYS = 4
 """Samples that a message names of each process."""

@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from ldm.callbacks.heartbeat import HeartbeatMonitor, HeartbeatStore
 from ldm.lightning_internals import kill_subprocesses
-from ldm.types import Batch, progress_of
+from ldm.stage_protocols import progress_of
+from ldm.types import Batch
 
 
 class Watchdog(L.Callback):

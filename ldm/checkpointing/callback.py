@@ -18,7 +18,8 @@ from ldm.io.atomic import link
 from ldm.io.checkpoint import saved_progress
 from ldm.lightning_internals import dump_checkpoint, set_max_steps, validate
 from ldm.loggers.directions import Direction, directions
-from ldm.types import Batch, progress_of
+from ldm.stage_protocols import progress_of
+from ldm.types import Batch
 
 
 class Checkpoints(Checkpoint):

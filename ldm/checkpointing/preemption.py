@@ -16,7 +16,8 @@ from typing_extensions import override
 
 from ldm.checkpointing.callback import Checkpoints
 from ldm.lightning_internals import ignore_sigterm
-from ldm.types import Batch, progress_of
+from ldm.stage_protocols import progress_of
+from ldm.types import Batch
 
 EXIT_CODE = 75
 """Exit code of a run that was stopped and may be resumed: EX_TEMPFAIL of sysexits.h, "try again later"."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.io.atomic import sweep
 from ldm.io.weights import read_metadata, write_weights
-from ldm.types import Progress
+from ldm.stage_protocols import Progress
 
 FOLDER = "averages"
 """Folder of a run that holds them."""

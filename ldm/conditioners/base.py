@@ -44,7 +44,7 @@ class Conditioner(Configurable, nn.Module, ABC):
         return None
 
     def reads_stored(self, stored: Collection[str]) -> tuple[str, ...]:
-        """Name the fields of a batch that it reads in training, see ``ldm.types.ReadsFields``."""
+        """Name the fields of a batch that it reads in training, see ``ldm.stage_protocols.ReadsFields``."""
         return self.reads
 
     @property

@@ -22,8 +22,7 @@ from ldm.data.sets import TrainSet, named_sets
 from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
 from ldm.data.streaming import Streaming
 from ldm.data.view import NO_AUGMENT, Augment
-from ldm.types import (
-    Batch,
+from ldm.stage_protocols import (
     HasClasses,
     ReadsFields,
     ValidatesBatch,
@@ -31,6 +30,7 @@ from ldm.types import (
     ValidatesSizes,
     progress_of,
 )
+from ldm.types import Batch
 
 __all__ = ["Indexed", "Shards", "Streaming"]
 DEFAULT_FIELDS = ("image", "text")

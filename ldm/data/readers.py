@@ -104,7 +104,7 @@ class Reader(ABC):
             patterns: The shards.
             image_size: Side of the images in pixels.
             option: What names the shards, for messages.
-            reads: Gives the fields that are read with the image, see ``ldm.types.ReadsFields``.
+            reads: Gives the fields that are read with the image, see ``ldm.stage_protocols.ReadsFields``.
             optional: Further fields, loaded where all shards have them and a sample's can be read; None: all.
             classes: Number of classes of fields that hold some: samples with others are bad ones.
             kept: Filter of the samples, see ``Filter``; None keeps all.

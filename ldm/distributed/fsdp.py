@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from ldm.distributed.dtensor import gather_full, reshard, shard_like, unshard
-from ldm.types import blocks_of
+from ldm.stage_protocols import blocks_of
 
 
 class FSDP2(DDPStrategy):

@@ -22,7 +22,7 @@ from torch import nn
 
 from ldm import __version__
 from ldm.io.weights import recognise
-from ldm.types import Progress
+from ldm.stage_protocols import Progress
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")

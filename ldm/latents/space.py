@@ -30,7 +30,7 @@ class LatentSpace(Configurable, nn.Module, ABC):
     """Side of the images that the space was trained on; None if it takes any."""
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
-        """Name the fields of a batch that ``encode`` reads in training, see ``ldm.types.ReadsFields``."""
+        """Name the fields of a batch that ``encode`` reads in training, see ``ReadsFields``."""
         return ("image",)
 
     @abstractmethod

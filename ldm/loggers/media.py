@@ -12,7 +12,7 @@ from PIL import Image
 
 from ldm.loggers.logged import Grid, Row, position_of_grid
 from ldm.loggers.wandb import WandbSamplesLogger
-from ldm.types import progress_of
+from ldm.stage_protocols import progress_of
 
 
 @runtime_checkable

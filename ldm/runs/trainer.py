@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from ldm.hardware import explaining_memory
 from ldm.runs.finished import KeepsStopped, early_stopping, why
-from ldm.types import Progress
+from ldm.stage_protocols import Progress
 
 VALIDATE_EVERY = 1000
 """Most optimizer steps between two validations, and so two checkpoints, where no interval is given."""

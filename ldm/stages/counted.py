@@ -12,7 +12,8 @@ from typing_extensions import override
 from ldm.io.checkpoint import saved_progress
 from ldm.lightning_internals import align_loops, trainer_of
 from ldm.optim.gradients import clip, part_norms, total_norm
-from ldm.types import Batch, Progress
+from ldm.stage_protocols import Progress
+from ldm.types import Batch
 
 
 class Counted(L.LightningModule):

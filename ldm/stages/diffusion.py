@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from ldm.conditioners.base import Conditioner
-from ldm.diffusion.guidance import Guidance, Unguided, inpainted
-from ldm.diffusion.objective import Network, Objective
+from ldm.diffusion.guidance import Guidance, Unguided
+from ldm.diffusion.objective import Objective
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.diffusion.samplers.spacing import Step
 from ldm.io.upstream import MODEL_FOLDERS
 from ldm.latents.manifest import check_text
 from ldm.latents.space import LatentSpace
@@ -25,15 +22,15 @@ from ldm.losses.term import LossTerm
 from ldm.nets.routing import RoutesTokens
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
-from ldm.stages.stage import Stage
+from ldm.stages.draws import Draws
 from ldm.stages.terms import bind_terms
-from ldm.types import Batch, Cond, Denoise, Denoiser, DenoiserDims
+from ldm.types import Batch, DenoiserDims
 
 QUARTERS = 4
 """Parts of the timesteps, from almost clean to noise, that validation reports the loss of."""
 
 
-class Diffusion(Stage):
+class Diffusion(Draws):
     """Trains a denoiser by Algorithm 1 of Ho et al. 2020, conditioned as in Rombach et al. 2021, Eq. 3.
 
     Args:
@@ -51,8 +48,6 @@ class Diffusion(Stage):
 
     name = "diffusion"
     generate_shows_input = False
-    sample_size: tuple[int, int] | None = None
-    """Height and width of the images to draw; None: the square trained on."""
 
     def __init__(
         self,
@@ -90,7 +85,6 @@ class Diffusion(Stage):
                 f"{type(self.objective).__name__}"
             )
         self.guidance = guidance or Unguided()
-        self._keeps_variance = False
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
         """Name the fields of a batch that the latent space, the conditioner and the loss terms read."""
@@ -174,110 +168,10 @@ class Diffusion(Stage):
             mean = image.new_empty(len(image), *self.latents.shape(*image.shape[-2:]))
         return self.latents.encode(batch, noise.like(mean))
 
-    @torch.no_grad()
-    def generate(self, batch: Batch, seed: int) -> Tensor:
-        """Draw one image per sample of ``batch``, conditioned on it.
-
-        The size is that of ``batch["image"]``, or else ``sample_size``, or else the square trained on.
-
-        Returns:
-            (B, 3, H, W) float32 in [-1, 1].
-        """
-        noise = SampleNoise(seed, batch["key"])
-        shape = self.latents.shape(*self._sample_size(batch))
-        x = noise.like(torch.empty(len(batch["key"]), *shape, device=self.device))
-        self._keeps_variance = self.sampler.reads_variance  # of the estimates that are made here
-        denoise = self.latents.constrain(self.guidance(self, batch))
-        self._keeps_variance = False
-        steps = self._steps()
-        return self.latents.decode(self.sampler(denoise, steps, steps[0].start_std * x, noise.like))
-
-    def _sample_size(self, batch: Batch) -> tuple[int, int]:
-        """Return height and width of the images to draw."""
-        if "image" in batch:
-            return batch["image"].shape[-2], batch["image"].shape[-1]
-        if self.sample_size is not None:
-            return self.sample_size
-        if self.image_size is None:
-            raise ValueError("the image size is unknown: give batch['image'] or train first")
-        return self.image_size, self.image_size
-
-    @torch.no_grad()
-    def redraw(
-        self, batch: Batch, seed: int, image: Tensor, strength: float = 1.0, mask: Tensor | None = None
-    ) -> Tensor:
-        """Noise an image and denoise it, partly or within a mask: Meng et al. 2021 (arXiv:2108.01073).
-
-        Args:
-            batch: What the samples are conditioned on.
-            seed: Seed of the random numbers.
-            image: The image to start from, (3, H, W) or (B, 3, H, W) in [-1, 1].
-            strength: Fraction of the trajectory, in (0, 1]; 1 keeps nothing but what the mask keeps.
-            mask: 1 where to paint, 0 where the image stays, (1, H, W) or (B, 1, H, W); None: everywhere.
-
-        Returns:
-            (B, 3, H, W) float32 in [-1, 1], outside of the mask the image itself.
-        """
-        noise = SampleNoise(seed, batch["key"])
-        image = image.to(self.device).expand(len(batch["key"]), -1, -1, -1)
-        mean = image.new_zeros(len(image), *self.latents.shape(*image.shape[-2:]))
-        known = self.latents.encode({"key": batch["key"], "image": image}, mean)
-        steps = self._steps()
-        steps = steps[len(steps) - max(1, round(strength * len(steps))) :]
-        x = steps[0].alpha * known + steps[0].sigma * noise.like(known)
-        denoise = self.latents.constrain(self.guidance(self, batch))
-        if mask is None:
-            return self.latents.decode(self.sampler(denoise, steps, x, noise.like))
-        mask = mask.to(self.device).expand(len(image), -1, -1, -1)
-        # a pixel of the latent is painted if any of its pixels is
-        painted = F.max_pool2d(mask, self.latents.factor)
-        drawn = self.sampler(inpainted(denoise, known, painted), steps, x, noise.like)
-        return torch.where(mask > 0, self.latents.decode(drawn), image)
-
-    def cond(self, batch: Batch) -> Denoise:
-        """Condition on ``batch``: a function from (x_t, t) to x0_hat."""
-        return self._denoise(self.conditioner(batch))
-
-    def uncond(self, batch: Batch) -> Denoise:
-        """Condition on nothing, for as many samples as ``batch`` has."""
-        return self._denoise(self._null(batch))
-
-    def cond_and_uncond(self, batch: Batch) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Condition on ``batch`` and on nothing, in a pass over 2 B samples: a few alone leave a GPU idle."""
-        denoise = self._denoise(self.conditioner(batch).concat(self._null(batch)))
-
-        def pair(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            cond, uncond = denoise(torch.cat([x_t, x_t]), torch.cat([t, t])).chunk(2)
-            return cond, uncond
-
-        return pair
-
-    def _null(self, batch: Batch) -> Cond:
-        is_trained = self.conditioner.drops or "negative_text" in batch
-        if self.conditioner.reads and not is_trained:
-            warnings.warn(
-                "model.guidance: uses the estimate without condition, which this model was not trained for: "
-                "model.conditioner.dropout is 0; expected e.g. 0.1 in training, or no guidance (scale 1)",
-                stacklevel=2,
-            )
-        return self.conditioner.null(batch)
-
-    def _denoise(self, cond: Cond) -> Denoise:
-        objective = self.objective
-        make = objective.variance_denoiser if self._keeps_variance else objective.denoiser
-        return make(self._network(cond))
-
-    def _network(self, cond: Cond) -> Network:
-        denoiser: Denoiser = self.denoiser
-        return lambda x, t: denoiser(x, t, cond)
-
     @property
     def multiple(self) -> int:
         """What heights and widths of images are multiples of, for latent space and denoiser."""
         return self.latents.factor * int(getattr(self.denoiser, "factor", 1))
-
-    def _steps(self) -> list[Step]:
-        return self.sampler.steps(self.objective.schedule)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -14,8 +14,9 @@ from ldm.nets.dit import DiT
 from ldm.nets.hidden import HiddenStates, as_map
 from ldm.nets.unet import UNet
 from ldm.rng import SampleNoise
+from ldm.stage_protocols import Progress
 from ldm.stages.diffusion import Diffusion
-from ldm.types import DenoiserDims, Progress
+from ldm.types import DenoiserDims
 
 UNET = partial(
     UNet, block_out_channels=[8, 16], layers_per_block=1, attention=[False, True], num_heads=2, norm_groups=4
