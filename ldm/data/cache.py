@@ -17,14 +17,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 from ldm.data import remote
 from ldm.data.patience import WAITS
 from ldm.data.remote import Version, identity, is_remote, shard_name
-from ldm.data.shard_file import LocalFile, Ranges, StagedFile, file_hash, is_peeking
+from ldm.data.shard_file import LocalFile, Ranges, StagedFile, file_hash, is_peeking, lock, try_lock
 
 PART = ".part-"
 """In the names of shards that are being staged, before their size."""
@@ -153,7 +152,7 @@ class ShardCache:
             self._fill(url, part, version, sha256)
             with self._locked():
                 os.rename(f"{target}{PART}{version.size}", target)
-            fcntl.flock(part, fcntl.LOCK_SH)
+            lock(part, fcntl.LOCK_SH)
         except BaseException:
             part.close()
             raise
@@ -176,11 +175,11 @@ class ShardCache:
                 return None
             path.touch()
             part = StagedFile(path, "r+")
-            if _try_lock(part):
+            if try_lock(part):
                 return part
         with part:
             if waits:
-                fcntl.flock(part, fcntl.LOCK_SH)  # until the other one is done or gone
+                lock(part, fcntl.LOCK_SH)  # until the other one is done or gone
         return None
 
     def _has_room(self, size: int, forces: bool) -> bool:
@@ -234,7 +233,7 @@ class ShardCache:
         """Hold the lock of the folder: who holds it may add, rename and delete files."""
         self.path.mkdir(parents=True, exist_ok=True)
         with StagedFile(self.path / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file, fcntl.LOCK_EX)
             yield
 
 
@@ -254,7 +253,7 @@ def _take(path: Path, size: int) -> StagedFile | None:
         file = StagedFile(path)
     except FileNotFoundError:
         return None
-    fcntl.flock(file, fcntl.LOCK_SH)
+    lock(file, fcntl.LOCK_SH)
     stat = os.fstat(file.fileno())
     if stat.st_nlink and stat.st_size == size:
         os.utime(file.fileno())
@@ -265,19 +264,11 @@ def _take(path: Path, size: int) -> StagedFile | None:
     return None
 
 
-def _try_lock(file: FileIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _delete(path: Path, is_forced: bool) -> bool:
     """Delete a file that nobody uses; ``is_forced`` also one that is read."""
     try:
         with StagedFile(path) as file:
-            is_free = _try_lock(file)
+            is_free = try_lock(file)
             if is_free or (is_forced and PART not in path.name):
                 path.unlink()
                 if not is_free:

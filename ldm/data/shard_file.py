@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from io import FileIO
 from pathlib import Path
@@ -74,7 +74,8 @@ class StagedFile(LocalFile):
     def close(self) -> None:
         """Unlock and close it; in a forked process only close it."""
         if not self.closed and self._process == os.getpid():
-            fcntl.flock(self, fcntl.LOCK_UN)
+            with suppress(OSError):
+                fcntl.flock(self, fcntl.LOCK_UN)
         super().close()
 
 
@@ -111,6 +112,32 @@ class Ranges:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def lock(file: StagedFile, kind: int) -> None:
+    """Wait for a lock of a file and take it, see ``fcntl.flock``.
+
+    Raises:
+        OSError: If the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, kind)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{os.path.dirname(str(file.name))}: no locks on this file system ({error.strerror}): name a "
+            "folder on a disk of this node in data.reader.init_args.cache_dir"
+        ) from error
+
+
+def try_lock(file: StagedFile) -> bool:
+    """Take a file for oneself, if nobody uses it; whether it was so."""
+    try:
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def file_hash(file: FileIO, name: str = "sha256") -> str:

@@ -56,6 +56,7 @@ class EncodingDataset(Dataset[EncodingItem]):
 
     def __init__(self, files: ShardFiles, sizes: Sequence[Size], has_text: bool = False) -> None:
         self.files = files
+        files.is_sequential = True
         self.has_text = has_text
         self.views = [View(*size) for size in sizes]
 
