@@ -132,7 +132,7 @@ def shown(image: Tensor, view: View, mode: str = "bicubic", resize: bool = True)
         resize: Whether it takes the size of the view; otherwise the crop keeps its own.
 
     Returns:
-        (C, H, W) uint8, channels last in memory.
+        (C, H, W) uint8, channels first or last in memory, without gaps.
     """
     top, left, height, width = view.box(*image.shape[1:])
     image = image[:, top : top + height, left : left + width]
@@ -142,7 +142,9 @@ def shown(image: Tensor, view: View, mode: str = "bicubic", resize: bool = True)
         image = F.interpolate(image[None], size, mode=mode, antialias=mode == "bicubic")[0]
     image = image.flip(-1) if view.flip else image
     rows = image.permute(1, 2, 0)
-    return image if rows.is_contiguous() else rows.contiguous().permute(2, 0, 1)
+    if image.is_contiguous() or rows.is_contiguous():  # resized, or as it was decoded
+        return image
+    return rows.contiguous().permute(2, 0, 1)
 
 
 def _opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
