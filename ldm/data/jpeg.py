@@ -1,4 +1,4 @@
-"""JPEG straight from libjpeg-turbo to tensors: the pixels that Pillow gives, in half of its time."""
+"""JPEG straight from libjpeg-turbo to tensors: the pixels that Pillow gives, sooner."""
 
 from __future__ import annotations
 
