@@ -31,6 +31,7 @@ from ldm.hardware import (
 )
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.lock import held
+from ldm.io.stderr import plain_warnings
 from ldm.latents.encode import ShardEncoder, encode_shards
 from ldm.latents.space import encoder_sha256, latent_scale
 from ldm.loggers.wandb import WandbSamplesLogger
@@ -231,7 +232,8 @@ def _tracked(out: str, wandb: WandB, made_by: dict[str, Any]) -> list[WandbSampl
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_command(lambda: encode(arguments))
+    with plain_warnings():
+        return run_command(lambda: encode(arguments))
 
 
 if __name__ == "__main__":

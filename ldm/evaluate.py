@@ -24,6 +24,7 @@ from ldm.evaluation.session import Measurement
 from ldm.evaluation.sources import PRECISIONS, ImageSource, RankSubset
 from ldm.hardware import explaining_memory, warn_of_emulation
 from ldm.io.images import to_bytes
+from ldm.io.stderr import plain_warnings
 from ldm.io.upstream import OPTION, upstream_options
 from ldm.metrics.metric import Metric, ReferenceInfo
 from ldm.metrics.zero_shot import TEMPLATES
@@ -230,7 +231,8 @@ def _save(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_command(lambda: evaluate(arguments))
+    with plain_warnings():
+        return run_command(lambda: evaluate(arguments))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ldm.inspection.page import page
 from ldm.inspection.report import findings, table
 from ldm.inspection.survey import survey
 from ldm.io.atomic import write_text
+from ldm.io.stderr import plain_warnings
 from ldm.nets.text import num_tokens
 
 HELP = """Look at what shards hold, and at what of it is broken.
@@ -98,7 +99,8 @@ def _limit(run: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_command(lambda: inspect(arguments))
+    with plain_warnings():
+        return run_command(lambda: inspect(arguments))
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def encode_shards(
     todo = [n for n, summary in enumerate(files.summaries) if not _is_done(manifest, summary, out)]
     of_rank = todo[group.rank :: group.world]
     total = int(rows.counts[of_rank].sum())
-    with tqdm(total=total, desc="encode", unit=" images", disable=not is_first) as bar:
+    with tqdm(total=total, desc="encode", unit=" images", disable=not (is_first and total)) as bar:
         for name, entry in _encode(encoder, files, rows, of_rank, out, bar):
             note_shard(out, name, entry)
     group.all_reduce(torch.zeros(1))  # all are done
