@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ class Profile:
         return exponent(self.sigma_rel)
 
 
+@lru_cache(maxsize=128)
 def exponent(sigma_rel: float) -> float:
     """Return gamma of a length, by Algorithm 2 of the paper.
 

@@ -1,4 +1,4 @@
-"""A diffusion run aligned with one's own CLIP: trained, resumed bit for bit, then free of it."""
+"""A routed transformer aligned with one's own CLIP: trained, resumed bit for bit, then free of it."""
 
 import json
 import shutil
@@ -9,6 +9,10 @@ from comparing import assert_same_run, error_of, metrics, state
 from ldm import fit, sample
 
 pytestmark = pytest.mark.slow
+
+
+ROUTE = {"class_path": "Routing", "init_args": {"first": 1, "last": 2}}
+DIT = {"patch_size": 2, "hidden": 32, "depth": 4, "heads": 2, "routing": ROUTE}
 
 
 def aligned(chain, clip, block="mid_block.resnets.1"):
@@ -25,7 +29,8 @@ def aligned(chain, clip, block="mid_block.resnets.1"):
 def test_it_resumes_bit_for_bit_and_is_drawn_from_without_the_clip(chain, fresh, tmp_path):
     clip = shutil.copytree(chain.runs / "clip", tmp_path / "clip", ignore=shutil.ignore_patterns("upstream"))
     whole, resumed = f"--run={tmp_path / 'whole'}", f"--run={tmp_path / 'resumed'}"
-    arguments = fresh.arguments("diffusion", *aligned(chain, clip))
+    routed = f"--model.denoiser={json.dumps({'class_path': 'DiT', 'init_args': DIT})}"
+    arguments = fresh.arguments("diffusion", *aligned(chain, clip, "transformer_blocks.0"), routed)
     assert fit.main([*arguments, whole]) == 0
     rows = [row for row in metrics(tmp_path / "whole") if row["train/alignment"]]
     assert len(rows) == 8 and float(rows[-1]["train/alignment"]) < float(rows[0]["train/alignment"]) < 2
