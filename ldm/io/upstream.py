@@ -178,6 +178,26 @@ def open_model_folder(path: str) -> tuple[Path, str]:
     )
 
 
+def check_model_folders(folders: Mapping[str, str], checkpoint: Mapping[str, Any]) -> None:
+    """Check that a run goes on with the folders of other programs' models that it began with.
+
+    Args:
+        folders: Those of now, with the SHA-256 of their files.
+        checkpoint: State of the run's checkpoint.
+
+    Raises:
+        ValueError: If one has other contents than then.
+    """
+    then = checkpoint.get(MODEL_FOLDERS, {}).values()
+    for path, now in folders.items():
+        if now not in then:
+            raise ValueError(
+                f"model '{path}' changed since this run began (SHA-256 {now[:12]} now, "
+                f"{' or '.join(sha[:12] for sha in then) or 'none'} then): start a new run folder, or "
+                "restore its files"
+            )
+
+
 def keep_upstream(run: Path, upstream: Mapping[str, str]) -> None:
     """Keep what a run is built on in its own folder: whatever becomes of the originals, it can be used.
 

@@ -14,7 +14,7 @@ from ldm.diffusion.guidance import Guidance, Unguided
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.samplers.ddim import DDIM
 from ldm.diffusion.samplers.sampler import Sampler
-from ldm.io.upstream import MODEL_FOLDERS
+from ldm.io.upstream import MODEL_FOLDERS, check_model_folders
 from ldm.latents.manifest import check_text
 from ldm.latents.space import LatentSpace
 from ldm.lightning_internals import trainer_of
@@ -104,11 +104,7 @@ class Diffusion(Draws):
         return self.conditioner.classes
 
     def validate_batch(self, batch: Batch) -> None:
-        """Check that the conditioner knows every class of a batch that is still on the CPU.
-
-        Raises:
-            ValueError: If it does not.
-        """
+        """Check that the conditioner knows every class of a batch, see ``ValidatesBatch``."""
         self.conditioner.check_values(batch)
 
     def validate_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
@@ -181,14 +177,7 @@ class Diffusion(Draws):
     @override
     def check_upstream(self, checkpoint: dict[str, Any]) -> None:
         super().check_upstream(checkpoint)
-        then = checkpoint.get(MODEL_FOLDERS, {}).values()
-        for path, now in self.conditioner.model_folders.items():
-            if now not in then:
-                raise ValueError(
-                    f"model '{path}' changed since this run began (SHA-256 {now[:12]} now, "
-                    f"{' or '.join(sha[:12] for sha in then) or 'none'} then): start a new run folder, or "
-                    "restore its files"
-                )
+        check_model_folders(self.conditioner.model_folders, checkpoint)
 
     def upstream(self) -> dict[str, str]:
         """Checkpoints of the latent space, the conditioner and the guidance, with their SHA-256."""
