@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from comparing import assert_same_run, error_of, state
+from one_after_another import fit_all
 from PIL import Image
 from tiny_runs import Chain
 from tiny_shards import write_tar
@@ -59,6 +60,23 @@ def test_a_run_on_all_shapes_resumes_bit_for_bit_with_other_workers(shaped, auto
     found = state(autoencoder)
     assert found["image_size"] == 32
     assert found["Shards"]["data"]["buckets"] == "40x24 32x32 24x40"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_train_as_one_with_the_same_global_batch(shaped, home, tmp_path):
+    exact = ["--model.optimizer.class_path=exact.SGD", "--model.optimizer.lr=0.1", "--ema.decay=0"]
+    exact += ["--model.optimizer.warmup=1", *BUCKETS]
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4"]
+    both = Chain(tmp_path / "two", shaped.shards, shaped.latents).arguments("autoencoder", *exact, *two)
+    fit_all([{"arguments": both}], tmp_path / "plan.json", home)
+    assert (
+        fit.main(Chain(tmp_path / "one", shaped.shards, shaped.latents).arguments("autoencoder", *exact)) == 0
+    )
+    ours, theirs = (state(tmp_path / name / "autoencoder") for name in ("one", "two"))
+    assert ours["Shards"] == theirs["Shards"]
+    for name, weight in ours["state_dict"].items():
+        torch.testing.assert_close(theirs["state_dict"][name], weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

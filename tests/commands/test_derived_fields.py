@@ -40,6 +40,7 @@ READ = {  # fields and image size, as the configurations stated them before they
     "demo/mean-flow": ({"image", "label"}, 8),
     "diffusion/dit": ({"latent", "text"}, 256),
     "diffusion/sd1": ({"latent", "text"}, 256),
+    "diffusion/shapes": ({"latent", "text"}, 256),
     **{f"faces/ldm-4-{faces}": ({"latent"}, 256) for faces in ("ffhq", "celeba-hq")},
     **{
         f"imagenet/{model}": ({"latent", "label"}, 256)
