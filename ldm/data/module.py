@@ -195,6 +195,9 @@ class Shards(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Index the shards, on the first process alone, before others ask for them."""
         self.reader.prepare(self.sets, self.val_shards, self.val_filter)
+        if self.buckets is not None and self.trainer is not None:
+            self.derive(self.trainer.lightning_module)
+            _ = self.source  # reads the sizes of the images, which the others then find
 
     def setup(self, stage: str) -> None:
         """Open the shards and check them against the configuration.
