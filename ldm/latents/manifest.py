@@ -32,8 +32,8 @@ def open_manifest(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
             f"{now[:12]}...): choose another folder, or delete this one"
         )
     for name in ("image_size", "keep_images", "flip", "filter", "buckets"):
-        earlier, later = manifest.get(name) or None, made_by.get(name) or None
-        if earlier != later:
+        earlier, later = manifest.get(name), made_by.get(name)
+        if (earlier or None) != (later or None):
             raise ValueError(
                 f"--out: '{out}' was encoded with {name} {earlier}, expected {later}: choose another "
                 "folder, or delete this one"

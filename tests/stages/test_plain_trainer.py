@@ -60,7 +60,7 @@ def test_a_dry_run_does_not_last_until_a_later_term_starts(tmp_path):
 def test_later_stages_and_commands_read_it(trained, tmp_path):
     _, path = trained
     latents = AutoencoderLatents(str(path.parents[1]))
-    assert latents.decode(torch.zeros(1, *latents.shape(16))).shape == (1, 3, 16, 16)
+    assert latents.decode(torch.zeros(1, *latents.shape(16, 16))).shape == (1, 3, 16, 16)
     write_tar(tmp_path / "train-000000.tar", [file for n in range(4) for file in sample(n)])
     out = tmp_path / "latents"
     arguments = [f"--autoencoder={path.parents[1]}", f"--shards={tmp_path}/train-000000.tar", f"--out={out}"]

@@ -18,6 +18,7 @@ UNET = {
     "num_heads": 2,
     "norm_groups": 4,
     "linear_projection": False,
+    "transformers": True,
 }
 AUTOENCODER = {
     "latent_channels": 4,
