@@ -14,12 +14,13 @@ from typing_extensions import override
 from ldm.data.bad_samples import BadSamples
 from ldm.data.bucket_rows import shapes_of
 from ldm.data.buckets import Buckets
+from ldm.data.evaluation_set import EvaluationSet
 from ldm.data.fields import STORED_SUBSETS, Sample, check_names, collate, converted
 from ldm.data.manifest import latents_size, stored_fields
 from ldm.data.readers import Indexed, Reader
 from ldm.data.resume import check_same
 from ldm.data.sets import TrainSet, named_sets
-from ldm.data.source import DataRank, EvaluationSet, SampleSpec, Source
+from ldm.data.source import DataRank, SampleSpec, Source
 from ldm.data.streaming import Streaming
 from ldm.data.view import NO_AUGMENT, Augment
 from ldm.stage_protocols import (
@@ -61,8 +62,7 @@ class Shards(L.LightningDataModule):
         filter: Training samples that are used, by an expression about their size, caption length and keys of
             their json, e.g. ``min(width, height) >= 256 and aesthetic > 5.5`` (data/README.md). None: all.
         val_filter: Validation samples that are used, likewise; ``filter`` leaves them alone.
-        new_phase: Whether a resumed run may mix sets by other weights than before: each continues where it
-            stands. False: other weights are an error.
+        new_phase: Whether a resumed run may mix sets by other weights; each continues where it stands.
         buckets: Sizes that training images get by their proportions, one for each global batch; None: all are
             square, as in validation. Latents have the sizes that ``ldm.encode --buckets`` gave them.
     """

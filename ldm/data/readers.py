@@ -16,6 +16,7 @@ from ldm.data.bucket_rows import Shapes
 from ldm.data.buckets import Size
 from ldm.data.cache import DEFAULT, ShardCache
 from ldm.data.decode import BadSample
+from ldm.data.evaluation_set import EvaluationSet
 from ldm.data.fields import FIELDS, STORED, Sample
 from ldm.data.files import ShardFiles, usable
 from ldm.data.filters import Filter
@@ -29,7 +30,6 @@ from ldm.data.shard_file import peeking
 from ldm.data.source import (
     MAX_BAD,
     DataRank,
-    EvaluationSet,
     SampleSpec,
     Source,
     first_usable,

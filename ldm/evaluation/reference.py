@@ -11,10 +11,10 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from ldm.cli import naming
+from ldm.data.evaluation_set import EvaluationSet
 from ldm.data.fields import Sample
 from ldm.data.raster import DECODER
 from ldm.data.readers import Indexed
-from ldm.data.source import EvaluationSet
 from ldm.evaluation.files import ImageArray, ImageFolder, open_images
 from ldm.io.weights import sha256
 from ldm.metrics.reference import array_names

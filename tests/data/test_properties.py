@@ -22,12 +22,13 @@ from words import names, texts
 
 from data.folder import pack_folder
 from ldm.data.decode import BadSample, SampleId
+from ldm.data.evaluation_set import EvaluationSet
 from ldm.data.fields import decode_sample, whitelist
 from ldm.data.files import ShardFiles
 from ldm.data.index import scan, summarize
 from ldm.data.keys import overlapping, repeating
 from ldm.data.order import Order
-from ldm.data.source import DataRank, EvaluationSet, rank_batches
+from ldm.data.source import DataRank, rank_batches
 from ldm.data.tar import expand
 from ldm.data.tar_stream import read_samples
 from ldm.data.view import View
