@@ -90,7 +90,7 @@ def kills(folder: Path, options: argparse.Namespace) -> int:
         slow = [*length, "--trainer.callbacks+=benchmarks.wandb.clock.Slow"]
         whole = Tiny(shards, folder / "whole", server.environment)
         whole.train(*length, seconds=3000)
-        for mode in ("online", "offline"):
+        for mode in options.modes:
             run = Tiny(shards, folder / mode, server.environment)
             for number in range(options.kills):
                 kind = KINDS[number % len(KINDS)]
@@ -206,6 +206,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.wandb", description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=[part.__name__ for part in PARTS])
     parser.add_argument("--kills", type=int, default=20, help="Of each run.")
+    parser.add_argument("--modes", nargs="+", default=["online", "offline"], help="Of `kills`.")
     parser.add_argument("--steps", type=int, default=200, help="Of each run of `speed`.")
     parser.add_argument("--rounds", type=int, default=3, help="Of `speed` and `start`.")
     parser.add_argument("--seed", type=int, default=0, help="Of the moments of kills.")
