@@ -3,7 +3,8 @@
   python -m benchmarks.wandb kills --kills 20      a run online and a run offline, killed at random moments
   python -m benchmarks.wandb speed                 step time with a server that is well, slow, silent; ends
   python -m benchmarks.wandb start                 processor time of a start, online and without
-  python -m benchmarks.wandb sends --config X ...  rows, images and bytes for 1,000 steps of a configuration
+  python -m benchmarks.wandb sends                 rows, images, bytes for 1,000 steps of each configuration
+  python -m benchmarks.wandb sends --config X ...  the same of one, measured
 
 Exit code 1 if a row of a killed run is missing, there twice, or differs from the undisturbed run.
 """
@@ -31,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 from wandb_runs import Tiny, clients, end_clients  # noqa: E402
 from wandb_server import Server  # noqa: E402
 
+from benchmarks.wandb.bounds import bounds  # noqa: E402
 from data.shapes.packer import Settings, pack  # noqa: E402
 
 KINDS = ("process", "group", "client")
@@ -182,10 +184,16 @@ def start(folder: Path, options: argparse.Namespace) -> int:
 
 
 def sends(folder: Path, options: argparse.Namespace) -> int:
-    """Print what a configuration sends for 1,000 steps, from a run of it with the options that are given."""
+    """Print what a configuration sends for 1,000 steps, from a run of it with the options that are given.
+
+    Without options what all configurations send, by their settings.
+    """
+    if not options.fit:
+        print("\n".join(bounds()))
+        return 0
     with Server() as server:
         home = Tiny(folder, folder / "run", server.environment)
-        command = [sys.executable, "-m", "ldm.fit", "--wandb.mode=online", f"--run={home.run}", *options.fit]
+        command = [sys.executable, "-m", "ldm.fit", *options.fit, "--wandb.mode=online", f"--run={home.run}"]
         subprocess.run(command, env=home.environment(), check=True)
         run = server.runs[home.id]
         steps = 1 + max(row["trainer/global_step"] for row in run.rows)
