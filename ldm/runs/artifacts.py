@@ -60,7 +60,7 @@ def use_weights(loggers: Iterable[WandbSamplesLogger], checkpoint: str) -> None:
 def publish_run(
     loggers: Iterable[WandbSamplesLogger], run: RunFolder, kind: str, metadata: Mapping[str, Any]
 ) -> None:
-    """Make a finished run's checkpoints an artifact: the last, and the best if there is one.
+    """Make a finished run's checkpoints an artifact: the last, and the best if there is one, as alias too.
 
     Args:
         loggers: Where to.
@@ -77,7 +77,7 @@ def publish_run(
                 Artifact(
                     name=artifact_name(run.folder),
                     kind=kind,
-                    versions=list(checkpoints),
+                    versions=[*checkpoints, *(["best"] if best.exists() else [])],
                     files=[*checkpoints.values(), *run.records],
                     metadata=dict(metadata),
                 )

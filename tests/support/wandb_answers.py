@@ -18,7 +18,15 @@ class Answers:
 
     def to(self, text, variables):
         for part, answer in {
+            "query ArtifactType": self.artifact_type,
+            "query ArtifactMembershipByName": self.membership,
+            "useArtifact(": self.use,
             "createAgent": self.new_agent,
+            "createArtifactManifest": self.new_manifest,
+            "updateArtifactManifest": self.new_manifest,
+            "createArtifactFiles": self.new_artifact_files,
+            "commitArtifact": self.commit,
+            "createArtifact(": self.new_artifact,
             "agentHeartbeat": self.heartbeat,
             "SweepWithRuns": self.sweep,
             "upsertBucket": self.upsert,
@@ -116,3 +124,88 @@ class Answers:
         elif not running:
             commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}
+
+    def new_artifact(self, variables):
+        given = variables["input"]
+        name = f"artifact-{len(self.store.artifacts)}"
+        self.store.artifacts[name] = {**given, "id": name, "state": "PENDING"}
+        artifact = {"id": name, "state": "PENDING", "digest": given["digest"], "versionIndex": 0}
+        sequence = {"id": "sequence", "latestArtifact": None, "state": "READY", "name": "sequence"}
+        return {"createArtifact": {"artifact": {**artifact, "artifactSequence": sequence}}}
+
+    def new_manifest(self, variables):
+        name = variables.get("artifactID") or variables["artifactManifestID"].removeprefix("manifest-")
+        upload = {"uploadUrl": f"{self.store.url}/upload/{name}/manifest", "uploadHeaders": []}
+        manifest = {"id": f"manifest-{name}", "file": {"id": "file", **upload}}
+        answer = {"artifactManifest": manifest}
+        return {"createArtifactManifest": answer, "updateArtifactManifest": answer}
+
+    def new_artifact_files(self, variables):
+        edges = []
+        for file in variables["input"]["artifactFiles"]:
+            name, path = file["artifactID"], file["name"]
+            url = f"{self.store.url}/upload/{name}/{path}"
+            node = {"storagePath": path, "uploadUrl": url, "uploadHeaders": [], "uploadMultipartUrls": None}
+            edges.append({"node": {**node, "artifact": {"id": name}}})
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def commit(self, variables):
+        artifact = self.store.artifacts[variables["artifactID"]]
+        artifact["state"] = "COMMITTED"
+        return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": artifact["digest"]}}}
+
+    def artifact_type(self, variables):
+        found = self.find_artifact(variables["name"])
+        return {"project": {"artifact": found and {"artifactType": {"name": found["artifactTypeName"]}}}}
+
+    def membership(self, variables):
+        found = self.find_artifact(variables["name"])
+        if found is None:
+            return {"project": {"artifactCollectionMembership": None}}
+        project = {
+            "id": "p",
+            "internalId": "1",
+            "name": found["projectName"],
+            "entity": {"id": "e", "name": ENTITY},
+        }
+        name = found["artifactCollectionName"]
+        collection = {"__typename": "ArtifactSequence", "id": "c", "name": name, "project": project}
+        aliases = [{"__typename": "ArtifactAlias", "id": "a", "alias": x["alias"]} for x in found["aliases"]]
+        dates = {"createdAt": "2026-01-01T00:00:00", "updatedAt": None}
+        artifact = {
+            **{key: found[key] for key in ("description", "metadata", "digest", "historyStep")},
+            **dates,
+            "__typename": "Artifact",
+            "id": found["id"],
+            "artifactSequence": collection,
+            "versionIndex": 0,
+            "artifactType": {"name": found["artifactTypeName"]},
+            "ttlDurationSeconds": -1,
+            "ttlIsInherited": False,
+            "tags": [],
+            "state": "COMMITTED",
+            "size": 1,
+            "commitHash": None,
+            "fileCount": 1,
+            "aliases": [{**alias, "artifactCollection": collection} for alias in aliases],
+        }
+        member = {"__typename": "ArtifactCollectionMembership", "id": "m", "versionIndex": 0, **dates}
+        member |= {"aliases": aliases, "artifactCollection": collection, "artifact": artifact}
+        return {"project": {"artifactCollectionMembership": member}}
+
+    def use(self, variables):
+        given = variables.get("input", variables)
+        self.store.run(given["runName"]).used.append(given["artifactID"])
+        return {"useArtifact": {"artifact": {"id": given["artifactID"]}}}
+
+    def find_artifact(self, name):
+        """The newest that was committed with an alias."""
+        collection, _, alias = name.rpartition(":")
+        found = [
+            artifact
+            for artifact in self.store.artifacts.values()
+            if collection == artifact["artifactCollectionName"]
+            and artifact["state"] == "COMMITTED"
+            and alias in [each["alias"] for each in artifact["aliases"]]
+        ]
+        return found[-1] if found else None

@@ -87,7 +87,7 @@ class Server:
 
     def __init__(self):
         self.runs, self.deleted, self.refusals = {}, set(), {}
-        self.agents, self.sweeps = {}, {}
+        self.agents, self.sweeps, self.artifacts = {}, {}, {}
         self.mode, self.delay = "well", 0.0
         self.asked = []
         self.lock = threading.RLock()
