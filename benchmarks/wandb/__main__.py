@@ -103,9 +103,11 @@ def kills(folder: Path, options: argparse.Namespace) -> int:
             is_same = expected == found
             wrong += not is_same
             places = [row["_step"] for row in found]
-            twice, missing = len(places) - len(set(places)), len({r["_step"] for r in expected} - set(places))
+            twice, missing = len(places) - len(set(places)), {row["_step"] for row in expected} - set(places)
             verdict = "as undisturbed" if is_same else "DIFFERENT"
-            print(f"{mode}: {len(found)} rows, {twice} twice, {missing} missing: {verdict}")
+            print(
+                f"{mode}: {len(found)} rows, {twice} twice, {sorted(missing)} missing: {verdict}", flush=True
+            )
         end_clients(server.environment)
     return int(wrong > 0)
 
