@@ -37,11 +37,15 @@ def begin(settings: Mapping[str, Any]) -> Any:
         ValueError: If W&B refuses, e.g. a key or a project's name.
     """
     import wandb
+    from wandb.sdk.lib import import_hooks
 
     address = wandb.setup().settings.base_url
     limits = wandb.Settings(init_timeout=START_TIMEOUT, login_timeout=START_TIMEOUT)
     try:
-        return wandb.init(**settings, settings=limits)
+        run = wandb.init(**settings, settings=limits)
+        # they tell the client of packages that are imported later: an error in any import once it is gone
+        import_hooks.unregister_all_post_import_hooks()
+        return run
     except Exception as error:
         reason = _reason(error)
         _kill()
