@@ -52,7 +52,7 @@ bench: .venv/.ready-test
 
 # One file for every Python and system: uv resolves for all of them, and keeps what the file already says.
 constraints: .venv/.ready-check
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra check --no-annotate \
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate \
 	  --custom-compile-command "make constraints" $(UPGRADE) --output-file constraints.txt pyproject.toml
 
 # Asks for pip, not for the folder: an interrupted first try leaves a .venv without it.

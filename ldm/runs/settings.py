@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ TRAINED = ("model", "data", "ema", "seed_everything", "checkpoints", "sample_gri
 TRAINER = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "deterministic")
 """Settings of the trainer that do; others belong to the machine, or may change, such as its callbacks."""
 MACHINE = ("data.num_workers",)
+ABSOLUTE = re.compile(r"(?<![^\s='\"\[,])/(?:[^\s/'\",]+/)*([^\s/'\",]+/[^\s/'\",]+)")
+"""An absolute path in a text; its group is the last two parts."""
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -25,6 +28,13 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     for name, item in inner:
         part = "" if name in ("class_path", "init_args") else str(name)
         yield from flat(item, f"{key}.{part}".strip("."))
+
+
+def relative(value: Any) -> Any:
+    """Shorten absolute paths to their last two parts: the others tell of a machine, not of a run."""
+    if isinstance(value, list | tuple):
+        return [relative(item) for item in value]
+    return ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def check_same(reason: Exception, now: Mapping[str, Any], recorded: Path) -> None:
@@ -56,7 +66,7 @@ def check_same(reason: Exception, now: Mapping[str, Any], recorded: Path) -> Non
 
 def _trained(config: Mapping[str, Any]) -> dict[str, str]:
     counted = {name: config[name] for name in TRAINED if config.get(name) is not None}
-    found = {name: str(value) for name, value in flat(counted)}
+    found = {name: str(relative(value)) for name, value in flat(counted)}
     ours = {f"trainer.{name}" for name in TRAINER}
     return {k: v for k, v in found.items() if k not in MACHINE and (k in ours or not k.startswith("trainer"))}
 

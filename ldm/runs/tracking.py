@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +12,7 @@ from ldm.checkpointing.preemption import EXIT_CODE, Preempted
 from ldm.loggers.client import AT_SIGNAL
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.environment import environment
-from ldm.runs.settings import flat
-
-ABSOLUTE = re.compile(r"(?<![^\s='\"\[,])/(?:[^\s/'\",]+/)*([^\s/'\",]+/[^\s/'\",]+)")
-"""An absolute path in a text; its group is the last two parts."""
+from ldm.runs.settings import flat, relative
 
 
 @contextmanager
@@ -63,7 +59,7 @@ def record_config(logger: WandbLogger, config: Mapping[str, Any], here: Mapping[
         config: Resolved configuration.
         here: Environment.
     """
-    settings = {name: _relative(value) for name, value in flat({**config, "environment": here}) if name}
+    settings = {name: relative(value) for name, value in flat({**config, "environment": here}) if name}
     logger.experiment.config.update(settings, allow_val_change=True)
 
 
@@ -74,10 +70,3 @@ def end_wandb(
     for logger in loggers:
         if isinstance(logger, WandbSamplesLogger):
             logger.end(code, seconds, hurries)
-
-
-def _relative(value: Any) -> Any:
-    """Shorten absolute paths to their last two parts: the others tell of a machine, not of a run."""
-    if isinstance(value, list | tuple):
-        return [_relative(item) for item in value]
-    return ABSOLUTE.sub(r"\1", value) if isinstance(value, str) else value

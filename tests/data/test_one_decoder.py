@@ -107,7 +107,7 @@ def test_statistics_of_an_older_decoder_are_not_taken(tmp_path, monkeypatch):
         return [name for real in (of_folder, of_shards) for name in (real.identity, real.fingerprint)]
 
     now = identities()
-    for module in ("ldm.data.source", "ldm.evaluation.reference"):
+    for module in ("ldm.data.evaluation_set", "ldm.evaluation.reference"):
         monkeypatch.setattr(f"{module}.DECODER", DECODER - 1)
     assert all(one != other for one, other in zip(now, identities(), strict=True))
 
