@@ -17,6 +17,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ldm.cli import check_multiple, command_parser, default_device, run_command
 from ldm.conditioners.huggingface import DType, HFText, Layer
+from ldm.data.bad_samples import SKIP, BadSamplePolicy
 from ldm.data.buckets import Buckets
 from ldm.data.filters import Filter
 from ldm.data.tar import expand
@@ -93,6 +94,12 @@ def parser() -> ArgumentParser:
         "--buckets",
         type=Buckets | None,
         help="Encode images in sizes of about their proportions, in place of squares: --buckets.multiple 64.",
+    )
+    parser.add_argument(
+        "--bad-samples",
+        type=BadSamplePolicy,
+        default=SKIP,
+        help="What becomes of samples that cannot be used: --bad-samples.action error, .max_share 0.01.",
     )
     parser.add_argument(
         "--batch-size", type=PositiveInt, default=256, help="Images encoded at once, by each process."
@@ -201,6 +208,7 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
         options.precision,
         options.flip,
         buckets=buckets,
+        bad_samples=options.bad_samples,
     )
 
 

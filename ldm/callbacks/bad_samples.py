@@ -30,7 +30,7 @@ class BadSamples(L.Callback):
             return
         group = default_group(pl_module.device)
         for name, kind in KINDS.items():
-            for reason, count in _total(data.take_bad(kind), group).items():
+            for reason, count in _total(data.bad[kind].take(), group).items():
                 value = torch.tensor(float(count), device=pl_module.device)
                 pl_module.log(
                     f"{name}/bad_samples/{reason.replace(' ', '_')}", value, sync_dist=True, batch_size=1

@@ -1,22 +1,91 @@
-"""Bad samples that others replaced: each is reported once, and all are counted."""
+"""Bad samples: what becomes of them, and how many there are."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from ldm.data.decode import Skipped
 
+ENOUGH = 1000
+"""Samples that are read before their share of bad ones counts."""
+
+
+@dataclass(frozen=True)
+class BadSamplePolicy:
+    """What becomes of samples that cannot be used, the same in training, validation and encoding.
+
+    Args:
+        action: "skip" counts them by reason: the next sample takes the place of one, ``ldm.encode`` leaves it
+            out. "error" ends with the first.
+        max_share: Share of bad ones among the samples that a process has read, in [0, 1], above which it ends
+            all the same, once it has read 1,000.
+
+    Raises:
+        ValueError: If ``max_share`` is no share.
+    """
+
+    action: Literal["skip", "error"] = "skip"
+    max_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_share <= 1:
+            raise ValueError(f"bad_samples.max_share: got {self.max_share}, expected a share, 0 to 1")
+
+
+SKIP = BadSamplePolicy()
+
+
+@dataclass
+class Tally:
+    """Counts samples by a policy.
+
+    Args:
+        policy: The policy.
+        option: What names it, for messages.
+        read: Samples read so far, bad ones included.
+        bad: Bad ones of them.
+    """
+
+    policy: BadSamplePolicy
+    option: str
+    read: int = 0
+    bad: int = 0
+
+    def count(self, read: int, messages: Sequence[str]) -> None:
+        """Count samples.
+
+        Args:
+            read: How many, bad ones included.
+            messages: What is wrong with each of the bad ones.
+
+        Raises:
+            ValueError: If the policy does not allow them.
+        """
+        self.read, self.bad = self.read + read, self.bad + len(messages)
+        if messages and self.policy.action == "error":
+            raise ValueError(f"{self.option}.action is error: {messages[0]:.200}")
+        if messages and self.read >= ENOUGH and self.bad > self.policy.max_share * self.read:
+            raise ValueError(
+                f"{self.option}.max_share: {self.bad} of {self.read} samples are bad, expected at most "
+                f"{self.policy.max_share:.3g} of them, e.g. {messages[-1]:.150}"
+            )
+
 
 class BadSamples:
-    """Bad samples that this process has met.
+    """Bad samples that this process has met: each is reported once, and all are counted.
 
     Args:
         kind: "training" or "validation".
+        policy: What becomes of them.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, policy: BadSamplePolicy = SKIP) -> None:
         self.kind = kind
+        self._tally = Tally(policy, "data.bad_samples")
         self._met = Counter[Skipped]()
         self._new = Counter[str]()
 
@@ -25,12 +94,18 @@ class BadSamples:
         """How many were replaced; one counts each time that it is met."""
         return self._met.total()
 
-    def note(self, skipped: Skipped) -> None:
-        """Count a bad sample, and warn of it when it is met first."""
-        if skipped not in self._met:
-            warnings.warn(f"bad {self.kind} sample replaced: {skipped.message}", stacklevel=1)
-        self._met[skipped] += 1
-        self._new[skipped.reason] += 1
+    def note(self, num_good: int, found: Sequence[Skipped]) -> None:
+        """Count the samples of a batch and the bad ones that they replace; warn of each that is met first.
+
+        Raises:
+            ValueError: If the policy does not allow them.
+        """
+        for skipped in found:
+            if skipped not in self._met:
+                warnings.warn(f"bad {self.kind} sample replaced: {skipped.message}", stacklevel=1)
+            self._met[skipped] += 1
+            self._new[skipped.reason] += 1
+        self._tally.count(num_good + len(found), [skipped.message for skipped in found])
 
     def take(self) -> dict[str, int]:
         """Return by reason how many were replaced since the last call."""

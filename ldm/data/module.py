@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from ldm.data.bad_samples import BadSamples
+from ldm.data.bad_samples import SKIP, BadSamplePolicy, BadSamples
 from ldm.data.bucket_rows import shapes_of
 from ldm.data.buckets import Buckets
 from ldm.data.evaluation_set import EvaluationSet
@@ -65,6 +65,7 @@ class Shards(L.LightningDataModule):
         new_phase: Whether a resumed run may mix sets by other weights; each continues where it stands.
         buckets: Sizes that training images get by their proportions, one for each global batch; None: all are
             square, as in validation. Latents have the sizes that ``ldm.encode --buckets`` gave them.
+        bad_samples: What becomes of samples that cannot be used.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Shards(L.LightningDataModule):
         val_filter: str | None = None,
         new_phase: bool = False,
         buckets: Buckets | None = None,
+        bad_samples: BadSamplePolicy = SKIP,
     ) -> None:
         super().__init__()
         self.prepare_data_per_node = False
@@ -103,7 +105,7 @@ class Shards(L.LightningDataModule):
         self._reads: dict[Collection[str], tuple[str, ...]] | None = None
         self._classes: dict[str, int] = {}
         self._global_batch = batch_size
-        self._bad = {kind: BadSamples(kind) for kind in ("training", "validation")}
+        self.bad = {kind: BadSamples(kind, bad_samples) for kind in ("training", "validation")}
 
     @property
     def image_size(self) -> int:
@@ -134,15 +136,6 @@ class Shards(L.LightningDataModule):
     def num_val(self) -> int:
         """Validation samples."""
         return len(self.evaluation)
-
-    @property
-    def num_skipped(self) -> int:
-        """Bad training samples met by this process and replaced."""
-        return self._bad["training"].total
-
-    def take_bad(self, kind: Literal["training", "validation"]) -> dict[str, int]:
-        """Return by reason how many bad samples this process has replaced since the last call."""
-        return self._bad[kind].take()
 
     @property
     def samples(self) -> int:
@@ -245,8 +238,7 @@ class Shards(L.LightningDataModule):
         """Remove the reader's own entries from a batch, report bad samples, and let the stage validate it."""
         is_training = self.trainer is None or self.trainer.training
         kind = "training" if is_training else "validation"
-        for skipped in batch.pop("skipped", ()):
-            self._bad[kind].note(skipped)
+        self.bad[kind].note(len(batch["key"]), batch.pop("skipped", ()))
         if self.trainer is not None and is_training:
             self.source.observe(batch)
         self._validate(batch)
@@ -287,7 +279,7 @@ class Shards(L.LightningDataModule):
 
     @override
     def teardown(self, stage: str) -> None:
-        for bad in self._bad.values() if stage == "fit" else ():
+        for bad in self.bad.values() if stage == "fit" else ():
             bad.summarize()
 
     def _rank(self) -> DataRank:

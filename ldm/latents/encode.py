@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from ldm.data.bad_samples import SKIP, BadSamplePolicy, Tally
 from ldm.data.buckets import AspectRatio, Size
 from ldm.data.fields import FIELDS, FLIPPED_LATENT, LATENT, TEXT_EMBEDDING
 from ldm.data.files import ShardFiles
@@ -53,6 +54,7 @@ class ShardEncoder:
         text: Text encoder whose tokens of the captions are stored too, or None.
         buckets: Sizes that images get by their proportions, from the widest to the highest; none: all are
             squares of ``image_size``.
+        bad_samples: What becomes of samples that cannot be used; it is per process.
     """
 
     net: KLAutoencoder
@@ -65,6 +67,7 @@ class ShardEncoder:
     flip: bool = False
     text: EncodesText | None = None
     buckets: tuple[Size, ...] = ()
+    bad_samples: BadSamplePolicy = SKIP
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -151,11 +154,12 @@ def _encode(
             pin_memory=encoder.device.type == "cuda",
         )
     )
+    tally = Tally(encoder.bad_samples, "--bad-samples")
     for number in numbers:
         summary = files.summaries[number]
         of_shard = islice(items, num_batches(number, rows, encoder.batch_size))
         target = out / shard_name(summary.path)
-        count, skipped = _encode_shard(encoder, of_shard, target, bar)
+        count, skipped = _encode_shard(encoder, of_shard, target, bar, tally)
         about: dict[str, Any] = {
             "size": summary.size,
             "mtime_ns": summary.mtime_ns,
@@ -169,7 +173,7 @@ def _encode(
 
 
 def _encode_shard(
-    encoder: ShardEncoder, batches: Iterable[EncodingBatch], target: Path, bar: tqdm[Any]
+    encoder: ShardEncoder, batches: Iterable[EncodingBatch], target: Path, bar: tqdm[Any], tally: Tally
 ) -> tuple[int, list[str]]:
     """Write one shard, atomically; return its number of samples, and what was wrong with others."""
     count = 0
@@ -186,6 +190,7 @@ def _encode_shard(
             bad = [item.bad for item in items if item.bad is not None]
             for message in bad:
                 tqdm.write(f"skipped: {message}", file=sys.stderr)
+            tally.count(len(items), bad)
             count, skipped = count + len(items) - len(bad), skipped + bad
             bar.update(len(items))
         for each in writing:

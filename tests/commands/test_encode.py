@@ -167,6 +167,24 @@ def test_without_a_key_it_ends_before_anything_is_encoded(chain, tmp_path, capsy
     assert not list(out.glob("*.tar")) and not (out / "latents.json").exists()
 
 
+def test_a_bad_image_ends_encoding_where_the_policy_says_so(chain, tmp_path, capsys):
+    found = members(chain.shards / "train-000000.tar")
+    broken = next(name for name in found if name.endswith(".png"))
+    with tarfile.open(tmp_path / "train-000000.tar", "w") as file:
+        for name, content in found.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content := content[:40] if name == broken else content)
+            file.addfile(info, io.BytesIO(content))
+    out = tmp_path / "out"
+    command = [*chain.encode(), f"--shards={tmp_path / 'train-000000.tar'}", f"--out={out}"]
+    assert encode.main([*command, "--bad-samples.action=error"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "error: --bad-samples.action is error: " in line and "its 40 bytes are no JPEG" in line
+    assert not list(out.glob("*.tar"))
+    assert encode.main(command) == 0
+    assert json.loads((out / "latents.json").read_text())["shards"]["train-000000.tar"]["samples"] == 19
+
+
 @pytest.mark.slow
 def test_latents_of_another_autoencoder_are_not_mixed(chain, fresh, capsys):
     assert error_of(capsys, [*chain.encode(), f"--autoencoder={chain.runs / 'clip'}"], encode.main)

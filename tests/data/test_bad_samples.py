@@ -11,6 +11,7 @@ import torch
 from tiny_shards import png, sample, write_shards, write_tar
 
 from ldm.callbacks.bad_samples import BadSamples
+from ldm.data.bad_samples import BadSamplePolicy, Tally
 from ldm.data.module import Shards, Streaming
 from ldm.stages.counted import Counted
 
@@ -92,8 +93,10 @@ def test_classes_that_the_model_lacks_are_bad_samples_of_training_and_validation
     for values in logged.values:
         total.update({name: n for name, n in values.items() if name.startswith("train/")})
     assert set(total) == {"train/bad_samples/unknown_class", "train/bad_samples/unreadable_image"}
-    assert sum(total.values()) == data.num_skipped >= 4
-    (summary,) = (text for text in messages if f"{data.num_skipped} bad training samples were" in text)
+    assert sum(total.values()) == data.bad["training"].total >= 4
+    (summary,) = (
+        text for text in messages if f"{data.bad['training'].total} bad training samples were" in text
+    )
     for name, count in total.items():
         assert f"{count:.0f} {name.rpartition('/')[2].replace('_', ' ')}" in summary
 
@@ -111,3 +114,31 @@ def test_many_classes_that_the_model_lacks_are_a_mistake_of_the_configuration(tm
     data = Shards(train, write_shards(tmp_path, [4], "val"), image_size=8, batch_size=4)
     with pytest.raises(ValueError, match=r"data.train: 4 of the first 40 samples .*class 10 is no class"):
         fit(tmp_path, data)
+
+
+def test_the_first_bad_sample_is_an_error_where_the_policy_says_so(tmp_path):
+    train = shards_with(tmp_path, 16, lambda n: n % 10, s5=png(5)[:40])
+    val = shards_with(tmp_path, 12, lambda n: n % 10, "val")
+    broken = shards_with(tmp_path, 12, lambda n: 99 if n == 7 else n % 10, "broken")
+    strict = BadSamplePolicy("error")
+    for shards, message in (
+        ((train, val), r"data.bad_samples.action is error: .*sample '000005', member 'png'"),
+        ((val, broken), r"data.bad_samples.action is error: .*sample '000007', member 'json': class 99"),
+    ):
+        data = Shards(*shards, image_size=8, batch_size=4, bad_samples=strict)
+        with pytest.warns(UserWarning), pytest.raises(ValueError, match=message):
+            fit(tmp_path, data)
+    fit(tmp_path, Shards(val, val, image_size=8, batch_size=4, bad_samples=strict))
+
+
+def test_a_share_counts_once_enough_was_read():
+    tally = Tally(BadSamplePolicy(max_share=0.02), "--bad-samples")
+    for _ in range(9):
+        tally.count(100, ["x"] * 5)
+    with pytest.raises(ValueError, match=r"--bad-samples.max_share: 50 of 1000 samples are bad, .* 0.02 of"):
+        tally.count(100, ["x"] * 5)
+    tally = Tally(BadSamplePolicy(max_share=0.05), "--bad-samples")
+    for _ in range(20):
+        tally.count(100, ["x"] * 5)
+    with pytest.raises(ValueError, match=r"bad_samples.max_share: got 2, expected a share, 0 to 1"):
+        BadSamplePolicy(max_share=2)

@@ -241,7 +241,7 @@ def test_a_bad_sample_shifts_nothing_and_is_reported_once(data, shards, tmp_path
         expected[i + 1] for i in moved if i + 1 < len(keys)
     ]
     assert len(reports) == 1
-    assert fit.datamodule.num_skipped == len(moved) >= 2
+    assert fit.datamodule.bad["training"].total == len(moved) >= 2
 
 
 class Captioned(Recorder):
@@ -276,7 +276,7 @@ def test_a_bad_validation_sample_does_not_end_a_run(shards, tmp_path, bad):
     messages = [str(warning.message) for warning in caught]
     assert sum("sample replaced" in message for message in messages) == 1
     assert any("2 bad validation samples were replaced (1 different ones): 2 " in text for text in messages)
-    assert data.num_skipped == 0
+    assert data.bad["training"].total == 0
 
 
 def test_validation_is_checked_before_the_first_step(shards, tmp_path):
