@@ -6,7 +6,7 @@ PYTEST := -m pytest -n auto --no-loadscope-reorder
 # Every benchmark is a command that prints one table; the demo has a target of its own.
 BENCHMARKS := kills $(filter-out __init__ demo,$(basename $(notdir $(wildcard benchmarks/*.py))))
 # Folders of tests that compute with no network: on any processor the same.
-SAME := benchmarks comparison data_sets io loggers network runs slurm
+SAME := benchmarks comparison data_sets inspection io loggers network runs slurm
 
 .PHONY: help venv demo test test-fast test-float32 test-versions check bench constraints
 .NOTPARALLEL:
