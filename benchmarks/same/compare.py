@@ -23,7 +23,7 @@ TIMES = (
     "train/step_seconds",
 )
 """Columns of metrics.csv that are left out: how long something took."""
-RENAMED_METRICS = {"val/image_psnr": "val/psnr", "val/psnr": "val/sampled_psnr"}
+RENAMED_METRICS: dict[str, str] = {}
 """Columns of metrics.csv and values of evaluation.json, by their name in BEFORE: their name in AFTER."""
 
 Rows = list[dict[str, str]]

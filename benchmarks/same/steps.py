@@ -34,12 +34,12 @@ COMMANDS = {
     "samples": "-m ldm.sample --checkpoint runs/demo/diffusion --prompts captions.txt --steps 5 "
     "--device cpu --out samples",
     "evaluation": "-m ldm.evaluate --checkpoint runs/demo/diffusion --data shards/shapes/val-000000.tar "
-    "--clip runs/demo/clip --num-pictures 128 --guidance 1 3 --steps 5 --device cpu --out evaluation",
+    "--clip runs/demo/clip --num-images 128 --guidance 1 3 --steps 5 --device cpu --out evaluation",
 }
 """Arguments of Python in BEFORE; any other configuration trains as "diffusion" does."""
-AFTER_COMMANDS = {"evaluation": COMMANDS["evaluation"].replace("--num-pictures", "--num-images")}
+AFTER_COMMANDS: dict[str, str] = {}
 """Those that are written otherwise in AFTER."""
-RENAMED_CONFIGS = {"conditions/together": "conditions/composite"}
+RENAMED_CONFIGS: dict[str, str] = {}
 """Configurations by their name in BEFORE, their name in AFTER."""
 NEEDS = {
     "demo/autoencoder": ("shards/shapes",),
