@@ -80,21 +80,7 @@ def parser() -> ArgumentParser:
         help="Samples to encode, by an expression about their size, caption_length and keys of their json, "
         "e.g. 'min(width, height) >= 256 and aesthetic > 5' (data/README.md); default: all.",
     )
-    parser.add_argument("--keep-images", action="store_true", help="Keep the images with the latents.")
-    parser.add_argument(
-        "--flip",
-        action="store_true",
-        help="Also store the latent of each image with left and right exchanged, latent.flip.npy, for "
-        "data.augment.flip.",
-    )
-    parser.add_argument(
-        "--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained."
-    )
-    parser.add_argument(
-        "--buckets",
-        type=Buckets | None,
-        help="Encode images in sizes of about their proportions, in place of squares: --buckets.multiple 64.",
-    )
+    _add_images(parser)
     parser.add_argument(
         "--bad-samples",
         type=BadSamplePolicy,
@@ -120,6 +106,25 @@ def parser() -> ArgumentParser:
     )
     parser.add_argument("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
     return parser
+
+
+def _add_images(parser: ArgumentParser) -> None:
+    """Add options of what is made of the images."""
+    parser.add_argument("--keep-images", action="store_true", help="Keep the images with the latents.")
+    parser.add_argument(
+        "--flip",
+        action="store_true",
+        help="Also store the latent of each image with left and right exchanged, latent.flip.npy, for "
+        "data.augment.flip.",
+    )
+    parser.add_argument(
+        "--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained."
+    )
+    parser.add_argument(
+        "--buckets",
+        type=Buckets | None,
+        help="Encode images in sizes of about their proportions, in place of squares: --buckets.multiple 64.",
+    )
 
 
 def _add_text(parser: ArgumentParser) -> None:
