@@ -87,6 +87,15 @@ def parser() -> ArgumentParser:
         default=SKIP,
         help="What becomes of samples that cannot be used: --bad-samples.action error, .max_share 0.01.",
     )
+    _add_machine(parser)
+    parser.add_argument(
+        "--wandb", type=WandB, default=WandB(), help="Weights & Biases, used for artifacts only."
+    )
+    return parser
+
+
+def _add_machine(parser: ArgumentParser) -> None:
+    """Add options of how the machine computes."""
     parser.add_argument(
         "--batch-size", type=PositiveInt, default=256, help="Images encoded at once, by each process."
     )
@@ -101,11 +110,7 @@ def parser() -> ArgumentParser:
         default="auto",
         help="What the autoencoder computes in; auto: bf16 on a GPU that has it, else 32.",
     )
-    parser.add_argument(
-        "--wandb", type=WandB, default=WandB(), help="Weights & Biases, used for artifacts only."
-    )
     parser.add_argument("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
-    return parser
 
 
 def _add_images(parser: ArgumentParser) -> None:
