@@ -17,7 +17,15 @@ from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.distributed.launch import processes
 from ldm.evaluation.captions import TruncatedCaptions, readers
-from ldm.evaluation.plan import Sweep, TrainedStage, build_metrics, build_sources, check_stages, load_trained
+from ldm.evaluation.plan import (
+    Sweep,
+    TrainedStage,
+    build_metrics,
+    build_sources,
+    check_negative_prompt,
+    check_stages,
+    load_trained,
+)
 from ldm.evaluation.reference import ReferenceImages, open_shards, real_images
 from ldm.evaluation.report import OutputFolder, Result, plot, slug, table, write_json, write_npz
 from ldm.evaluation.session import Measurement
@@ -77,6 +85,11 @@ def parser() -> ArgumentParser:
         help="Scales of classifier-free guidance, or classes: "
         '\'{"class_path": "Rescaled", "init_args": {"scale": 3}}\'; default: as trained.',
     )
+    add(
+        "--negative-prompt",
+        type=str | None,
+        help="Caption to guide away from, instead of the empty one, where guidance uses one.",
+    )
     add("--seed", type=int, default=0, help="Seed of the random numbers.")
     add("--precision", type=Literal[tuple(PRECISIONS)], default="32-true", help="Of drawing.")
     add("--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained.")
@@ -115,6 +128,8 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         with upstream_options(options.upstream):
             stages = [load_trained(path, where) for path in options.checkpoint]
         check_stages(options, stages)
+        sweep = Sweep(listed(objects.sampler), options.steps, objects.guidance, options.negative_prompt)
+        check_negative_prompt(sweep, stages)
         size = options.size or next((each.stage.image_size for each in stages if each.stage.image_size), None)
         reads = [
             name for each in stages if isinstance(each.stage, ReadsFields) for name in each.stage.reads(())
@@ -125,7 +140,6 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         out, results = OutputFolder(Path(options.out)), list[Result]()
         failures: list[str] = []
         try:
-            sweep = Sweep(listed(objects.sampler), options.steps, objects.guidance)
             for source in build_sources(options, stages, samples, sweep, metrics):
                 measurement = Measurement(source.metrics, group, where)
                 results.append(measure(source, measurement, subset, real, options, out))

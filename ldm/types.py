@@ -128,8 +128,8 @@ class Denoiser(Protocol):
 
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""``(x_t (B, C, h, w), t (B,)) -> x0_hat (B, C, h, w)``. Samplers and guidance see nothing else. One that
-``reads_variance`` gets (B, 2 C, h, w); one with two ``times`` gives (B, 2), those before and after a step."""
+"""``(x_t (B, C, h, w), t (B,)) -> x0_hat (B, C, h, w)``. Samplers and guidance see nothing else. One of a
+learned variance gives (B, 2 C, h, w); one with two ``times`` gives (B, 2), those before and after a step."""
 
 
 class Conditional(Protocol):

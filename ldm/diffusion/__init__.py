@@ -5,7 +5,7 @@ from ldm import exports
 __getattr__, __all__ = exports(
     __name__,
     contrastive_flow="ContrastiveFlow",
-    guidance="ClassifierFree Guidance Interval Rescaled Unguided",
+    guidance="ClassifierFree Guidance Interval NegativePrompt Rescaled Unguided",
     learned_variance="LearnedVariance",
     mean_flow="MeanFlow",
     objective="Objective",

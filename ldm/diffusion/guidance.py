@@ -172,6 +172,42 @@ class Interval(Guidance):
         return within
 
 
+class NegativePrompt(Guidance):
+    """A guidance that leads all images away from one caption instead of from the empty one.
+
+    Samples with a caption of their own to be guided away from, as of ``ldm.sample``, keep it.
+
+    Args:
+        prompt: The caption.
+        guidance: How to guide, at a scale other than 1.
+
+    Raises:
+        ValueError: If ``guidance`` does not use the estimate that the caption's takes the place of; when it
+            guides a model that is not conditioned on captions.
+    """
+
+    def __init__(self, prompt: str, guidance: Guidance) -> None:
+        super().__init__()
+        if not guidance.uses_uncond:
+            raise ValueError(
+                f"guidance.guidance: {type(guidance).__name__} does not use a negative prompt, expected such "
+                "as ClassifierFree at a scale other than 1"
+            )
+        self.prompt, self.guidance = prompt, guidance
+
+    @property
+    def upstream(self) -> dict[str, str]:
+        """Those of the guidance inside."""
+        return self.guidance.upstream
+
+    def __call__(self, model: Conditional, batch: Batch) -> Denoise:
+        """Guide away from the caption."""
+        if "text" not in batch:
+            raise ValueError("guidance: NegativePrompt guides a model that is not conditioned on captions")
+        negative = [self.prompt] * len(batch["text"])
+        return self.guidance(model, {**batch, "negative_text": batch.get("negative_text", negative)})
+
+
 def extrapolated(base: Denoise, through: Denoise, scale: float) -> Denoise:
     """Go from one estimate through another: base + scale (through - base).
 

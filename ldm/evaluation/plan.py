@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ldm.cli import naming
 from ldm.data.fields import Sample
-from ldm.diffusion.guidance import ClassifierFree, Guidance
+from ldm.diffusion.guidance import ClassifierFree, Guidance, NegativePrompt
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.evaluation.reference import ReferenceImages
 from ldm.evaluation.sources import FolderImages, GeneratedImages, ImageSource, RealImages, Repeated
@@ -34,6 +34,7 @@ from ldm.metrics.psnr import PSNR
 from ldm.metrics.retrieval import Retrieval
 from ldm.metrics.ssim import SSIM
 from ldm.metrics.zero_shot import TEMPLATES, ZeroShot
+from ldm.stage_protocols import ReadsFields
 from ldm.stages.load import CLIPTower, load_stage
 from ldm.stages.stage import Stage
 from ldm.types import Generates
@@ -150,9 +151,10 @@ def check_stages(options: Namespace, stages: Stages) -> None:
     Raises:
         ValueError: If not: an option without effect would be believed to have one.
     """
-    for name in ("sampler", "steps", "guidance"):
+    for name in ("sampler", "steps", "guidance", "negative_prompt"):
         if options[name] and not any(isinstance(each.stage, HasSampler) for each in stages):
-            raise ValueError(f"--{name}: got one, but no --checkpoint is of a diffusion stage")
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: got one, but no --checkpoint is of a diffusion stage")
     for name in ("classes", "templates"):
         if options[name] and not any(isinstance(each.stage, ImageText) for each in stages):
             raise ValueError(f"--{name}: got one, but no --checkpoint is of a CLIP: it has no effect")
@@ -208,11 +210,13 @@ class Sweep:
         samplers: Samplers.
         steps: Numbers of their steps.
         guidances: Scales of classifier-free guidance, or guidances.
+        negative_prompt: Caption to guide away from, by guidances that use one; None leaves the empty one.
     """
 
     samplers: Sequence[Sampler] = ()
     steps: Sequence[int] = ()
     guidances: Sequence[float | Guidance] = ()
+    negative_prompt: str | None = None
 
     @property
     def innermost(self) -> str:
@@ -245,6 +249,25 @@ class SamplingSetting:
         return " ".join(f"{name}={value}" for name, value in self.metadata.items() if name != self.innermost)
 
 
+def check_negative_prompt(sweep: Sweep, stages: Stages) -> None:
+    """Check that a negative prompt has an effect on what every diffusion stage draws.
+
+    Raises:
+        ValueError: If not.
+    """
+    if sweep.negative_prompt is None:
+        return
+    for path, stage in ((each.path, each.stage) for each in stages if isinstance(each.stage, HasSampler)):
+        if not (isinstance(stage, ReadsFields) and "text" in stage.reads(())):
+            raise ValueError(f"--negative-prompt: '{path}' is not conditioned on captions")
+        used = [each.overrides.get("guidance") for each in settings(sweep, stage)]
+        if not any(isinstance(guidance, NegativePrompt) for guidance in used):
+            raise ValueError(
+                f"--negative-prompt: '{path}' is drawn without guidance that uses it: expected e.g. "
+                "--guidance 3"
+            )
+
+
 def settings(sweep: Sweep, stage: Stage) -> Iterator[SamplingSetting]:
     """Yield every combination of sampler, steps and guidance."""
     if not isinstance(stage, HasSampler):
@@ -263,6 +286,9 @@ def settings(sweep: Sweep, stage: Stage) -> Iterator[SamplingSetting]:
             metadata["guidance"] = _label(guidance)
         elif guidance is not None:
             overrides["guidance"], metadata["guidance"] = ClassifierFree(guidance), f"{guidance:g}"
+        used = overrides.get("guidance", getattr(stage, "guidance", None))
+        if sweep.negative_prompt is not None and isinstance(used, Guidance) and used.uses_uncond:
+            overrides["guidance"] = NegativePrompt(sweep.negative_prompt, used)
         yield SamplingSetting(overrides, metadata, sweep.innermost)
 
 

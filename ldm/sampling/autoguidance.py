@@ -14,10 +14,10 @@ from ldm.nets.frozen import Frozen
 from ldm.types import Batch, Conditional, Denoise
 
 if TYPE_CHECKING:
-    from ldm.stages.diffusion import Diffusion
+    from ldm.stages.draws import Draws
 
 
-class Autoguidance(Frozen["Diffusion"], Guidance):
+class Autoguidance(Frozen["Draws"], Guidance):
     """Autoguidance by a weaker model: Karras et al. 2024 (arXiv:2406.02507), Eq. 3.
 
     x0_hat = weak + scale (strong - weak), each with the condition: images improve without loss of variety.
@@ -50,13 +50,13 @@ class Autoguidance(Frozen["Diffusion"], Guidance):
 
     @override
     def __call__(self, model: Conditional, batch: Batch) -> Denoise:
-        from ldm.stages.diffusion import Diffusion
+        from ldm.stages.estimates import Estimates
 
-        if isinstance(model, Diffusion):
-            self._check(model)
+        if isinstance(model, Estimates):
+            self._check(model.stage)
         return extrapolated(self.module.cond(batch), model.cond(batch), self.scale)
 
-    def _check(self, model: Diffusion) -> None:
+    def _check(self, model: Draws) -> None:
         weak, strong = self.module.objective.schedule, model.objective.schedule
         if not (torch.equal(weak.alpha, strong.alpha) and torch.equal(weak.sigma, strong.sigma)):
             raise ValueError(

@@ -51,10 +51,11 @@ class Previewed(Guidance):
 
         def shown(x_t: Tensor, t: Tensor) -> Tensor:
             x0 = denoise(x_t, t)
-            if not seen or float(t[0]) != seen[-1]:
-                seen.append(float(t[0]))
+            step = float(t.flatten()[0])
+            if not seen or step != seen[-1]:
+                seen.append(step)
                 if len(seen) % self.every == 0:
-                    self.show(batch, len(seen), x0)
+                    self.show(batch, len(seen), x0[:, : x_t.shape[1]])
             return x0
 
         return shown

@@ -146,7 +146,7 @@ class Diffusion(Draws):
         if self.training and isinstance(self.denoiser, RoutesTokens):
             self.denoiser.draw_route(latent, noise.like)
         loss = self.objective.training_loss if self.training else self.objective.loss
-        return t, loss(self._network(cond), latent, eps, t)
+        return t, loss(self.network(cond), latent, eps, t)
 
     def _positions(self, count: int) -> Tensor | None:
         """Positions of the samples in the training stream: rank r of w has r, r + w, ... of each batch's."""

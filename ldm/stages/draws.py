@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -16,6 +15,7 @@ from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.spacing import Step
 from ldm.latents.space import LatentSpace
 from ldm.rng import SampleNoise
+from ldm.stages.estimates import Estimates
 from ldm.stages.stage import Stage
 from ldm.types import Batch, Cond, Denoise, Denoiser
 
@@ -31,7 +31,6 @@ class Draws(Stage):
     guidance: Guidance
     sample_size: tuple[int, int] | None = None
     """Height and width of the images to draw; None: the square trained on."""
-    _keeps_variance = False
 
     @torch.no_grad()
     def generate(self, batch: Batch, seed: int) -> Tensor:
@@ -45,9 +44,8 @@ class Draws(Stage):
         noise = SampleNoise(seed, batch["key"])
         shape = self.latents.shape(*self._sample_size(batch))
         x = noise.like(torch.empty(len(batch["key"]), *shape, device=self.device))
-        self._keeps_variance = self.sampler.reads_variance  # of the estimates that are made here
-        denoise = self.latents.constrain(self.guidance(self, batch))
-        self._keeps_variance = False
+        estimates = self.estimates(self.sampler.estimator(self.objective))
+        denoise = self.latents.constrain(self.guidance(estimates, batch))
         steps = self._steps()
         return self.latents.decode(self.sampler(denoise, steps, steps[0].start_std * x, noise.like))
 
@@ -84,7 +82,7 @@ class Draws(Stage):
         steps = self._steps()
         steps = steps[len(steps) - max(1, round(strength * len(steps))) :]
         x = steps[0].alpha * known + steps[0].sigma * noise.like(known)
-        denoise = self.latents.constrain(self.guidance(self, batch))
+        denoise = self.latents.constrain(self.guidance(self.estimates(), batch))
         if mask is None:
             return self.latents.decode(self.sampler(denoise, steps, x, noise.like))
         mask = mask.to(self.device).expand(len(image), -1, -1, -1)
@@ -93,40 +91,21 @@ class Draws(Stage):
         drawn = self.sampler(inpainted(denoise, known, painted), steps, x, noise.like)
         return torch.where(mask > 0, self.latents.decode(drawn), image)
 
+    def estimates(self, estimator: Callable[[Network], Denoise] | None = None) -> Estimates:
+        """Return what guidance combines.
+
+        Args:
+            estimator: Turns the raw network into an estimate, see ``Sampler.estimator``; one of x0 alone
+                unless given.
+        """
+        return Estimates(self, estimator or self.objective.denoiser)
+
     def cond(self, batch: Batch) -> Denoise:
         """Condition on ``batch``: a function from (x_t, t) to x0_hat."""
-        return self._denoise(self.conditioner(batch))
+        return self.estimates().cond(batch)
 
-    def uncond(self, batch: Batch) -> Denoise:
-        """Condition on nothing, for as many samples as ``batch`` has."""
-        return self._denoise(self._null(batch))
-
-    def cond_and_uncond(self, batch: Batch) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Condition on ``batch`` and on nothing, in a pass over 2 B samples: a few alone leave a GPU idle."""
-        denoise = self._denoise(self.conditioner(batch).concat(self._null(batch)))
-
-        def pair(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            cond, uncond = denoise(torch.cat([x_t, x_t]), torch.cat([t, t])).chunk(2)
-            return cond, uncond
-
-        return pair
-
-    def _null(self, batch: Batch) -> Cond:
-        is_trained = self.conditioner.drops or "negative_text" in batch
-        if self.conditioner.reads and not is_trained:
-            warnings.warn(
-                "model.guidance: uses the estimate without condition, which this model was not trained for: "
-                "model.conditioner.dropout is 0; expected e.g. 0.1 in training, or no guidance (scale 1)",
-                stacklevel=2,
-            )
-        return self.conditioner.null(batch)
-
-    def _denoise(self, cond: Cond) -> Denoise:
-        objective = self.objective
-        make = objective.variance_denoiser if self._keeps_variance else objective.denoiser
-        return make(self._network(cond))
-
-    def _network(self, cond: Cond) -> Network:
+    def network(self, cond: Cond) -> Network:
+        """Give the network its condition."""
         denoiser: Denoiser = self.denoiser
         return lambda x, t: denoiser(x, t, cond)
 

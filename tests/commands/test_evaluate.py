@@ -95,6 +95,26 @@ def test_samplers_are_swept(chain, tmp_path, metrics):
     assert len({values(result)["fid/coarse"] for result in results}) == 4
 
 
+def test_a_negative_prompt_takes_the_place_of_the_empty_caption(chain, tmp_path, metrics):
+    shards = chain.shards / "val-000000.tar"
+    arguments = ["--checkpoint", chain.runs / "diffusion", f"--data={shards}", metrics, "--num-images=4"]
+    arguments += ["--steps", 2, "--guidance", 1, 5, "--save-images"]
+    results, drawn = {}, {}
+    for name, more in {"plain": [], "empty": [""], "ring": ["a large blue ring"]}.items():
+        out = tmp_path / name
+        results[name] = run(out, *arguments, *(f"--negative-prompt={each}" for each in more))
+        paths = {path.name: np.load(path)["arr_0"].astype(int) for path in out.glob("*.npz")}
+        drawn[name] = [images for _, images in sorted(paths.items())]
+    assert [result["drawn"]["guidance"] for result in results["ring"]] == [
+        "ClassifierFree(scale=1.0)",
+        "NegativePrompt(prompt=a large blue ring, guidance=ClassifierFree(scale=5.0))",
+    ]
+    for scale, differs in ((0, False), (1, True)):
+        plain, empty, ring = (drawn[name][scale] for name in ("plain", "empty", "ring"))
+        assert np.abs(empty - plain).max() <= 1
+        assert (np.abs(ring - plain).max() > 1) == differs
+
+
 def test_copies_of_a_sample_are_other_images(chain, tmp_path, metrics):
     shards = chain.shards / "val-000000.tar"
     more = [f"--data={shards}", metrics, "--num-images=30", "--steps", 2, "--save-images"]
@@ -246,6 +266,26 @@ def test_guidances_of_any_class_are_compared_with_scales(chain, tmp_path):
             "--guidance: got one, but no --checkpoint is of a diffusion stage",
         ),
         ("autoencoder", ["--classes=x"], "--classes: got one, but no --checkpoint is of a CLIP"),
+        (
+            "autoencoder",
+            ["--negative-prompt=x"],
+            "--negative-prompt: got one, but no --checkpoint is of a diff",
+        ),
+        (
+            "diffusion",
+            ["--negative-prompt=x", "--guidance", "1"],
+            "is drawn without guidance that uses it: expected e.g. --guidance 3",
+        ),
+        (
+            "autoencoder",
+            ["--negative-prompt=x"],
+            "--negative-prompt: got one, but no --checkpoint is of a diffusion stage",
+        ),
+        (
+            "diffusion",
+            ["--negative-prompt=x", "--guidance", "1"],
+            "is drawn without guidance that uses it: expected e.g. --guidance 3",
+        ),
         ("diffusion", ["--lpips=x"], "--lpips: compares reconstructions, expected an autoencoder"),
     ],
 )

@@ -185,7 +185,9 @@ def test_an_image_does_not_depend_on_the_length_of_other_captions(clip):
     alone = {"key": ["a"], "text": ["a cat"]}
     with torch.no_grad():
         for found, expected in zip(
-            stage.cond_and_uncond(batch)(x, t), stage.cond_and_uncond(alone)(x[:1], t[:1]), strict=True
+            stage.estimates().cond_and_uncond(batch)(x, t),
+            stage.estimates().cond_and_uncond(alone)(x[:1], t[:1]),
+            strict=True,
         ):
             torch.testing.assert_close(found[:1], expected, rtol=1e-4, atol=1e-5)
 

@@ -191,7 +191,7 @@ def test_with_and_without_condition_in_one_pass_is_each_alone():
         torch.nn.init.normal_(p, std=0.2)  # some begin as zeros, which would hide a condition
     x_t, t = torch.randn(3, 3, 8, 8), torch.tensor([10, 500, 990])
     with torch.no_grad():
-        cond, uncond = stage.cond_and_uncond(data)(x_t, t)
+        cond, uncond = stage.estimates().cond_and_uncond(data)(x_t, t)
         torch.testing.assert_close(cond, stage.cond(data)(x_t, t), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(uncond, stage.uncond(data)(x_t, t), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(uncond, stage.estimates().uncond(data)(x_t, t), rtol=1e-4, atol=1e-4)
     assert (cond - uncond).abs().mean() > 0.1

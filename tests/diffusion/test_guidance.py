@@ -4,6 +4,7 @@ import torch
 from ldm.diffusion.guidance import (
     ClassifierFree,
     Interval,
+    NegativePrompt,
     Rescaled,
     Unguided,
     clamped,
@@ -138,3 +139,24 @@ def test_a_guidance_knows_whether_it_uses_the_unconditional_estimate(guidance):
     model = Model(cond, lambda x, t: evaluated.append(t) or x.cos())
     guidance(model, {})(X_T, T)
     assert guidance.uses_uncond == bool(evaluated)
+
+
+def test_a_negative_prompt_is_what_the_guidance_inside_is_led_away_from():
+    class Model:
+        def cond_and_uncond(self, batch):
+            return lambda x, t: (
+                x,
+                torch.stack([torch.full_like(x[0], len(n)) for n in batch["negative_text"]]),
+            )
+
+    batch = {"key": ["a", "b", "c"], "text": ["", "", ""]}
+    x_t, t = torch.zeros(3, 1, 2, 2), torch.zeros(3)
+    guidance = NegativePrompt("four", ClassifierFree(2.0))
+    assert guidance(Model(), batch)(x_t, t)[:, 0, 0, 0].tolist() == [-4, -4, -4]
+    own = {**batch, "negative_text": ["", "x", "yy"]}
+    assert guidance(Model(), own)(x_t, t)[:, 0, 0, 0].tolist() == [0, -1, -2]
+    assert "negative_text" not in batch and guidance.uses_uncond
+    with pytest.raises(ValueError, match="Unguided does not use a negative prompt, expected such as"):
+        NegativePrompt("x", Unguided())
+    with pytest.raises(ValueError, match="NegativePrompt guides a model that is not conditioned on captions"):
+        guidance(Model(), {"key": ["a"]})

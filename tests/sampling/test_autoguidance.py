@@ -53,7 +53,7 @@ def test_it_extrapolates_from_the_weaker_model_through_the_stronger(weaker):
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([10, 900])
     strong, weak = (each.cond(BATCH)(x, t) for each in (model(2), model(1)))
     for scale in (0.0, 1.0, 2.0):
-        guided = Autoguidance(weaker, scale)(model(2), BATCH)(x, t)
+        guided = Autoguidance(weaker, scale)(model(2).estimates(), BATCH)(x, t)
         assert torch.allclose(guided, weak + scale * (strong - weak), rtol=1e-4, atol=1e-4)
     assert (strong - weak).abs().max() > 0.1
 
@@ -91,11 +91,11 @@ def test_a_weaker_model_of_another_schedule_or_other_latents_is_refused(weaker):
     with pytest.raises(
         ValueError, match=r"another noise schedule, .* of 1000 steps, than .* Cosine of 100 steps"
     ):
-        guidance(stage, BATCH)
+        guidance(stage.estimates(), BATCH)
     stage = model(2)
     stage.latents.channels = 4
     with pytest.raises(ValueError, match="in the latents of another autoencoder"):
-        guidance(stage, BATCH)
+        guidance(stage.estimates(), BATCH)
 
 
 def test_the_weaker_model_is_in_the_metadata_of_images_and_cannot_be_replaced(weaker):

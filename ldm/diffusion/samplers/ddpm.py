@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from ldm.diffusion.objective import Network, Objective
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.spacing import Spacing, Step
 from ldm.rng import Noise
@@ -26,10 +28,12 @@ class DDPM(Sampler):
         spacing: Which timesteps; equal steps from the noisiest unless given.
     """
 
-    reads_variance = True
-
     def __init__(self, num_steps: int | None = None, spacing: Spacing | None = None) -> None:
         super().__init__(num_steps, spacing)
+
+    @override
+    def estimator(self, objective: Objective) -> Callable[[Network], Denoise]:
+        return objective.variance_denoiser
 
     def __call__(
         self, denoise: Denoise, steps: Sequence[Step], x: Tensor, noise: Noise = torch.randn_like

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.objective import Network, Objective
 from ldm.diffusion.samplers.spacing import Spacing, Step, Trailing, trajectory
 from ldm.diffusion.schedule import Schedule
 from ldm.io.config import Configurable
@@ -24,8 +25,6 @@ class Sampler(Configurable, ABC):
         spacing: Which timesteps; equal steps from the noisiest unless given.
     """
 
-    reads_variance: ClassVar[bool] = False
-    """Whether it uses a learned variance, which then follows x0_hat in the channels of the estimate."""
     times: ClassVar[int] = 1
     """Times that it gives the denoiser: 2 asks for an estimate over the whole step."""
 
@@ -36,6 +35,10 @@ class Sampler(Configurable, ABC):
     def steps(self, schedule: Schedule) -> list[Step]:
         """List the steps of the trajectory on the schedule that the denoiser was trained with."""
         return trajectory(schedule, self.spacing, self.num_steps)
+
+    def estimator(self, objective: Objective) -> Callable[[Network], Denoise]:
+        """Return what turns the raw network into the estimates that it takes: of x0 unless overridden."""
+        return objective.denoiser
 
     @abstractmethod
     def __call__(
