@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data.report import closing
-from data.writing import Members, contents, pack
+from data.writing import Members, Samples, contents, pack
 from ldm.cli import run_command
 from ldm.data.order import permutation
 
@@ -88,7 +88,9 @@ def pack_digits(out: Path, num_val: int = 297, size: int = SIDE, seed: int = 0) 
     train, val = split(labels, num_val, seed)
     images = images.repeat(size // SIDE, axis=1).repeat(size // SIDE, axis=2)
     settings = {"set": "digits", "version": 1, "val": num_val, "size": size, "seed": seed}
-    splits = {name: _samples(rows, images, labels) for name, rows in (("train", train), ("val", val))}
+    splits = {
+        name: Samples(_samples(rows, images, labels)) for name, rows in (("train", train), ("val", val))
+    }
     return pack(out, settings, splits, SHARD_SIZE, len(labels))
 
 

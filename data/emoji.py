@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
 from data.report import closing
-from data.writing import Members, contents, pack
+from data.writing import Members, Samples, contents, pack
 from ldm.cli import run_command
 from ldm.data.order import permutation
 from ldm.io.weights import sha256
@@ -196,7 +196,7 @@ def pack_emoji(
     settings |= {"seed": seed, "skin_tones": skin_tones, **hashes}
     words = {"font": f"the font '{font}'", "names": f"the names of '{names}'"}
     splits = {
-        name: _samples(emoji, rows, drawings, size, views, seed)
+        name: Samples(_samples(emoji, rows, drawings, size, views, seed))
         for name, rows in split(emoji, val_fraction, seed).items()
     }
     return pack(out, settings, splits, SHARD_SIZE, views * len(emoji), words)

@@ -6,16 +6,19 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from data.captions import WAYS, chosen, find
 from data.items import Item, Skipped
-from data.report import ALREADY, CLASSES, REPORT, Report
-from data.samples import Extras, Sampling
-from data.writing import pack
+from data.report import ALREADY, CLASSES, REPORT, SKIPPED, Report
+from data.samples import Extras, ItemSamples, Sampling
+from data.writing import is_complete, pack
 from ldm.cli import run_command
+from ldm.data.bad_samples import SKIP, BadSamplePolicy, Tally, TooManyBad
 from ldm.io.atomic import write_text
 
 HELP = """\
@@ -31,10 +34,12 @@ file (relative to the folder), caption and, if there are classes, label. The col
 file_name, image or path, and text or prompt; --columns names others.
 
 Images are jpg, jpeg, png or webp; their bytes are kept unless --resize asks for smaller ones. What cannot be
-used is skipped, counted and listed in skipped.txt. --masks adds a random mask to each image, to train
-inpainting; --low-res N a copy whose shorter side is N pixels, to train super-resolution.
+used is skipped, counted and listed in skipped.txt: more than a tenth of 1,000 images or more ends it
+(--bad-samples.max_share), the first one with --bad-samples.action error. --masks adds a random mask to each
+image, to train inpainting; --low-res N a copy whose shorter side is N pixels, to train super-resolution.
 
-If the folder already holds the same set, nothing is done. docs/own-images.md says how to go on."""
+A call that was interrupted goes on after its last shard when it is repeated. If the folder already holds the
+same set, nothing is done. docs/own-images.md says how to go on."""
 
 
 def pack_folder(
@@ -47,6 +52,7 @@ def pack_folder(
     extras: Extras | None = None,
     columns: Sequence[str] = (),
     workers: int = 1,
+    bad_samples: BadSamplePolicy = SKIP,
 ) -> tuple[bool, Skipped]:
     """Write train and val shards of a folder of images.
 
@@ -61,13 +67,15 @@ def pack_folder(
         extras: Members to condition on, made from each image; None makes none.
         columns: Columns of the table: file, caption and perhaps label; none takes the usual names.
         workers: Processes. The shards are the same for any number.
+        bad_samples: What becomes of images that cannot be used.
 
     Returns:
         False if the shards were already there, and what was skipped.
 
     Raises:
         FileNotFoundError: If the folder or the table is missing.
-        ValueError: If there are no images, the table lacks a column, or ``out`` holds other shards.
+        ValueError: If there are no images, the table lacks a column, the policy does not allow as many bad
+            ones, or ``out`` holds other shards.
     """
     _check(source, val_fraction, {"--resize": resize, "--shard-size": shard_size, "--workers": workers})
     captions = chosen(source, captions, columns)
@@ -75,36 +83,58 @@ def pack_folder(
         raise ValueError(
             f"--columns: got {' '.join(columns)}, expected FILE CAPTION [LABEL] of a table of --captions"
         )
-    skipped = Skipped()
-    found = find(source, captions, columns, skipped)
-    split_items = _split(found.items, val_fraction, source, skipped)
-    report, sampling = Report(out), Sampling(source, resize, extras or Extras(), columns)
-    splits = {
-        name: sampling.samples(items, workers, skipped, report.add(name))
-        for name, items in split_items.items()
-        if items
-    }
-    settings = {
+    sampling = Sampling(source, resize, extras or Extras(), columns)
+    skipped, tally = Skipped(), Tally(bad_samples, "--bad-samples")
+    with _listed(out, skipped):
+        found = find(source, captions, columns, skipped)
+        tally.count(len(found.items) + len(skipped.bad), skipped.bad)
+        splits = _split(found.items, val_fraction, source, skipped)
+        settings = _settings(splits, sampling, val_fraction, shard_size)
+        words = {"source": f"{len(found.items)} images of {source.name}, captions {Path(captions).name}"}
+        report = Report(out)
+        samples = {
+            name: ItemSamples(sampling, items, workers, skipped, tally, report.add(name))
+            for name, items in splits.items()
+            if items
+        }
+
+        def finish() -> None:
+            _write_about(out, skipped, found.classes, report)
+
+        return pack(out, settings, samples, shard_size, len(found.items), words, finish), skipped
+
+
+def _settings(
+    splits: dict[str, list[Item]], sampling: Sampling, val_fraction: float, shard_size: int
+) -> dict[str, Any]:
+    """Return what decides the bytes of the shards."""
+    return {
         "set": "folder",
         "version": 1,
         "val_fraction": val_fraction,
-        "resize": resize,
+        "resize": sampling.resize,
         "shard_size": shard_size,
-        "source": _fingerprint(split_items["val"] + split_items["train"], source),
+        "source": _fingerprint(splits["val"] + splits["train"], sampling.folder),
+        "columns": [*sampling.columns] or None,
         "masks": sampling.extras.masks or None,
         "low_res": sampling.extras.low_res,
     }
-    total = len(found.items)
-    words = {"source": f"{total} images of {source.name}, captions {Path(captions).name}"}
 
-    def finish() -> None:
-        _write_about(out, skipped, found.classes, report)
 
-    return pack(out, settings, splits, shard_size, total, words, finish), skipped
+@contextmanager
+def _listed(out: Path, skipped: Skipped) -> Iterator[None]:
+    """List what cannot be used beside the shards where there is too much of it, but for a set of before."""
+    try:
+        yield
+    except TooManyBad as error:
+        if is_complete(out):
+            raise
+        write_text(out / SKIPPED, skipped.listing())
+        raise TooManyBad(f"{error}; all are in {out / SKIPPED}") from error
 
 
 def _write_about(out: Path, skipped: Skipped, classes: Sequence[str], report: Report) -> None:
-    write_text(out / "skipped.txt", skipped.listing())
+    write_text(out / SKIPPED, skipped.listing())
     if classes:
         write_text(out / CLASSES, "".join(f"{name}\n" for name in classes))
     write_text(out / REPORT, report.text(skipped))
@@ -168,6 +198,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--masks", action="store_true", help="add a random mask to each image (inpainting)")
     add("--low-res", type=int, metavar="N", help="add a copy of shorter side N to each (super-resolution)")
     add("--workers", type=int, default=cores, metavar="N", help=f"processes (default {cores}: all cores)")
+    actions, share = get_args(get_type_hints(BadSamplePolicy)["action"]), SKIP.max_share
+    text = f"what becomes of images that cannot be used (default {SKIP.action})"
+    add("--bad-samples.action", choices=actions, default=SKIP.action, dest="action", help=text)
+    text = f"share of them above which it ends all the same (default {share})"
+    add("--bad-samples.max_share", type=float, default=share, dest="max_share", metavar="X", help=text)
     return parser
 
 
@@ -183,6 +218,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         Extras(given.masks, given.low_res),
         given.columns,
         given.workers,
+        BadSamplePolicy(given.action, given.max_share),
     )
     if not packed:
         print(f"{given.out}: {ALREADY}")

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from ldm.data.fields import IMAGES
 
+TWICE_ENTERED, NOT_IN_TABLE = "a folder that was entered by another name", "not named in the table"
+NO_SAMPLES = (TWICE_ENTERED, NOT_IN_TABLE)
+"""Reasons that make no bad sample: what is left out was not to be packed."""
 _OTHER_IMAGES = {"avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jxl", "tif", "tiff"}
 
 
@@ -51,6 +54,12 @@ class Skipped:
         """Return the number of skipped files by reason in one line, empty if there are none."""
         return ", ".join(f"{len(names)} {reason}" for reason, names in self.files.items())
 
+    @property
+    def bad(self) -> list[str]:
+        """What is wrong with each bad sample."""
+        ours = {reason: names for reason, names in self.files.items() if reason not in NO_SAMPLES}
+        return [f"{name}: {reason}" for reason, names in ours.items() for name in names]
+
     def __len__(self) -> int:
         return sum(len(names) for names in self.files.values())
 
@@ -66,7 +75,7 @@ def list_files(folder: Path, skipped: Skipped) -> list[str]:
     for root, folders, names in os.walk(folder, followlinks=True):
         below = Path(root).relative_to(folder)
         if (real := os.path.realpath(root)) in seen:
-            skipped.add("a folder that was entered by another name", below.as_posix())
+            skipped.add(TWICE_ENTERED, below.as_posix())
             folders.clear()
             continue
         seen.add(real)

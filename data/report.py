@@ -12,7 +12,7 @@ from data.writing import described
 from ldm.cli import default_device
 
 ALREADY = "already packed with these settings, nothing to do"
-REPORT = "packed.txt"
+REPORT, SKIPPED = "packed.txt", "skipped.txt"
 CLASSES = "classes.txt"
 RECIPES = Path("shards/own")
 """Folder of the shards in configs/own."""
@@ -56,13 +56,13 @@ class Report:
     items: dict[str, list[Item]] = field(default_factory=dict)
     sides: list[int] = field(default_factory=list)
 
-    def add(self, split: str) -> Callable[[Item, tuple[int, int]], None]:
-        """Return a function that counts an image of a split with its width and height."""
+    def add(self, split: str) -> Callable[[Item, int], None]:
+        """Return a function that counts an image of a split with its shorter side."""
         found = self.items.setdefault(split, [])
 
-        def take(item: Item, size: tuple[int, int]) -> None:
+        def take(item: Item, side: int) -> None:
             found.append(item)
-            self.sides.append(min(size))
+            self.sides.append(side)
 
         return take
 
@@ -97,7 +97,7 @@ class Report:
         reasons = [
             f"    {len(names)} {reason} (first: {names[0]})" for reason, names in skipped.files.items()
         ]
-        return [f"  skipped {len(skipped)}, all listed in {self.out / 'skipped.txt'}:", *reasons]
+        return [f"  skipped {len(skipped)}, all listed in {self.out / SKIPPED}:", *reasons]
 
     def _next(self) -> list[str]:
         """Return the command of the largest recipe that fits the images, on a CPU that of 64 pixels."""

@@ -17,11 +17,13 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from data import parquet
 from data.items import Item, Skipped, suffix
 from data.masks import random_mask
-from data.writing import Members
+from data.writing import Finished, Members, Samples
+from ldm.data.bad_samples import Tally
 from ldm.data.raster import rgb
 
 MASK_SIDE = 256
@@ -113,31 +115,84 @@ class Sampling(Dataset[Made]):
         members = {**_members(item, content, kind), **self.extras.members(item.name, content)}
         return Made(item, members, image.size)
 
-    def samples(
-        self,
-        items: Sequence[Item],
-        workers: int,
-        skipped: Skipped,
-        packed: Callable[[Item, tuple[int, int]], None],
-    ) -> Iterator[Members]:
-        """Yield the samples of images in their order.
+    def made(self, items: Sequence[Item], workers: int) -> Iterator[Made]:
+        """Look at images in their order.
 
         Args:
             items: The images; those of Parquet files in the order of their rows.
             workers: Processes; 1 works in this one.
-            skipped: Takes what cannot be used.
-            packed: Called with each image that can, and its width and height.
         """
         jobs: Iterable[tuple[Item, bytes | None]] = ((item, None) for item in items)
         if items and items[0].row is not None:
             jobs = parquet.contents(self.folder, items, self.columns)
-        for made in _in_order(self, jobs, workers):
+        yield from _in_order(self, jobs, workers)
+
+
+class ItemSamples(Samples):
+    """The samples of images, without those that cannot be used.
+
+    Args:
+        sampling: Makes the sample of an image.
+        items: The images; those of Parquet files in the order of their rows.
+        workers: Processes; 1 works in this one.
+        skipped: Takes what cannot be used.
+        tally: Counts it by a policy; it has counted all images as read.
+        packed: Called with each image that can, and its shorter side in pixels.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        items: Sequence[Item],
+        workers: int,
+        skipped: Skipped,
+        tally: Tally,
+        packed: Callable[[Item, int], None],
+    ) -> None:
+        self.sampling, self.items, self.workers = sampling, items, workers
+        self.skipped, self.tally, self.packed = skipped, tally, packed
+        self._next = 0
+        """Position of the next image."""
+        self._sides: list[int] = []
+        self._bad: list[tuple[int, str, str]] = []
+        """Position of each bad image since the last note, the reason and details."""
+
+    @override
+    def after(self, finished: Sequence[Finished]) -> Iterator[Members]:
+        for shard in finished:
+            self._restore(**shard.note)
+        for made in self.sampling.made(self.items[self._next :], self.workers):
+            position, self._next = self._next, self._next + 1
             if made.members is None:
-                reason, details = made.problem
-                skipped.add(reason, f"{made.item.name} ({details})" if details else made.item.name)
+                self._bad.append((position, *made.problem))
+                self._skip(made.item, *made.problem)
             else:
-                packed(made.item, made.size)
+                self._sides.append(min(made.size))
+                self.packed(made.item, min(made.size))
                 yield made.members
+
+    @override
+    def note(self) -> dict[str, Any]:
+        found = {"end": self._next, "bad": self._bad, "sides": self._sides}
+        self._bad, self._sides = [], []
+        return found
+
+    def _restore(self, end: int, bad: Sequence[tuple[int, str, str]], sides: Sequence[int]) -> None:
+        """Count the images of a shard as they were counted when it was packed."""
+        problems = {position: problem for position, *problem in bad}
+        left = iter(sides)
+        for position in range(self._next, end):
+            item = self.items[position]
+            if position in problems:
+                self._skip(item, *problems[position])
+            else:
+                self.packed(item, next(left))
+        self._next = end
+
+    def _skip(self, item: Item, reason: str, details: str) -> None:
+        name = f"{item.name} ({details})" if details else item.name
+        self.skipped.add(reason, name)
+        self.tally.count(0, [f"{name}: {reason}"])
 
 
 def _in_order(dataset: Dataset[Made], jobs: Iterable[Any], workers: int) -> Iterator[Made]:

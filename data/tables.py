@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data import parquet
-from data.items import Item, Skipped, composed, images_among, list_files, other_format, suffix
+from data.items import NOT_IN_TABLE, Item, Skipped, composed, images_among, list_files, other_format, suffix
 from ldm.data.fields import IMAGES
 
 FILE = ("file", "file_name", "filename", "image", "path")
@@ -80,7 +80,7 @@ def _items(
                 items[name] = Item(name, caption.strip(), None if label in (None, "") else int(label))
     for name in images:
         if name not in named:
-            skipped.add("not named in the table", name)
+            skipped.add(NOT_IN_TABLE, name)
     return list(items.values())
 
 

@@ -16,11 +16,11 @@ ENOUGH = 1000
 
 @dataclass(frozen=True)
 class BadSamplePolicy:
-    """What becomes of samples that cannot be used, the same in training, validation and encoding.
+    """What becomes of samples that cannot be used, the same in training, validation, encoding and packing.
 
     Args:
-        action: "skip" counts them by reason: the next sample takes the place of one, ``ldm.encode`` leaves it
-            out. "error" ends with the first.
+        action: "skip" counts them by reason: the next sample takes the place of one, encoding and packing
+            leave it out. "error" ends with the first.
         max_share: Share of bad ones among the samples that a process has read, in [0, 1], above which it ends
             all the same, once it has read 1,000.
 
@@ -37,6 +37,10 @@ class BadSamplePolicy:
 
 
 SKIP = BadSamplePolicy()
+
+
+class TooManyBad(ValueError):
+    """The policy does not allow as many bad samples."""
 
 
 @dataclass
@@ -63,13 +67,14 @@ class Tally:
             messages: What is wrong with each of the bad ones.
 
         Raises:
-            ValueError: If the policy does not allow them.
+            TooManyBad: If the policy does not allow them.
         """
         self.read, self.bad = self.read + read, self.bad + len(messages)
         if messages and self.policy.action == "error":
-            raise ValueError(f"{self.option}.action is error: {messages[0]:.200}")
+            several = f"{len(messages)} bad samples, e.g. " if len(messages) > 1 else ""
+            raise TooManyBad(f"{self.option}.action is error: {several}{messages[0]:.180}")
         if messages and self.read >= ENOUGH and self.bad > self.policy.max_share * self.read:
-            raise ValueError(
+            raise TooManyBad(
                 f"{self.option}.max_share: {self.bad} of {self.read} samples are bad, expected at most "
                 f"{self.policy.max_share:.3g} of them, e.g. {messages[-1]:.150}"
             )
@@ -98,7 +103,7 @@ class BadSamples:
         """Count the samples of a batch and the bad ones that they replace; warn of each that is met first.
 
         Raises:
-            ValueError: If the policy does not allow them.
+            TooManyBad: If the policy does not allow them.
         """
         for skipped in found:
             if skipped not in self._met:

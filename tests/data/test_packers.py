@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_shards import png
 
 from data import digits, folder
-from data.writing import MANIFEST, pack, write_shards
+from data.writing import JOURNAL, MANIFEST, Samples, pack, write_shards
 from ldm.data.index import scan, summarize
 from ldm.data.module import Shards
 
@@ -40,27 +40,46 @@ def test_shards_hold_the_samples_in_order_and_are_reproducible(tmp_path):
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
 
 
-def test_an_interrupted_pack_leaves_no_partial_shard_and_can_be_repeated(tmp_path):
+def test_an_interrupted_pack_leaves_no_partial_shard_and_goes_on(tmp_path, capsys):
+    samples = [{"__key__": f"{n}", "txt": f"x{n}"} for n in range(7)]
+
     def broken():
-        for n in range(5):
-            yield {"__key__": f"{n}", "txt": "x"}
+        yield from samples[:5]
         raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError):
-        pack(tmp_path, {"a": 1}, {"train": broken()}, 2, 9)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [MANIFEST, "train-000000.tar", "train-000001.tar"]
-    samples = [{"__key__": "0", "txt": "x"}]
-    assert pack(tmp_path, {"a": 1}, {"train": samples}, 2, 1)
-    assert sorted(bytes_of(tmp_path)) == ["train-000000.tar"]
-    assert not pack(tmp_path, {"a": 1}, {"train": samples}, 2, 1)
+        pack(tmp_path, {"a": 1}, {"train": Samples(broken())}, 2, 7)
+    done = ["train-000000.tar", "train-000001.tar"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [JOURNAL, MANIFEST, *done]
+    before = [(tmp_path / name).stat().st_ino for name in done]
+    (tmp_path / "train-000002.tar").write_bytes(b"renamed, but not in the journal")
+    with (tmp_path / JOURNAL).open("a") as journal:
+        journal.write('["train-000002.tar", {"split": "tr')  # torn
+    assert pack(tmp_path, {"a": 1}, {"train": Samples(samples)}, 2, 7)
+    assert "going on after 2 finished shards" in capsys.readouterr().err
+    assert [(tmp_path / name).stat().st_ino for name in done] == before
+    pack(tmp_path / "whole", {"a": 1}, {"train": Samples(samples)}, 2, 7)
+    assert bytes_of(tmp_path) == bytes_of(tmp_path / "whole") and len(bytes_of(tmp_path)) == 4
+    assert (tmp_path / MANIFEST).read_bytes() == (tmp_path / "whole" / MANIFEST).read_bytes()
+    assert not (tmp_path / JOURNAL).exists()
+    assert not pack(tmp_path, {"a": 1}, {"train": Samples(samples)}, 2, 7)
     with pytest.raises(ValueError, match=r"shards.json: the folder was packed with a=1 instead of 2"):
-        pack(tmp_path, {"a": 2}, {"train": samples}, 2, 1)
+        pack(tmp_path, {"a": 2}, {"train": Samples(samples)}, 2, 7)
+
+
+def test_an_interrupted_pack_with_other_settings_begins_anew(tmp_path, capsys):
+    samples = [{"__key__": f"{n}", "txt": "x"} for n in range(4)]
+    with pytest.raises(ValueError, match="the split 'val' has no samples"):
+        pack(tmp_path, {"a": 1}, {"train": Samples(samples), "val": Samples([])}, 1, 4)
+    assert pack(tmp_path, {"a": 2}, {"train": Samples(samples)}, 2, 4)
+    assert "was begun with a=1 instead of 2: packing anew" in capsys.readouterr().err
+    assert sorted(bytes_of(tmp_path)) == ["train-000000.tar", "train-000001.tar"]
 
 
 def test_tar_files_of_others_are_never_touched(tmp_path):
     (tmp_path / "train-000000.tar").write_bytes(b"precious")
     with pytest.raises(ValueError, match=r"train-000000.tar: not a shard of this set"):
-        pack(tmp_path, {}, {"train": [{"__key__": "0", "txt": "x"}]}, 2, 1)
+        pack(tmp_path, {}, {"train": Samples([{"__key__": "0", "txt": "x"}])}, 2, 1)
     assert (tmp_path / "train-000000.tar").read_bytes() == b"precious"
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 from test_own_folders import captions_of, error_of, packed, put
 from tiny_shards import png
 
-from data import folder
+from data import folder, writing
+from ldm.data.bad_samples import BadSamplePolicy, TooManyBad
 
 
 @pytest.fixture
@@ -147,28 +148,141 @@ def test_the_shards_are_the_same_for_any_number_of_processes(source, tmp_path):
     assert "--workers: 0, expected at least 1" in error_of(source, tmp_path / "x", "--workers", "0")
 
 
+def interrupted_after(num, monkeypatch):
+    """Let the next packing end once a shard follows the ``num``-th."""
+    write, left = writing._write_shard, iter(range(num))
+
+    def limited(*given):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write(*given)
+
+    monkeypatch.setattr(writing, "_write_shard", limited)
+
+
+def test_an_interrupted_pack_goes_on_to_the_same_bytes(source, tmp_path, monkeypatch, capsys):
+    """Bad images before, between and behind the samples of a shard; then with another number of processes."""
+    put(source, *(f"{n}.png" for n in range(40)))
+    for n in range(0, 40, 3):
+        (source / f"{n}.png").write_bytes(b"no image")
+    folder.pack_folder(source, tmp_path / "whole", "none", 0.2, None, 3)
+    for num in (1, 5, 8):
+        out = tmp_path / str(num)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupted_after(num, patch)
+            folder.pack_folder(source, out, "none", 0.2, None, 3)
+        before = {path: path.stat().st_ino for path in out.glob("*.tar")}
+        assert len(before) == num
+        folder.pack_folder(source, out, "none", 0.2, None, 3, workers=2 if num == 5 else 1)
+        assert f"going on after {num} finished shards" in capsys.readouterr().err
+        assert {path: path.stat().st_ino for path in before} == before
+        assert written(out) == written(tmp_path / "whole")
+        manifests = [json.loads((each / "shards.json").read_text()) for each in (out, tmp_path / "whole")]
+        assert manifests[0] == manifests[1]
+
+
+def test_rows_of_parquet_files_go_on_and_changed_input_begins_anew(source, tmp_path, monkeypatch, capsys):
+    def write(rows):
+        contents = [{"bytes": png(n), "path": None} for n in range(rows)]
+        hugging_face(source / "a.parquet", contents, {"text": [f"number {n}" for n in range(rows)]})
+
+    write(20)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_after(3, patch)
+        folder.pack_folder(source, out, val_fraction=0, shard_size=4)
+    folder.pack_folder(source, out, val_fraction=0, shard_size=4)
+    folder.pack_folder(source, tmp_path / "whole", val_fraction=0, shard_size=4)
+    assert written(out) == written(tmp_path / "whole")
+    assert "out: going on after 3 finished shards" in capsys.readouterr().err
+    again = tmp_path / "again"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupted_after(3, patch)
+        folder.pack_folder(source, again, val_fraction=0, shard_size=4)
+    write(21)
+    folder.pack_folder(source, again, val_fraction=0, shard_size=4)
+    said = "was begun with 20 images of images, captions parquet instead of 21 images of images, captions"
+    assert said in capsys.readouterr().err
+    assert sum(json.loads((again / "shards.json").read_text())["counts"].values()) == 21
+
+
+def test_packing_has_the_policy_of_training(source, out, capsys):
+    put(source, "a.png", "b.png", "c.png", "d.png")
+    (source / "b.png").write_bytes(b"no image")
+    for name in "abc":
+        (source / f"{name}.txt").write_text(name)
+    strict = ["--val-fraction", "0", "--bad-samples.action", "error"]
+    message = error_of(source, out, *strict)
+    assert "--bad-samples.action is error: d.png: without a .txt file; all are in" in message
+    assert (out / "skipped.txt").read_text() == "without a .txt file\td.png\n"
+    (source / "d.txt").write_text("d")
+    with pytest.raises(TooManyBad, match=r"action is error: b.png .*: cannot be decoded; all are in"):
+        folder.pack_folder(source, out, val_fraction=0, bad_samples=BadSamplePolicy("error"))
+    (source / "e.png").touch()
+    (source / "c.txt").write_text(" ")
+    assert "is error: 2 bad samples, e.g. c.png: with an empty caption; all" in error_of(source, out, *strict)
+    put(source, "b.png")
+    (source / "e.png").unlink()
+    (source / "c.txt").write_text("c")
+    assert folder.main(["--images", str(source), "--out", str(out), *strict]) == 0
+    (source / "f.png").touch()
+    assert "is error: f.png" in error_of(source, out, *strict)
+    assert (out / "skipped.txt").read_text() == ""  # that of the set
+    assert "--bad-samples.max_share" not in capsys.readouterr().err
+    assert "max_share: got 2.0, expected a share" in error_of(source, out, "--bad-samples.max_share", "2")
+
+
+@pytest.mark.parametrize(("bad", "says"), [("decoded", "cannot be decoded"), ("txt", "without a .txt file")])
+def test_packing_ends_where_too_many_are_bad(source, out, bad, says):
+    put(source, "0.png")
+    for n in range(1000):
+        if n:
+            os.link(source / "0.png", source / f"{n}.png")
+        if bad == "decoded" or n >= 120:
+            (source / f"{n}.txt").write_text("x")
+    if bad == "decoded":
+        for n in range(120):
+            (source / f"{n}.png").unlink()
+            (source / f"{n}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=rf"--bad-samples.max_share: 1\d\d of 1000 .*{says}; all are in"):
+        folder.pack_folder(source, out)
+    assert len((out / "skipped.txt").read_text().splitlines()) == (101 if bad == "decoded" else 120)
+    _, skipped = folder.pack_folder(source, out, bad_samples=BadSamplePolicy(max_share=0.12))
+    assert len(skipped) == 120
+
+
 @pytest.mark.slow
-def test_a_killed_pack_leaves_nothing_half_and_the_same_command_begins_again(source, tmp_path):
+def test_a_killed_pack_leaves_nothing_half_and_the_same_command_goes_on(source, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (400, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(source / "0.png")
     for n in range(1, 100):
         os.link(source / "0.png", source / f"{n}.png")
+    (source / "7.png").unlink()
+    (source / "7.png").write_bytes(b"no image")
     out = tmp_path / "out"
     command = [*(sys.executable, "-m", "data.folder", "--images", str(source), "--captions", "none"), "--out"]
     more = ["--shard-size", "10", "--workers", "2", "--resize", "200"]
-    process = subprocess.Popen([*command, str(out), *more], stderr=subprocess.DEVNULL, start_new_session=True)
-    while not list(out.glob("*.tar")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert json.loads((out / "shards.json").read_text())["shards"] is None
-    deadline = time.monotonic() + 60
-    while processes_of(process.pid):  # they notice that their parent is gone
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    kept = {}
+    for num in (1, 4):
+        with (tmp_path / "err").open("w") as err:
+            process = subprocess.Popen([*command, str(out), *more], stderr=err, start_new_session=True)
+        while len(list(out.glob("*.tar"))) < num:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert json.loads((out / "shards.json").read_text())["shards"] is None
+        deadline = time.monotonic() + 60
+        while processes_of(process.pid):  # they notice that their parent is gone
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert all(path.stat().st_ino == inode for path, inode in kept.items())
+        kept = {out / json.loads(line)[0]: 0 for line in (out / "packing.jsonl").read_text().splitlines()}
+        kept = {path: path.stat().st_ino for path in kept}
+        assert len(kept) >= num - 1
     for again in (out, tmp_path / "whole"):
         assert folder.main([*command[3:], str(again), *more]) == 0
+    assert all(path.stat().st_ino == inode for path, inode in kept.items())
     assert written(out) == written(tmp_path / "whole")
     assert not list(out.glob("*.tmp-*"))
 
