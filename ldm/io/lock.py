@@ -107,6 +107,8 @@ def _retake(lock: SoftFileLease, folder: Path) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if lock.is_lock_held_by_us:  # the folder was deleted, and built again in this process
+            return
         print(
             f"error: '{folder}' was taken over by another process: this one ends", file=sys.stderr, flush=True
         )

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,6 +12,18 @@ from holding import QUICK, holder
 from ldm.io import lock
 from ldm.io.lock import held
 
+TWICE = f"""
+import shutil, sys, time
+from pathlib import Path
+from ldm.io import lock
+vars(lock).update({QUICK})
+folder = Path(sys.argv[1]) / "run"
+with lock.held(folder, "--run"):
+    shutil.rmtree(folder)
+    with lock.held(folder, "--run"):
+        time.sleep(5 * lock.HEARTBEAT)
+print("done")
+"""
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
@@ -66,6 +80,12 @@ def test_one_that_was_frozen_and_replaced_ends(tmp_path):
             process.send_signal(signal.SIGCONT)
             assert process.wait(20) == 1
             assert f"process {os.getpid()} on " in (tmp_path / lock.HOLDER).read_text()
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_deleted_and_is_held_again_by_the_same_process_ends_nothing(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", TWICE, str(tmp_path)], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
 
 
 @pytest.mark.slow
