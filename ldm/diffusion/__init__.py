@@ -5,6 +5,7 @@ from ldm import exports
 __getattr__, __all__ = exports(
     __name__,
     contrastive_flow="ContrastiveFlow",
+    directed_flow="DirectedFlow",
     guidance="ClassifierFree Guidance Interval NegativePrompt Rescaled Unguided",
     learned_variance="LearnedVariance",
     mean_flow="MeanFlow",

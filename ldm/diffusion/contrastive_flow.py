@@ -41,9 +41,6 @@ class ContrastiveFlow(Objective):
 
     def training_loss(self, model: Network, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Subtract the distance to another sample's target: (B,) float32."""
-        x0, noise = x0.float(), noise.float()
-        alpha, sigma = self.schedule.at(t, x0)
-        output = self._output(model, self.schedule.add_noise(x0, noise, t), t, alpha, sigma)
-        target = self.prediction.target(x0, noise, alpha, sigma)
+        output, target = self._regressed(model, x0, noise, t)
         away = self._weighted(output - target.roll(1, 0), t)
         return self._weighted(output - target, t) - self.contrast * away

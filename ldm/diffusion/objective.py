@@ -101,10 +101,8 @@ class Objective(Configurable):
         Returns:
             (B,) float32, the mean over (C, h, w) times the weight at t.
         """
-        x0, noise = x0.float(), noise.float()
-        alpha, sigma = self.schedule.at(t, x0)
-        output = self._output(model, self.schedule.add_noise(x0, noise, t), t, alpha, sigma)
-        return self._weighted(output - self.prediction.target(x0, noise, alpha, sigma), t)
+        output, target = self._regressed(model, x0, noise, t)
+        return self._weighted(output - target, t)
 
     def training_loss(self, model: Network, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return what training minimises: ``loss``, unless that is no measure of a single sample."""
@@ -147,6 +145,13 @@ class Objective(Configurable):
     def variance_denoiser(self, model: Network) -> Denoise:
         """Turn the raw network into what samplers that use a learned variance get; here x0_hat alone."""
         return self.denoiser(model)
+
+    def _regressed(self, model: Network, x0: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the raw output at x_t and its target, float32."""
+        x0, noise = x0.float(), noise.float()
+        alpha, sigma = self.schedule.at(t, x0)
+        output = self._output(model, self.schedule.add_noise(x0, noise, t), t, alpha, sigma)
+        return output, self.prediction.target(x0, noise, alpha, sigma)
 
     def _weighted(self, error: Tensor, t: Tensor) -> Tensor:
         """Weigh the squared error of the raw output of each sample, (B,)."""

@@ -208,6 +208,11 @@ def stage_of(
 
 
 def _arguments(dit: DiT) -> dict[str, Any]:
+    if dit.route_end is not None and list(dit.route_end.parameters()):
+        raise ValueError(
+            f"model.denoiser.routing is {type(dit.routing).__name__}, whose layers other programs' formats "
+            "lack, expected Routing or none"
+        )
     return {
         "patch_size": dit.patch_size,
         "hidden": dit.proj_out.in_features,

@@ -10,7 +10,7 @@ __getattr__, __all__ = exports(
     dit="DiT",
     dit_blocks="DiTOptions",
     frozen="Frozen",
-    routing="Routing",
+    routing="Routing Sprint",
     text="TextTower",
     unet="UNet",
 )

@@ -18,7 +18,7 @@ from ldm.io.config import Configurable
 from ldm.nets.dit_blocks import BlockModulation, DiTBlock, DiTOptions, TableModulation
 from ldm.nets.layers import TimestepMLP, check_condition, concat_map, timestep_embedding
 from ldm.nets.positions import rotary_2d, sincos_2d
-from ldm.nets.routing import Route, Routing
+from ldm.nets.routing import Route, RouteEnd, Routing
 from ldm.rng import Noise
 from ldm.types import Cond, DenoiserDims
 
@@ -76,6 +76,7 @@ class DiT(Configurable, nn.Module):
         self.transformer_blocks = nn.ModuleList(
             [DiTBlock(hidden, heads, has_tokens, single, options, i == 0) for i in range(depth)]
         )
+        self.route_end = None if routing is None else routing.end(hidden)
         self.norm_out = options.norm(hidden)
         self.modulation_out = (TableModulation if single else BlockModulation)(hidden, 2)
         self.proj_out = nn.Linear(hidden, patch_size**2 * widths.out_channels)
@@ -107,12 +108,14 @@ class DiT(Configurable, nn.Module):
         shared = time if self.modulation is None else self.modulation(time)
         context = None if self.token_embedding is None else self.token_embedding(cast(Tensor, cond.tokens))
         values: Tensor | None = None
-        for blocks, route in self._segments():
-            state = hidden, rotation, values
-            part, turned, first = state if route is None else route.take(*state)
+        route = self._route if self.training else None
+        for blocks, end in self._segments():
+            taken, state = None if end is None else route, (hidden, rotation, values)
+            part, turned, first = state if taken is None else taken.take(*state)
             for block in blocks:
                 part, first = block(part, shared, context, cond.mask, turned, first)
-            hidden, values = (part, first) if route is None else (route.back(hidden, part), values)
+            hidden = part if end is None else end(hidden, part, taken)
+            values = first if taken is None else values
         shift, scale = self.modulation_out(time if self.modulation is None else time[:, None]).unbind(1)
         hidden = self.proj_out(self.norm_out(hidden) * (1 + scale[:, None]) + shift[:, None])
         return _images(hidden, height, self.patch_size)
@@ -139,13 +142,13 @@ class DiT(Configurable, nn.Module):
             height, width = self._grid(x)
             self._route = self.routing.draw(len(x), height * width, x, noise)
 
-    def _segments(self) -> list[tuple[list[DiTBlock], Route | None]]:
-        """List the blocks with the route that they are on, if any."""
+    def _segments(self) -> list[tuple[list[DiTBlock], RouteEnd | None]]:
+        """List the blocks, with the end of the route of those that are on it."""
         blocks = cast(list[DiTBlock], list(self.transformer_blocks))
-        if self.routing is None or self._route is None or not self.training:
+        if self.routing is None:
             return [(blocks, None)]
         first, end = self.routing.first, self.routing.last + 1
-        return [(blocks[:first], None), (blocks[first:end], self._route), (blocks[end:], None)]
+        return [(blocks[:first], None), (blocks[first:end], self.route_end), (blocks[end:], None)]
 
     def _rotation(self, height: int, width: int, x: Tensor) -> Tensor:
         head = self.proj_out.in_features // self.heads

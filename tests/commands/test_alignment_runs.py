@@ -11,7 +11,7 @@ from ldm import fit, sample
 pytestmark = pytest.mark.slow
 
 
-ROUTE = {"class_path": "Routing", "init_args": {"first": 1, "last": 2}}
+ROUTE = {"class_path": "Sprint", "init_args": {"first": 1, "last": 2, "drop": 0.3}}
 DIT = {"patch_size": 2, "hidden": 32, "depth": 4, "heads": 2, "routing": ROUTE}
 
 

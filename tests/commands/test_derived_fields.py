@@ -44,8 +44,9 @@ READ = {  # fields and image size, as the configurations stated them before they
     **{f"faces/ldm-4-{faces}": ({"latent"}, 256) for faces in ("ffhq", "celeba-hq")},
     **{
         f"imagenet/{model}": ({"latent", "label"}, 256)
-        for model in ("dit-b-4", "dit-xl-2", "lightningdit-b-1", "sr-dit-b-1", "ldm-4")
+        for model in ("dit-b-4", "dit-xl-2", "lightningdit-b-1", "ldm-4")
     },
+    "imagenet/sr-dit-b-1": ({"latent", "label", "image"}, 256),
 }
 for side in (64, 128, 256):
     READ |= {

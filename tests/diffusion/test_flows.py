@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ldm.diffusion.contrastive_flow import ContrastiveFlow
+from ldm.diffusion.directed_flow import DirectedFlow
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.prediction import X0, Flow
 from ldm.diffusion.resolution_flow import ResolutionFlow
@@ -41,6 +42,29 @@ def test_without_negatives_it_is_flow_matching_and_so_is_its_validation():
     assert not torch.equal(ContrastiveFlow().training_loss(model, x0, noise, t), plain)
     with pytest.raises(ValueError, match=r"objective\.weight must be in \[0, 1\), got 1"):
         ContrastiveFlow(weight=1.0)
+
+
+def test_the_direction_of_the_velocity_is_learned_beside_its_error():
+    x0, noise, t = torch.randn(5, 3, 2, 2), torch.randn(5, 3, 2, 2), torch.arange(5) * 200
+    plain, target = Objective(RectifiedFlow(), Flow()), noise - x0
+    objective = DirectedFlow(weight=2.0)
+    for scale in (1.0, 3.0):  # the direction is right, whatever the length
+        model = lambda x, t, scale=scale: scale * target  # noqa: E731
+        torch.testing.assert_close(
+            objective.training_loss(model, x0, noise, t),
+            plain.loss(model, x0, noise, t),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+    for part, away in ((-target, 2.0), (torch.cross(target, x0, dim=1), 1.0)):
+        added = objective.training_loss(lambda x, t, part=part: part, x0, noise, t) - plain.loss(
+            lambda x, t, part=part: part, x0, noise, t
+        )
+        torch.testing.assert_close(added, torch.full((5,), 2.0 * away), atol=1e-4, rtol=1e-4)
+    guess = lambda x, t: 0.3 * x  # noqa: E731
+    assert torch.equal(objective.loss(guess, x0, noise, t), plain.loss(guess, x0, noise, t))
+    with pytest.raises(ValueError, match=r"objective\.weight must be at least 0, got -1"):
+        DirectedFlow(weight=-1.0)
 
 
 def test_x_prediction_with_velocity_loss_is_the_error_of_the_velocity():

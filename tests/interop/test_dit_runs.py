@@ -16,7 +16,7 @@ from ldm.diffusion.samplers.spacing import Leading
 from ldm.interop import dit_keys
 from ldm.interop.diffusers import export_pipeline, import_folder
 from ldm.interop.dit_file import export_dit, import_dit
-from ldm.interop.dit_model import ImageTransformer, read_transformer, write_transformer
+from ldm.interop.dit_model import ImageTransformer, _arguments, read_transformer, write_transformer
 from ldm.interop.latents import of_factor
 from ldm.interop.model import Network, Process
 from ldm.interop.runs import write_autoencoder
@@ -27,6 +27,7 @@ from ldm.latents.space import AutoencoderLatents
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.dit import DiT
 from ldm.nets.dit_blocks import DiTOptions
+from ldm.nets.routing import Routing, Sprint
 from ldm.nets.text import TextTower
 from ldm.rng import SampleNoise
 from ldm.stages.diffusion import Diffusion
@@ -241,6 +242,14 @@ def test_what_diffusers_lacks_is_refused_by_name(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         export_pipeline(run, tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()
+
+
+def test_layers_that_fuse_a_route_are_refused_by_name_and_a_route_without_is_not():
+    widths = DenoiserDims(4, vector=24)
+    for routing in (None, Routing(1, 1)):
+        assert _arguments(DiT(widths, **SHAPE, routing=routing))["depth"] == SHAPE["depth"]
+    with pytest.raises(ValueError, match=r"model\.denoiser\.routing is Sprint, whose layers other programs"):
+        _arguments(DiT(widths, **SHAPE, routing=Sprint(1, 1)))
 
 
 def test_what_cannot_be_read_or_written_is_said_in_a_line(tmp_path, autoencoder):

@@ -10,7 +10,7 @@ from ldm.latents.space import Pixels
 from ldm.losses import Alignment
 from ldm.nets.dit import DiT
 from ldm.nets.dit_blocks import DiTOptions
-from ldm.nets.routing import Route, Routing
+from ldm.nets.routing import Route, Routing, Sprint
 from ldm.rng import SampleNoise
 from ldm.stages.diffusion import Diffusion
 from ldm.types import Cond, DenoiserDims
@@ -56,6 +56,62 @@ def test_tokens_off_the_route_pass_by_and_the_others_see_each_other_alone(option
         for block in plain.transformer_blocks[1:3]:
             hidden, first = block.forward(hidden, arguments[1][i : i + 1], None, None, rotation, first)
         torch.testing.assert_close(after[i : i + 1, kept[i]], hidden, rtol=1e-4, atol=1e-5)
+
+
+def sprint(drop=0.0, ratio=0.5):
+    torch.manual_seed(0)
+    return randomised(DiT(DIMS, **SMALL, options=MODERN, routing=Sprint(1, 2, ratio, drop)))
+
+
+def outputs_of(net, run):
+    """Run it, and return the hidden states after blocks 0 and 2 and what block 3 gets."""
+    found = {}
+    for i in range(4):
+        net.transformer_blocks[i].register_forward_hook(lambda m, a, out, i=i: found.update({i: (a, out)}))
+    run(net)
+    return found[0][1][0], found[2][1][0], found[3][0][0]
+
+
+def fused(net, before, after):
+    return net.route_end.linear(torch.cat([before, after], -1))
+
+
+def test_sprint_fuses_both_paths_and_a_vector_stands_for_absent_tokens():
+    net = sprint().train()
+    net.draw_route(X, noise("a", "b"))
+    kept = net._route.kept
+    assert not net._route.is_dropped.any()
+    before, on_route, after = outputs_of(net, lambda net: net(X, T, Cond()))
+    inside = torch.zeros(2, 16, dtype=torch.bool).scatter(1, kept, True)
+    absent = net.route_end.absent.expand(2, 16, 32)
+    expected = fused(net, before, absent)
+    assert torch.equal(after[~inside], expected[~inside])
+    whole = absent.clone()
+    for i in range(2):
+        whole[i, kept[i]] = on_route[i]
+    torch.testing.assert_close(after, fused(net, before, whole))
+    before, on_route, after = outputs_of(net.eval(), lambda net: net(X, T, Cond()))
+    assert on_route.shape == (2, 16, 32) and torch.equal(after, fused(net, before, on_route))
+
+
+def test_sprint_drops_what_comes_out_of_the_route_of_some_samples():
+    net, count = sprint(drop=0.3), 2000
+    keys = list(map(str, range(count)))
+    net.draw_route(torch.zeros(count, 3, 8, 8), noise(*keys))
+    dropped = net._route.is_dropped
+    assert dropped.double().mean().item() == pytest.approx(0.3, abs=0.04)
+    net.draw_route(torch.zeros(3, 3, 8, 8), noise(*keys[:3]))
+    assert torch.equal(net._route.is_dropped, dropped[:3]), "a function of the sample"
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([1, 500, 900])
+    kept = net._route.kept
+    net.train()._route = Route(kept, torch.tensor([[False], [True], [False]]))
+    before, _, after = outputs_of(net, lambda net: net(x, t, Cond()).square().sum().backward())
+    alone = fused(net, before, net.route_end.absent.expand(3, 16, 32))
+    torch.testing.assert_close(after[1], alone[1])
+    assert not torch.allclose(after[0], alone[0])
+    assert all(weight.grad is not None for weight in net.parameters())
+    with pytest.raises(ValueError, match=r"denoiser\.routing\.drop must be in \[0, 1\), got 1"):
+        Sprint(1, 2, drop=1.0)
 
 
 def test_sampling_and_validation_route_nothing():

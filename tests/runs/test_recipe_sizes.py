@@ -5,10 +5,12 @@ import torch
 
 from ldm import nets
 from ldm.nets.dit_blocks import DiTOptions
+from ldm.nets.routing import Sprint
 from ldm.runs.recipe import merged
 from ldm.types import DenoiserDims
 
 CLASSES = 1001
+SPRINT = 2 * 768 * 768 + 768 + 768  # layer and bias that join both paths, and what stands for absent tokens
 SIZES = {  # with the vectors of classes, and without fixed positions
     "cifar10/ddpm": (DenoiserDims(3), 35_746_307),
     "faces/ldm-4-ffhq": (DenoiserDims(3), 274_056_163),
@@ -17,7 +19,7 @@ SIZES = {  # with the vectors of classes, and without fixed positions
     "imagenet/dit-b-4": (DenoiserDims(4, vector=768, output=8), 130_426_496),
     "imagenet/dit-xl-2": (DenoiserDims(4, vector=1152, output=8), 675_129_632 - 256 * 1152),
     "imagenet/lightningdit-b-1": (DenoiserDims(32, vector=768), 130_340_384),
-    "imagenet/sr-dit-b-1": (DenoiserDims(32, vector=768), 130_329_654),
+    "imagenet/sr-dit-b-1": (DenoiserDims(32, vector=768), 130_329_654 + SPRINT),
     "diffusion/dit": (DenoiserDims(4, tokens=512), 606_712_912),
 }
 
@@ -29,6 +31,8 @@ def test_a_recipe_has_the_published_number_of_parameters(name):
     arguments = dict(model["denoiser"]["init_args"])
     if "options" in arguments:
         arguments["options"] = DiTOptions(**arguments["options"])
+    if "routing" in arguments:
+        arguments["routing"] = Sprint(**arguments["routing"]["init_args"])
     with torch.device("meta"):
         net = getattr(nets, model["denoiser"]["class_path"])(dims, **arguments)
     found = sum(p.numel() for p in net.parameters())
