@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from ldm.runs.folder import RunFolder, WandB
 from ldm.runs.tracking import tracking
 from ldm.stages.autoencoder import Autoencoder
 from ldm.stages.load import load_stage
+from ldm.types import RGB8
 
 HELP = """Encode the images of shards to latents, so that training a diffusion stage need not.
 
@@ -169,6 +170,7 @@ def encode(arguments: Sequence[str] | None = None) -> None:
             "image_size": encoder.image_size,
             "keep_images": encoder.keep_images,
             "flip": encoder.flip,
+            **({} if encoder.kind == RGB8 else {"image": asdict(encoder.kind)}),
         }
         if group.rank == 0:
             scope.enter_context(held(Path(options.out), "--out"))
@@ -201,7 +203,8 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
     for side in {side for found in buckets for side in found}:
         check_multiple("--buckets.multiple: a side of a bucket", side, stage.net.factor)
     pixels = max((height * width for height, width in buckets), default=size * size)
-    workers, batch_bytes = options.num_workers, options.batch_size * 3 * pixels
+    kind = stage.image_kind or RGB8
+    workers, batch_bytes = options.num_workers, options.batch_size * kind.pixel_bytes * pixels
     if workers is None:
         workers = decoding_workers(where, batch_bytes)
     check_shared_memory("--num-workers", workers, batch_bytes, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -219,6 +222,7 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
         options.flip,
         buckets=buckets,
         bad_samples=options.bad_samples,
+        kind=kind,
     )
 
 

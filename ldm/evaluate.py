@@ -17,6 +17,7 @@ from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.distributed.launch import processes
 from ldm.evaluation.captions import TruncatedCaptions, readers
+from ldm.evaluation.kind import image_kind
 from ldm.evaluation.plan import (
     Sweep,
     TrainedStage,
@@ -31,12 +32,13 @@ from ldm.evaluation.report import OutputFolder, Result, plot, slug, table, write
 from ldm.evaluation.session import Measurement
 from ldm.evaluation.sources import PRECISIONS, ImageSource, RankSubset
 from ldm.hardware import explaining_memory, warn_of_emulation
-from ldm.io.images import to_bytes
+from ldm.io.images import LEVELS, to_levels
 from ldm.io.stderr import plain_warnings
 from ldm.io.upstream import OPTION, upstream_options
 from ldm.metrics.metric import Metric, ReferenceInfo
 from ldm.metrics.zero_shot import TEMPLATES
 from ldm.stage_protocols import HasClasses, ReadsFields
+from ldm.types import ImageKind
 
 HELP = """Measure what checkpoints draw, or images of a folder, against real images.
 
@@ -93,6 +95,7 @@ def parser() -> ArgumentParser:
     add("--seed", type=int, default=0, help="Seed of the random numbers.")
     add("--precision", type=Literal[tuple(PRECISIONS)], default="32-true", help="Of drawing.")
     add("--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained.")
+    add("--image", type=ImageKind | None, help="Kind of the images, --image.channels 1; default: as trained.")
     add("--batch-size", type=PositiveInt, default=64, help="Images drawn at once on each process.")
     add(
         "--num-workers",
@@ -134,8 +137,11 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         reads = [
             name for each in stages if isinstance(each.stage, ReadsFields) for name in each.stage.reads(())
         ]
-        samples = open_shards(options.data, size, reads, classes_of(stages)) if options.data else None
-        real = real_images(options.reference, samples, size)
+        kind = image_kind({each.path: each.stage.image_kind for each in stages}, objects.image)
+        options.image = kind
+        shards = (options.data, size, reads, classes_of(stages), kind)
+        samples = open_shards(*shards) if options.data else None
+        real = real_images(options.reference, samples, size, kind)
         metrics = build_metrics(options, objects.metrics, stages, real)
         out, results = OutputFolder(Path(options.out)), list[Result]()
         failures: list[str] = []
@@ -213,10 +219,10 @@ def measure(
         run.update(images, batch)
         captions.add(batch)
         if options.save_images:
-            kept.append((batch["index"], to_bytes(images).cpu()))
+            kept.append((batch["index"], to_levels(images, options.image.bits).cpu()))
     values = run.compute()
     if options.save_images:
-        _save(out, f"{slug(source.name)}.npz", kept, run)
+        _save(out, f"{slug(source.name)}.npz", kept, run, options.image)
     run.end()
     metadata = {**source.metadata(), "size": size, **captions.metadata(run.group)}
     if run.group.rank == 0 and (warning := captions.warning()) is not None:
@@ -232,15 +238,23 @@ def finish(out: OutputFolder, results: list[Result]) -> None:
 
 
 def _save(
-    out: OutputFolder, name: str, kept: list[tuple[torch.Tensor, torch.Tensor]], run: Measurement
+    out: OutputFolder,
+    name: str,
+    kept: list[tuple[torch.Tensor, torch.Tensor]],
+    run: Measurement,
+    kind: ImageKind,
 ) -> None:
     indices = run.group.gather(torch.cat([index for index, _ in kept]) if kept else torch.empty(0).long())
     size = kept[0][1].shape[-1] if kept else 0
-    rows = torch.cat([images.flatten(1) for _, images in kept]) if kept else torch.empty(0).byte()
+    rows = (
+        torch.cat([images.flatten(1).view(torch.uint8) for _, images in kept])
+        if kept
+        else torch.empty(0).byte()
+    )
     rows = run.group.gather(rows)
     if run.group.rank == 0:
-        arrays = rows[indices.argsort()].view(len(indices), 3, -1, size).permute(0, 2, 3, 1).contiguous()
-        write_npz(out.path(name), arrays, run, size)
+        images = rows[indices.argsort()].view(LEVELS[kind.bits]).view(len(indices), kind.channels, -1, size)
+        write_npz(out.path(name), images.permute(0, 2, 3, 1).contiguous(), run, size)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

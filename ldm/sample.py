@@ -40,6 +40,7 @@ from ldm.sampling.requests import (
     expand_requests,
     file_options,
 )
+from ldm.types import RGB8
 
 if TYPE_CHECKING:
     from ldm.stages.diffusion import Diffusion
@@ -247,9 +248,10 @@ def sample(arguments: Sequence[str] | None = None) -> None:
     stage = load_diffusion(checkpoint, options, command.instantiate(options))
     reads = stage.conditioner.reads
     stage.sample_size = size = sample_size(stage, options)
-    requests = expand_requests(sample_options(options), reads, size)
+    kind = stage.image_kind or RGB8
+    requests = expand_requests(sample_options(options), reads, size, kind)
     stage.conditioner.check(as_batch(requests))
-    start = redraw(options, reads, size)
+    start = redraw(options, reads, size, kind)
     metadata = settings(stage, checkpoint, options, size, start)
     texts = [{**each.metadata, **metadata} for each in requests]
     check_guidance(stage.guidance, requests)

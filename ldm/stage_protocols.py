@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from ldm.types import Batch
+from ldm.types import Batch, ImageKind
 
 
 @runtime_checkable
@@ -32,6 +32,19 @@ class ValidatesShards(Protocol):
         self, fields: Collection[str], train: str | list[str], val: str | list[str], image_size: int
     ) -> None:
         """Check shards before anything of a run is written.
+
+        Raises:
+            ValueError: If the stage cannot use them.
+        """
+        ...
+
+
+@runtime_checkable
+class ValidatesImages(Protocol):
+    """A stage that knows which kinds of images it can be trained on."""
+
+    def validate_images(self, kind: ImageKind) -> None:
+        """Check channels and bits of the images before anything of a run is written.
 
         Raises:
             ValueError: If the stage cannot use them.

@@ -35,6 +35,7 @@ from ldm.io.upstream import keep_upstream, rebuilding, upstream_options
 from ldm.loggers.directions import directions
 from ldm.runs.finished import Finished, check_steps, check_stopped
 from ldm.runs.folder import RunFolder, trial_folder
+from ldm.runs.image_channels import link_channels
 from ldm.runs.options import CONFIG, HELP, OPTIONS, WandB
 from ldm.runs.precision import Precision
 from ldm.runs.recipe import CONFIGS, Recipe, names_class
@@ -86,6 +87,7 @@ class FitCLI(LightningCLI):
             self.config.run = self.scope.enter_context(TemporaryDirectory(prefix="ldm-"))
             self.config.trainer.default_root_dir = self.config.run
         self.run_folder = RunFolder(self.config.run)
+        link_channels(self.config)
         self._find_start()
         if _is_first():
             self.scope.enter_context(held(self.run_folder.folder, "--run"))

@@ -2,13 +2,14 @@
 
 Shapes use one alphabet: ``B`` samples, ``(B, 3, H, W)`` images, ``(B, C, h, w)`` latents,
 ``(B, L, D)`` tokens. Images are float32 in [-1, 1]; latents have a standard deviation close to 1.
+Where ``ImageKind`` declares it, images have 1 or 4 channels in place of 3, and 16 bits in place of 8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Batch(TypedDict, total=False):
     index: Tensor
     """(B,) int64 on the CPU: positions of the samples in the evaluated set, over all processes."""
     image: Tensor
-    """(B, 3, H, W) float32 in [-1, 1] on the device (uint8 in [0, 255] until it is there)."""
+    """(B, 3, H, W) float32 in [-1, 1] on the device (uint8 in [0, 255] until it is there, or uint16)."""
     text: list[str]
     """Captions. Text stays text until it meets the module that owns the tokenizer."""
     text_embedding: list[Tensor]
@@ -44,6 +45,79 @@ class Batch(TypedDict, total=False):
     size: Tensor
     """(B, 6) float32, pixels: height and width of the image before anything was resized, top and left of the
     crop in the resized image, height and width of the crop."""
+
+
+@dataclass(frozen=True)
+class ImageKind:
+    """Channels and bits of the images of a data set, and what becomes of files of another kind.
+
+    Values are mapped linearly: 0 is -1, the highest of the bits is 1.
+
+    Args:
+        channels: 1 (grey), 3 (RGB) or 4. The fourth is a channel like the others, which files hold where
+            alpha lies: alpha, near infrared, depth ... Grids show the first three.
+        bits: Of each channel, 8 or 16.
+        convert: "exact" converts a file only where nothing is lost or made up: grey to RGB, RGB of equal
+            channels to grey, 8 to 16 bits (times 257) and back, alpha that is opaque everywhere; others are
+            bad samples. "any" also takes the luma of colours, rounds to 8 bits, lays alpha over white and
+            adds an opaque fourth channel. None is "any" for 3 channels of 8 bits, "exact" for others.
+
+    Raises:
+        ValueError: If there is no such kind.
+    """
+
+    channels: Literal[1, 3, 4] = 3
+    bits: Literal[8, 16] = 8
+    convert: Literal["exact", "any"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels not in CHANNELS or self.bits not in BITS:
+            raise ValueError(
+                f"data.image: got {self.channels} channels of {self.bits} bits, expected 1, 3 or 4 of 8 or 16"
+            )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether files are converted only where nothing is lost."""
+        return self.convert == "exact" or (self.convert is None and (self.channels, self.bits) != (3, 8))
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of a pixel."""
+        return self.channels * self.bits // 8
+
+    def __str__(self) -> str:
+        return f"{self.channels} channel{'s' if self.channels > 1 else ''} of {self.bits} bits"
+
+
+CHANNELS, BITS = (1, 3, 4), (8, 16)
+RGB8 = ImageKind()
+"""What images are unless something else is declared."""
+
+
+def kind_of_channels(channels: int) -> ImageKind | None:
+    """Return the kind of images with so many channels of 8 bits; None if files hold none such."""
+    return ImageKind(channels) if channels in CHANNELS else None  # type: ignore[arg-type]
+
+
+def fitting(image: Tensor, network: object, reader: str) -> Tensor:
+    """Give images to a network as it takes them: RGB, unless it says ``image_channels``.
+
+    Args:
+        image: (B, C, H, W); grey, C = 1, is repeated.
+        network: The network.
+        reader: Its name in messages.
+
+    Raises:
+        ValueError: If it takes another number of channels: nobody knows which of them are colours.
+    """
+    wanted = int(getattr(network, "image_channels", None) or 3)
+    if image.shape[1] not in (1, wanted):
+        raise ValueError(
+            f"{reader}: takes images of {wanted} channels, or grey, got {image.shape[1]}: leave it out, or "
+            "name a network of your own that has image_channels"
+        )
+    return image.expand(-1, wanted, -1, -1)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -159,7 +233,7 @@ class Generates(Protocol):
         set over batches and processes draws the same images.
 
         Returns:
-            (B, 3, H, W) float32 in [-1, 1].
+            (B, 3, H, W) float32 in [-1, 1], with as many channels as the images it was trained on.
         """
         ...
 

@@ -17,12 +17,12 @@ from ldm.distributed.group import default_group
 from ldm.evaluation.isolation import replaced, without_trace
 from ldm.evaluation.record import append_lines, describe_sampling
 from ldm.evaluation.session import Measurement, Value
-from ldm.io.images import check_finite, from_bytes, to_bytes
+from ldm.io.images import check_finite, rounded
 from ldm.lightning_internals import forward_context
 from ldm.loggers.media import log_records, log_samples, samples_seen
 from ldm.metrics.metric import Metadata, Metric, ReferenceInfo
 from ldm.stage_protocols import progress_of
-from ldm.types import Batch, Generates
+from ldm.types import RGB8, Batch, Generates
 
 
 @runtime_checkable
@@ -156,7 +156,8 @@ class Evaluation(ValidationSubset):
         images = self.images(trainer, pl_module, batch)
         check_finite(images, batch["key"])
         self._measurement.update_real(batch)
-        self._measurement.update(from_bytes(to_bytes(images)), batch)
+        kind = getattr(pl_module, "image_kind", None) or RGB8
+        self._measurement.update(rounded(images, kind.bits), batch)
 
     @override
     def fail(self, error: Exception) -> None:

@@ -19,7 +19,7 @@ from ldm.loggers.media import last_step, log_grid, samples_seen
 from ldm.types import Batch
 
 GeneratedImages = tuple[int, str, Tensor]
-"""Position in the validation set, caption, image (3, H, W) uint8."""
+"""Position in the validation set, caption, image (C, H, W) uint8."""
 
 
 class ImageGrid(ValidationSubset, ABC):
@@ -52,7 +52,7 @@ class ImageGrid(ValidationSubset, ABC):
 
     @abstractmethod
     def draw(self, pl_module: L.LightningModule, batch: Batch) -> Tensor:
-        """Draw one image per sample: (B, 3, H, W) uint8, on any device."""
+        """Draw one image per sample: (B, C, H, W) uint8, on any device."""
 
     def file_prefix(self, pl_module: L.LightningModule) -> str:
         """Return the name of the files before their number."""

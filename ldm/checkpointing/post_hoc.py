@@ -14,7 +14,7 @@ from ldm.io.checkpoint import Checkpoint, header
 from ldm.io.upstream import MODEL_FOLDERS, keep_upstream, rebuilding
 from ldm.optim.power_average import Profile, reconstruction
 
-KEPT = ("stage", "config", "upstream", MODEL_FOLDERS, "image_size", "source")
+KEPT = ("stage", "config", "upstream", MODEL_FOLDERS, "image_size", "image", "source")
 """Entries of a run's checkpoint that hold for other averages of its weights too."""
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from ldm.conditioners.spatial import Spatial
+from ldm.latents.space import LatentSpace
 from ldm.types import Batch, Cond
 
 
 class SuperResolution(Spatial):
-    """The low-resolution image at the latent's size: 3 channels (Rombach et al. 2021, sec. 4.4).
+    """The low-resolution image at the latent's size, in the image's channels (Rombach et al. 2021, sec. 4.4).
 
     It is resized bicubically (antialiased where it shrinks) and kept in [-1, 1]. The null condition is grey.
 
@@ -19,7 +20,6 @@ class SuperResolution(Spatial):
     """
 
     reads = ("low_res",)
-    spatial_channels = 3
 
     def __init__(self, scale: int = 4, dropout: float = 0.0) -> None:
         super().__init__(dropout)
@@ -27,8 +27,13 @@ class SuperResolution(Spatial):
             raise ValueError(f"conditioner.scale must be at least 1, got {scale}")
         self.scale = scale
 
+    def bind(self, latents: LatentSpace) -> None:
+        """Take the number of the image's channels."""
+        super().bind(latents)
+        self.spatial_channels = latents.image_channels
+
     def forward(self, batch: Batch) -> Cond:
-        """Resize ``batch["low_res"]``, (B, 3, h', w') in [-1, 1]."""
+        """Resize ``batch["low_res"]``, (B, C, h', w') in [-1, 1]."""
         self._require(batch)
         low = batch["low_res"]
         size = self._latent_size(low, self.scale)
@@ -40,7 +45,7 @@ class SuperResolution(Spatial):
         self._require(batch)
         low = batch["low_res"]
         size = self._latent_size(low, self.scale)
-        return Cond(spatial=low.new_zeros(len(low), 3, *size))
+        return Cond(spatial=low.new_zeros(*low.shape[:2], *size))
 
     def check_values(self, batch: Batch) -> None:
         """Check that images are ``scale`` times as large as their low-resolution copies."""

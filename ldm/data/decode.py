@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ldm.data import raster
+from ldm.data.kinds import OtherKind
 from ldm.data.view import View
+from ldm.types import ImageKind
 
 
 class BadSample(ValueError):
@@ -108,11 +110,18 @@ def pixels(read: Callable[[bytes], Tensor], mode: str = "bicubic", resize: bool 
         name, content = next(iter(members.content.items()))
         try:
             image = read(content)
+        except OtherKind as error:
+            raise members.bad(name, str(error), "other kind of image") from error
         except ValueError as error:
             raise members.bad(name, str(error), "unreadable image") from error
         return Decoded(raster.shown(image, members.view, mode, resize), (image.shape[1], image.shape[2]))
 
     return decode
+
+
+def images(read: Callable[[bytes, ImageKind], Tensor], resize: bool = True) -> Decode:
+    """Make the function that decodes an image of the kind that the view says, see ``pixels``."""
+    return lambda members: pixels(lambda content: read(content, members.view.kind), resize=resize)(members)
 
 
 def label_map(members: Members) -> Decoded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ldm.data.rows import Rows
 from ldm.data.shard_file import peeking
 from ldm.data.source import AHEAD, MAX_BAD, DataRank, first_usable, make_loader
 from ldm.data.view import View
+from ldm.types import RGB8, ImageKind
 
 
 class EvaluationSet(Dataset[Sample]):
@@ -32,6 +34,7 @@ class EvaluationSet(Dataset[Sample]):
         optional: Further fields, which a sample may lack.
         classes: Number of classes of the fields that hold some: a sample with others is a bad one.
         rows: Which rows of the shards are used; None uses all.
+        kind: Channels and bits of the images.
     """
 
     def __init__(
@@ -42,11 +45,12 @@ class EvaluationSet(Dataset[Sample]):
         optional: Sequence[str] = (),
         classes: Mapping[str, int] | None = None,
         rows: Rows | None = None,
+        kind: ImageKind = RGB8,
     ) -> None:
         self.files, self.rows = files, rows or Rows(files.summaries, files.index_dir, cache=files.cache)
         files.is_sequential = True
         self.required, self.optional = tuple(fields), tuple(optional)
-        self.image_size, self.classes = image_size, dict(classes or {})
+        self.image_size, self.kind, self.classes = image_size, kind, dict(classes or {})
         self.ends = np.cumsum(self.rows.counts[:, 0])
 
     @property
@@ -58,12 +62,13 @@ class EvaluationSet(Dataset[Sample]):
         return int(self.ends[-1])
 
     def fingerprint(self, num: int) -> str:
-        """Hash which images the first ``num`` are: shards by name, size and count, filter, side, and decoder.
+        """Hash which images the first ``num`` are: shards by name, size, count, filter, side, kind, decoder.
 
         The same wherever the shards lie.
         """
         what: list[Any] = [fingerprint(self.files.summaries), self.image_size, min(num, len(self)), DECODER]
         what += [] if self.rows.grouping is None else [self.rows.grouping.identity]
+        what += [] if self.kind == RGB8 else [asdict(self.kind)]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def identity(self, num: int) -> str:
@@ -103,7 +108,7 @@ class EvaluationSet(Dataset[Sample]):
     def _read(self, position: int) -> Sample:
         shard, row = self._locate(position)
         self.files.prefetch(shard, lambda: ([shard], range(shard + 1, len(self.ends))[:AHEAD]))
-        view = View(self.image_size, self.image_size)
+        view = View(self.image_size, self.image_size, kind=self.kind)
         return self.files.sample(shard, row, self.required, view, self.optional, self.classes)
 
     def loader(self, batch_size: int, num_workers: int, process: DataRank) -> DataLoader[Sample]:

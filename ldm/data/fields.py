@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ldm.data import arrays, decode, raster
+from ldm.data import arrays, decode, kinds, raster
 from ldm.data.decode import UNKNOWN_SIZE, BadSample, Decode, Members, SampleId
 from ldm.data.image_size import decode_size
 from ldm.data.view import View
@@ -55,7 +55,7 @@ class Field:
         members: Endings of the members that it is read from, the preferred one first.
         decode: Decodes them.
         collate: Makes the batch's value of a list of the samples' values; ``stack`` needs equal shapes.
-        on_device: Converts the batch's value, if it is uint8 or float16, once it is on the device, or None.
+        on_device: Converts the batch's value, if it is one of ``COMPACT``, once it is on the device, or None.
         json_keys: Keys of the member "json" that give it.
         option: Option of ``ldm.sample`` that gives it; None if there is none.
         highest: Finds the highest class in a sample's value, where it holds classes; -1 if it has none.
@@ -102,12 +102,12 @@ def _highest(classes: Tensor) -> int:
     return int(classes.max()) if classes.numel() else -1
 
 
-_rgb, _low_res = decode.pixels(raster.rgb), decode.pixels(raster.rgb, resize=False)
+_image, _low_res = decode.images(kinds.decoded), decode.images(kinds.decoded, resize=False)
 _mask = decode.pixels(raster.mask, "nearest-exact")
 _CLASSES = "Image whose grey levels or palette are classes."
 _BOXES = "JSON file of classes and boxes, see data/README.md."
 FIELDS: dict[str, Field] = {
-    "image": Field(IMAGES, _rgb, stack, from_bytes, (), "--image", "Image to condition on, or to redraw."),
+    "image": Field(IMAGES, _image, stack, from_bytes, (), "--image", "Image to condition on, or to redraw."),
     "text": Field(("txt", "json"), decode.text, list, None, ("caption", "captions"), "--prompt or --prompts"),
     "label": Field(("cls", "json"), decode.label, torch.tensor, None, ("label",), "--labels", highest=int),
     "latent": Field((LATENT,), arrays.latent, stack, Tensor.float, flipped=FLIPPED_LATENT),
@@ -254,12 +254,12 @@ def _check_shapes(name: str, values: Sequence[Any], keys: Sequence[str]) -> None
         raise ValueError(f"samples '{keys[0]}' and '{keys[odd]}' have {name}s of shapes {one} and {other}")
 
 
-COMPACT = torch.uint8, torch.float16
+COMPACT = torch.uint8, torch.uint16, torch.float16
 """Types that fields have until they are on the device."""
 
 
 def converted(batch: Batch) -> Batch:
-    """Convert images, masks, maps (uint8) and latents (float16) to what ``Batch`` says, where they are."""
+    """Convert images, masks, maps (integers) and latents (float16) to what ``Batch`` says, where they are."""
     found = cast(dict[str, Any], dict(batch))
     for name, field in FIELDS.items():
         if field.on_device is not None and name in found and found[name].dtype in COMPACT:

@@ -27,11 +27,12 @@ from ldm.stage_protocols import (
     HasClasses,
     ReadsFields,
     ValidatesBatch,
+    ValidatesImages,
     ValidatesShards,
     ValidatesSizes,
     progress_of,
 )
-from ldm.types import Batch
+from ldm.types import RGB8, Batch, ImageKind
 
 __all__ = ["Indexed", "Shards", "Streaming"]
 DEFAULT_FIELDS = ("image", "text")
@@ -50,6 +51,7 @@ class Shards(L.LightningDataModule):
             hf, http, https), one or a list; or several sets by their names, see ``TrainSet``.
         val: Validation shards, likewise.
         batch_size: Samples per batch and process.
+        image: Channels and bits of the images; None takes those of the stage's autoencoder, else RGB8.
         image_size: Side of the square images in pixels; others are cropped and resized. None takes that of
             the latents (latents.json), or the one that the stage's autoencoder was trained on.
         num_workers: Processes that read and decode; 0 reads in the training process.
@@ -74,6 +76,7 @@ class Shards(L.LightningDataModule):
         val: str | list[str],
         *,
         batch_size: int,
+        image: ImageKind | None = None,
         image_size: int | None = None,
         num_workers: int = 0,
         reader: Reader = Indexed(),  # noqa: B008  (stateless)
@@ -97,7 +100,8 @@ class Shards(L.LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.reader, self.augment, self.buckets = reader, augment, buckets
         self.fields = DEFAULT_FIELDS if fields is None else check_names(fields, "data.fields")
-        self._image_size = image_size
+        self._image, self._image_size = image, image_size
+        self.image_kind = image or RGB8
         self._is_derived = {"fields": fields is None, "image_size": image_size is None}
         self._source: Source | None = None
         self._evaluation: EvaluationSet | None = None
@@ -147,9 +151,9 @@ class Shards(L.LightningDataModule):
         """The training samples; opened on first use."""
         if self._source is None:
             self._seed = _global_seed()
-            train, size = self.train_shards, self.image_size
+            train, size, seed, kind = self.train_shards, self.image_size, self._seed, self.image_kind
             shapes = shapes_of(self.buckets, self.fields, train, size, self._global_batch)
-            spec = SampleSpec(self.fields, self.image_size, self._seed, self._classes, self.augment, shapes)
+            spec = SampleSpec(self.fields, size, seed, self._classes, self.augment, shapes, kind)
             self._source = self.reader.open(self.sets, spec)
         return self._source
 
@@ -158,18 +162,20 @@ class Shards(L.LightningDataModule):
         """The validation samples; opened on first use."""
         if self._evaluation is None:
             more: dict[str, Any] = {"classes": self._classes, "kept": self.val_filter}
+            more |= {"kind": self.image_kind}
             if self._reads is not None:
                 more |= {"reads": self._reads.__getitem__, "optional": {"text", "label", *self.fields}}
             self._evaluation = self.reader.evaluation(self.val_shards, self.image_size, **more)
         return self._evaluation
 
     def derive(self, module: object) -> None:
-        """Derive ``fields`` and ``image_size``, where they were not given, from what is to be trained.
+        """Derive ``fields``, image size and kind, where they were not given, from what is to be trained.
 
         Called by ``setup`` with the trainer's LightningModule; before that, fields are image and text.
         """
-        before = (self.fields, self._image_size, self._reads, self._classes, self._global_batch)
+        before = self._derived()
         self._global_batch = self.batch_size * self._rank().world_size
+        self.image_kind = self._image or getattr(module, "image_kind", None) or RGB8
         if isinstance(module, HasClasses):
             self._classes = dict(module.classes)
         if isinstance(module, ReadsFields):
@@ -182,8 +188,11 @@ class Shards(L.LightningDataModule):
             if self._is_derived["image_size"]:
                 trained = getattr(module, "image_size", None)
                 self._image_size = size if size is not None and "latent" in self.fields else trained
-        if (self.fields, self._image_size, self._reads, self._classes, self._global_batch) != before:
+        if self._derived() != before:
             self._source = self._evaluation = None
+
+    def _derived(self) -> tuple[Any, ...]:
+        return self.fields, self._image_size, self._reads, self._classes, self._global_batch, self.image_kind
 
     def prepare_data(self) -> None:
         """Index the shards, on the first process alone, before others ask for them."""
@@ -202,6 +211,8 @@ class Shards(L.LightningDataModule):
         if self.trainer is not None:
             module = self.trainer.lightning_module
             self.derive(module)
+            if isinstance(module, ValidatesImages):
+                module.validate_images(self.image_kind)
             if stage == "fit" and isinstance(module, ValidatesShards):
                 module.validate_shards(self.fields, self.train_shards, self.val_shards, self.image_size)
         world_size = self._rank().world_size
@@ -256,6 +267,7 @@ class Shards(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         return {
             "data": self.source.identity(),
+            "image": str(self.image_kind),
             "seed": self._seed,
             "samples": self.samples,
             "source": self.source.state_dict(),
@@ -265,16 +277,12 @@ class Shards(L.LightningDataModule):
         """Continue where ``state`` was taken; batch size, processes and workers may have changed.
 
         Raises:
-            ValueError: If the seed, the training data or the reader is another one.
+            ValueError: If the seed, the training data, their kind or the reader is another one.
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
-        check_same(state["data"], self.source.identity())
-        if state["seed"] != self._seed:
-            raise ValueError(
-                f"seed_everything: the checkpoint was trained with seed {state['seed']}, found {self._seed}: "
-                "restore the seed, or start a new run"
-            )
+        now = {"data": self.source.identity(), "image": str(self.image_kind), "seed": self._seed}
+        check_same(state, now)
         self.source.load_state_dict(state["source"], state.get("samples", 0), self.new_phase)
 
     @override

@@ -56,7 +56,7 @@ def rgb(content: bytes, formats: tuple[str, ...] = FORMATS) -> Tensor:
     ):
         with suppress(RuntimeError, ValueError):  # Pillow knows whether it can be read, and else why not
             return jpeg.pixels(content)
-    return _opened(io.BytesIO(content), lambda image: _rgb(image, content), formats)
+    return opened(io.BytesIO(content), lambda image: _rgb(image, content), formats)
 
 
 def upright_size(path: Path, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
@@ -67,7 +67,7 @@ def upright_size(path: Path, formats: tuple[str, ...] = FORMATS) -> tuple[int, i
         ValueError: If it is no image of these formats.
     """
     with path.open("rb") as file:
-        return _opened(file, _upright_size, formats)
+        return opened(file, _upright_size, formats)
 
 
 def stored_size(content: bytes, is_whole: bool = True) -> tuple[int, int]:
@@ -84,8 +84,8 @@ def stored_size(content: bytes, is_whole: bool = True) -> tuple[int, int]:
     if is_png and not is_whole:
         raise ValueError("a PNG may say behind its pixels how it is turned")
     if is_png and _ends_with_pixels(content):
-        return _opened(io.BytesIO(content), lambda image: _upright_size(image, Image.Image.getexif))
-    return _opened(io.BytesIO(content), _upright_size)
+        return opened(io.BytesIO(content), lambda image: _upright_size(image, Image.Image.getexif))
+    return opened(io.BytesIO(content), _upright_size)
 
 
 _JPEG = b"\xff\xd8\xff"
@@ -107,7 +107,7 @@ def mask(content: bytes) -> Tensor:
     Raises:
         ValueError: If it is no image.
     """
-    return torch.from_numpy(_opened(io.BytesIO(content), _grey) >= 128).to(torch.uint8)[None]
+    return torch.from_numpy(opened(io.BytesIO(content), _grey) >= 128).to(torch.uint8)[None]
 
 
 def classes(content: bytes) -> Tensor:
@@ -119,27 +119,26 @@ def classes(content: bytes) -> Tensor:
     Raises:
         ValueError: If it is no image of one byte or bit per pixel.
     """
-    return torch.from_numpy(_opened(io.BytesIO(content), _indices))[None]
+    return torch.from_numpy(opened(io.BytesIO(content), _indices))[None]
 
 
 def shown(image: Tensor, view: View, mode: str = "bicubic", resize: bool = True) -> Tensor:
     """Crop an image as a view says, resize it and flip it.
 
     Args:
-        image: (C, h, w) uint8.
+        image: (C, h, w) uint8 or uint16.
         view: What of it is shown.
         mode: "bicubic" for images, "nearest-exact" for what must not be mixed.
         resize: Whether it takes the size of the view; otherwise the crop keeps its own.
 
     Returns:
-        (C, H, W) uint8, channels first or last in memory, without gaps.
+        (C, H, W) of the same type, channels first or last in memory, without gaps.
     """
     top, left, height, width = view.box(*image.shape[1:])
     image = image[:, top : top + height, left : left + width]
     size = (view.height, view.width)
     if resize and (height, width) != size:
-        # on uint8 with channels last this path of torch is several times faster than Pillow's
-        image = F.interpolate(image[None], size, mode=mode, antialias=mode == "bicubic")[0]
+        image = _resized(image, size, mode)
     image = image.flip(-1) if view.flip else image
     rows = image.permute(1, 2, 0)
     if image.is_contiguous() or rows.is_contiguous():  # resized, or as it was decoded
@@ -147,7 +146,20 @@ def shown(image: Tensor, view: View, mode: str = "bicubic", resize: bool = True)
     return rows.contiguous().permute(2, 0, 1)
 
 
-def _opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
+def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if image.dtype == torch.uint16:  # torch interpolates no such integers, and float32 holds all of them
+        found = F.interpolate(image[None].float(), size, mode=mode, antialias=mode == "bicubic")[0]
+        return found.round_().clamp_(0, 65535).to(torch.uint16)
+    # on uint8 with channels last this path of torch is several times faster than Pillow's
+    return F.interpolate(image[None], size, mode=mode, antialias=mode == "bicubic")[0]
+
+
+def opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
+    """Open an image and read something of it.
+
+    Raises:
+        ValueError: If it is no image of these formats, or cannot be read; the message is the reason alone.
+    """
     try:
         with Image.open(file, formats=formats) as image:
             return read(image)
@@ -161,16 +173,17 @@ def _opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[st
 
 def _upright_size(image: Image.Image, exif: Callable[[Any], Image.Exif] | None = None) -> tuple[int, int]:
     width, height = image.size
-    return (width, height) if _orientation(image, exif) in _TRANSPOSED else (height, width)
+    return (width, height) if orientation(image, exif) in _TRANSPOSED else (height, width)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as the camera says."""
     image.load()
-    method = _METHODS.get(_orientation(image))
+    method = _METHODS.get(orientation(image))
     return image if method is None else image.transpose(method)
 
 
-def _orientation(image: Image.Image, exif: Callable[[Any], Image.Exif] | None = None) -> int:
+def orientation(image: Image.Image, exif: Callable[[Any], Image.Exif] | None = None) -> int:
     """Read the camera's orientation: 1, upright, where it is malformed."""
     try:
         return int((exif or type(image).getexif)(image).get(ExifTags.Base.Orientation, 1))
@@ -179,22 +192,22 @@ def _orientation(image: Image.Image, exif: Callable[[Any], Image.Exif] | None = 
 
 
 def _grey(image: Image.Image) -> np.ndarray:
-    return np.array(_upright(image).convert("L"))
+    return np.array(upright(image).convert("L"))
 
 
 def _indices(image: Image.Image) -> np.ndarray:
     if image.mode not in ("L", "P", "1"):
         raise ValueError(f"pixel mode {image.mode} holds no classes, expected 8-bit grey or a palette")
-    return np.array(_upright(image), dtype=np.uint8)
+    return np.array(upright(image), dtype=np.uint8)
 
 
 def _rgb(image: Image.Image, content: bytes) -> Tensor:
     profile = image.info.get("icc_profile")
-    is_plain = image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1
+    is_plain = image.format == "JPEG" and image.mode in ("L", "RGB") and orientation(image) == 1
     if is_plain and (profile is None or is_srgb(profile, image.mode)):
         with suppress(RuntimeError, ValueError):
             return jpeg.pixels(content)
-    return torch.from_numpy(_converted(_upright(image), profile)).permute(2, 0, 1)
+    return torch.from_numpy(_converted(upright(image), profile)).permute(2, 0, 1)
 
 
 def _converted(image: Image.Image, profile: bytes | None) -> np.ndarray:

@@ -39,6 +39,7 @@ from ldm.data.source import (
 from ldm.data.stored import check_fields, check_flipped, num_giving
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
+from ldm.types import RGB8, ImageKind
 
 Train = Patterns | TrainSets
 
@@ -97,6 +98,7 @@ class Reader(ABC):
         optional: Collection[str] | None = None,
         classes: Mapping[str, int] | None = None,
         kept: str | None = None,
+        kind: ImageKind = RGB8,
     ) -> EvaluationSet:
         """Open shards for evaluation, and check each for usable samples.
 
@@ -108,6 +110,7 @@ class Reader(ABC):
             optional: Further fields, loaded where all shards have them and a sample's can be read; None: all.
             classes: Number of classes of fields that hold some: samples with others are bad ones.
             kept: Filter of the samples, see ``Filter``; None keeps all.
+            kind: Channels and bits of the images.
 
         Raises:
             FileNotFoundError: If a pattern matches nothing.
@@ -124,7 +127,7 @@ class Reader(ABC):
         check_fields(files, required, option, rows)
         wanted = [name for name in found if optional is None or name in optional]
         rest = [name for name in wanted if name not in read and not FIELDS[name].is_implied]
-        samples = EvaluationSet(files, required, image_size, rest, classes, rows)
+        samples = EvaluationSet(files, required, image_size, rest, classes, rows, kind)
         samples.check(option)
         return samples
 

@@ -20,6 +20,7 @@ from ldm.data.order import mix
 from ldm.data.shard_file import peeking
 from ldm.data.view import NO_AUGMENT, Augment, View
 from ldm.hardware import check_shared_memory
+from ldm.types import RGB8, ImageKind
 
 AHEAD = 2
 """Remote shards that are staged while the one before them is read from front to back."""
@@ -38,6 +39,7 @@ class SampleSpec:
         classes: Number of classes of the fields that hold some: a sample with others is a bad one.
         augment: What is drawn for each sample.
         buckets: Sizes of the images, one for each global batch; None: the square of ``image_size``.
+        kind: Channels and bits of the images.
     """
 
     fields: tuple[str, ...]
@@ -46,6 +48,7 @@ class SampleSpec:
     classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     augment: Augment = NO_AUGMENT
     buckets: Shapes | None = None
+    kind: ImageKind = RGB8
 
     def __post_init__(self) -> None:
         if "latent" in self.fields and self.augment.crop == "random":
@@ -57,7 +60,8 @@ class SampleSpec:
     def view(self, *position: int, size: Size | None = None) -> View:
         """Return what the sample at ``position`` shows, in ``size``: a function of (seed, position) alone."""
         draw = mix(self.seed, 0xD4A3, *position) >> 1
-        return self.augment.view(*(size or (self.image_size, self.image_size)), draw)
+        view = self.augment.view(*(size or (self.image_size, self.image_size)), draw)
+        return view if self.kind == view.kind else dataclasses.replace(view, kind=self.kind)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ldm.data.order import mix
+from ldm.types import RGB8, ImageKind
 
 
 @dataclass(frozen=True)
 class View:
-    """Size, crop and flip of an image and of what lies on it, and the bits that choose among captions.
+    """Size, crop, flip and kind of an image and of what lies on it, and the bits that choose among captions.
 
     Args:
         height: H of the image once it is cropped and resized, in pixels.
@@ -24,6 +25,7 @@ class View:
             (evaluation).
         captions: Keys in json, or "txt": the first that a sample has gives its caption. If it has none of
             them, the caption is the one without them.
+        kind: Channels and bits of the image.
     """
 
     height: int
@@ -32,6 +34,7 @@ class View:
     crop: tuple[float, float] | None = None
     draw: int | None = None
     captions: tuple[str, ...] = ()
+    kind: ImageKind = RGB8
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return top, left, height and width of the crop of an image of ``height`` x ``width`` pixels.

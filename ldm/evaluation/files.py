@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 
 from ldm.data import raster
 from ldm.data.fields import Sample
+from ldm.data.kinds import decoded
+from ldm.types import RGB8, ImageKind
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
 """Suffix of an image file to its format, as Pillow names it."""
@@ -26,14 +28,15 @@ class ImageFolder(Dataset[Sample]):
     Args:
         folder: The folder.
         option: What names it, for messages.
+        kind: Channels and bits of the images.
 
     Raises:
         ValueError: If there is no image; if sizes are mixed: resizing is a choice that changes every number,
             so it is not made here; or if PNGs of ``ldm.sample`` are of several checkpoints.
     """
 
-    def __init__(self, folder: str, option: str) -> None:
-        self.folder, self.option = Path(folder), option
+    def __init__(self, folder: str, option: str, kind: ImageKind = RGB8) -> None:
+        self.folder, self.option, self.kind = Path(folder), option, kind
         files = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in FORMATS and self._is_shown(p))
         self.paths = [path for path in files if not self._is_grid(path)]
         if not self.paths:
@@ -54,7 +57,7 @@ class ImageFolder(Dataset[Sample]):
     def __getitem__(self, i: int) -> Sample:
         path = self.paths[i]
         with self._naming(path):
-            pixels = raster.rgb(path.read_bytes(), tuple(FORMATS.values()))
+            pixels = decoded(path.read_bytes(), self.kind, tuple(FORMATS.values()))
         return {"key": str(path.relative_to(self.folder)), "image": pixels}
 
     def _is_shown(self, path: Path) -> bool:
@@ -100,25 +103,27 @@ class ImageFolder(Dataset[Sample]):
 
 
 class ImageArray(Dataset[Sample]):
-    """Images of an .npz file, ``arr_0`` (N, H, W, 3) uint8: how ADM's evaluation takes them.
+    """Images of an .npz file, ``arr_0`` (N, H, W, 3) uint8: how ADM's evaluation takes them; or of a kind.
 
     Args:
         path: The file.
         option: What names it, for messages.
+        kind: Channels and bits of the images.
 
     Raises:
         ValueError: If it holds something else.
     """
 
-    def __init__(self, path: str, option: str) -> None:
+    def __init__(self, path: str, option: str, kind: ImageKind = RGB8) -> None:
         try:
             with np.load(path, allow_pickle=False) as file:
                 self.images = file["arr_0"]
         except (KeyError, ValueError) as error:
             raise ValueError(f"{option}: '{path}' holds no images 'arr_0': {error}") from error
         shape, dtype = self.images.shape, self.images.dtype
-        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not len(self.images):
-            raise ValueError(f"{option}: arr_0 of '{path}' is {dtype} {shape}, expected uint8 (N, H, W, 3)")
+        expected = f"uint{kind.bits} (N, H, W, {kind.channels})"
+        if len(shape) != 4 or f"{dtype} (N, H, W, {shape[3]})" != expected or not len(self.images):
+            raise ValueError(f"{option}: arr_0 of '{path}' is {dtype} {shape}, expected {expected}")
         self.size = int(shape[2])
 
     def __len__(self) -> int:
@@ -128,18 +133,19 @@ class ImageArray(Dataset[Sample]):
         return {"key": f"{i:06d}", "image": torch.from_numpy(self.images[i]).permute(2, 0, 1)}
 
 
-def open_images(path: str, option: str) -> ImageFolder | ImageArray:
+def open_images(path: str, option: str, kind: ImageKind = RGB8) -> ImageFolder | ImageArray:
     """Open a folder or an .npz file of images.
 
     Args:
         path: Folder or file.
         option: What names it, for messages.
+        kind: Channels and bits of the images.
 
     Raises:
         FileNotFoundError: If there is neither.
     """
     if Path(path).is_dir():
-        return ImageFolder(path, option)
+        return ImageFolder(path, option, kind)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{option}: '{path}' does not exist, expected a folder or an .npz file")
-    return ImageArray(path, option)
+    return ImageArray(path, option, kind)

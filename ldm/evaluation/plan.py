@@ -186,7 +186,7 @@ def build_sources(
             drawn.series, drawn.metrics = f"{path} {setting.series}".strip(), mine
             yield drawn
     for path in options.images:
-        read = FolderImages(path, options.num_images)
+        read = FolderImages(path, options.num_images, options.image)
         read.metrics = metrics.of_files
         yield read
 

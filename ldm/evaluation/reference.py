@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -18,6 +18,7 @@ from ldm.data.readers import Indexed
 from ldm.evaluation.files import ImageArray, ImageFolder, open_images
 from ldm.io.weights import sha256
 from ldm.metrics.reference import array_names
+from ldm.types import RGB8, ImageKind
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def open_shards(
     size: int | None,
     reads: Collection[str] = (),
     classes: Mapping[str, int] | None = None,
+    kind: ImageKind = RGB8,
 ) -> EvaluationSet:
     """Open shards; images are cropped and resized to the size.
 
@@ -51,17 +53,19 @@ def open_shards(
     """
     if size is None:
         raise ValueError("--size: got none, expected the side of the images of --data")
-    return Indexed().evaluation(pattern, size, "--data", lambda _: reads, None, classes)
+    return Indexed().evaluation(pattern, size, "--data", lambda _: reads, None, classes, kind=kind)
 
 
-def real_images(reference: str | None, samples: EvaluationSet | None, size: int | None) -> ReferenceImages:
+def real_images(
+    reference: str | None, samples: EvaluationSet | None, size: int | None, kind: ImageKind = RGB8
+) -> ReferenceImages:
     """Find what is compared with: --reference, or else all of the samples."""
     if reference is None:
         assert samples is not None
         num = len(samples)
         return ReferenceImages(samples, samples.identity(num), samples.fingerprint(num), None, size)
     if Path(reference).is_dir():
-        images = open_images(reference, "--reference")
+        images = open_images(reference, "--reference", kind)
         return ReferenceImages(images, *_folder(Path(reference), images), None, images.size)
     if not Path(reference).is_file():
         raise FileNotFoundError(f"--reference: '{reference}' does not exist, expected a folder or .npz file")
@@ -69,7 +73,7 @@ def real_images(reference: str | None, samples: EvaluationSet | None, size: int 
         names = array_names(reference)
     if "arr_0" not in names:
         return ReferenceImages(None, None, None, reference, None)
-    images, contents = open_images(reference, "--reference"), sha256(reference)
+    images, contents = open_images(reference, "--reference", kind), sha256(reference)
     return ReferenceImages(images, contents, contents, reference, images.size)
 
 
@@ -77,6 +81,7 @@ def _folder(folder: Path, images: ImageFolder | ImageArray) -> tuple[str, str]:
     """Identify the images of a folder: by names, sizes and times of files, and without the times."""
     assert isinstance(images, ImageFolder)
     files = [(str(path.relative_to(folder)), path.stat()) for path in images.paths]
-    names = json.dumps([DECODER, *((name, stat.st_size) for name, stat in files)])
+    what = [DECODER] if images.kind == RGB8 else [DECODER, asdict(images.kind)]
+    names = json.dumps([*what, *((name, stat.st_size) for name, stat in files)])
     times = json.dumps([stat.st_mtime_ns for _, stat in files])
     return f"{names} {times}", hashlib.sha256(names.encode()).hexdigest()

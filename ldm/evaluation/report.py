@@ -97,7 +97,7 @@ def write_npz(path: Path, images: Tensor, measurement: Measurement, size: int) -
 
     Args:
         path: The file.
-        images: (N, H, W, 3) uint8.
+        images: (N, H, W, C) uint8 or uint16.
         measurement: What measured them, before it ends.
         size: Side of the images.
     """

@@ -78,7 +78,7 @@ class Measurement:
                 self._attempt(i, metric.update_real, batch)
 
     def update(self, images: Tensor, batch: Batch) -> None:
-        """Measure images (B, 3, H, W) in [-1, 1], on the levels of uint8, drawn for ``batch``."""
+        """Measure images (B, 3, H, W) in [-1, 1], on the levels of a file, drawn for ``batch``."""
         self.count += len(images)
         with full_precision(self.device), torch.no_grad():
             for i, metric in enumerate(self.metrics):

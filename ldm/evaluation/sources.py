@@ -18,10 +18,10 @@ from ldm.data.fields import Sample, collate, converted
 from ldm.evaluation.files import open_images
 from ldm.evaluation.isolation import replaced
 from ldm.evaluation.record import describe_sampling
-from ldm.io.images import check_finite, from_bytes, to_bytes
+from ldm.io.images import check_finite, rounded
 from ldm.metrics.metric import Metadata, Metric
 from ldm.stages.stage import Stage
-from ldm.types import Batch, Generates
+from ldm.types import RGB8, Batch, Generates, ImageKind
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -102,7 +102,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def images(self, subset: RankSubset) -> Iterator[tuple[Batch, Tensor]]:
-        """Yield a process's samples and their images (B, 3, H, W) in [-1, 1], on the levels of uint8."""
+        """Yield a process's samples and their images (B, 3, H, W) in [-1, 1], on the levels of a file."""
 
     @abstractmethod
     def metadata(self) -> Metadata:
@@ -115,10 +115,11 @@ class FolderImages(ImageSource):
     Args:
         path: Folder, or .npz file with ``arr_0``.
         num: The first so many; None takes all.
+        kind: Channels and bits of the images.
     """
 
-    def __init__(self, path: str, num: int | None = None) -> None:
-        self.samples = open_images(path, "--images")
+    def __init__(self, path: str, num: int | None = None, kind: ImageKind = RGB8) -> None:
+        self.samples = open_images(path, "--images", kind)
         super().__init__(path, self.samples.size)
         found = len(self.samples)
         if num is not None and num > found:
@@ -171,7 +172,7 @@ class GeneratedImages(ImageSource):
             with replaced(self.stage, self.overrides), self._autocast(subset.device):
                 images = self.stage.generate(batch, self.seed)
             check_finite(images, batch["key"])
-            yield batch, from_bytes(to_bytes(images))
+            yield batch, rounded(images, (self.stage.image_kind or RGB8).bits)
 
     def metadata(self) -> Metadata:
         """Name checkpoint, sampler, steps, guidance, seed and precision."""

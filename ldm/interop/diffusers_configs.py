@@ -168,8 +168,7 @@ def vae_arguments(config: Mapping[str, Any], name: str) -> tuple[dict[str, Any],
     attention = [kind == VAE_LEVELS["down_block_types"][1] for kind in config["down_block_types"]]
     for field, kinds in _vae_levels(attention).items():
         _expect(name, field, list(config[field]), kinds)
-    _expect(name, "in_channels", config["in_channels"], 3)
-    _expect(name, "out_channels", config["out_channels"], 3)
+    _expect(name, "out_channels", config["out_channels"], config["in_channels"])
     _expect(name, "use_post_quant_conv", config["use_post_quant_conv"], config["use_quant_conv"])
     arguments = {
         "latent_channels": config["latent_channels"],

@@ -23,6 +23,7 @@ from torch import nn
 from ldm import __version__
 from ldm.io.weights import recognise
 from ldm.stage_protocols import Progress
+from ldm.types import ImageKind
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -160,6 +161,12 @@ def verify(path: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"checkpoint '{path}' does not exist")
     with Path(path).open("rb") as stream:
         _verify(stream, path)
+
+
+def saved_kind(state: Mapping[str, Any]) -> ImageKind | None:
+    """Return the kind of images that a checkpoint was trained on; None if it does not say."""
+    found = state.get("image")
+    return None if found is None else ImageKind(**found)
 
 
 def instantiate(config: Mapping[str, Any], expected: type[T]) -> tuple[T, dict[str, Any]]:

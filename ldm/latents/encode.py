@@ -36,6 +36,7 @@ from ldm.latents.items import EncodingBatch, EncodingDataset, EncodingItem, batc
 from ldm.latents.manifest import merge_notes, note_shard, open_manifest
 from ldm.latents.text import EncodesText, embeddings
 from ldm.nets.autoencoder import DiagonalGaussian, KLAutoencoder
+from ldm.types import RGB8, ImageKind
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class ShardEncoder:
         buckets: Sizes that images get by their proportions, from the widest to the highest; none: all are
             squares of ``image_size``.
         bad_samples: What becomes of samples that cannot be used; it is per process.
+        kind: Channels and bits of the images.
     """
 
     net: KLAutoencoder
@@ -68,6 +70,7 @@ class ShardEncoder:
     text: EncodesText | None = None
     buckets: tuple[Size, ...] = ()
     bad_samples: BadSamplePolicy = SKIP
+    kind: ImageKind = RGB8
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -75,7 +78,7 @@ class ShardEncoder:
         return self.buckets or (Size(self.image_size, self.image_size),)
 
     def members(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Encode images (B, 3, H, W) uint8 to the members that the new samples get, (B, 2C, h, w) each.
+        """Encode stored images (B, C, H, W) to the members that the new samples get, (B, 2C, h, w) each.
 
         On a GPU nothing waits: they are computed when they are read.
         """
@@ -84,7 +87,7 @@ class ShardEncoder:
 
     @torch.no_grad()
     def latents(self, images: torch.Tensor) -> torch.Tensor:
-        """Encode images (B, 3, H, W) uint8 to (B, 2C, h, w) float16: mean and standard deviation."""
+        """Encode stored images (B, C, H, W) to (B, 2C, h, w) float16: mean and standard deviation."""
         with inference(self.precision, self.device):
             found = self.net.encode(from_bytes(images.to(self.device, non_blocking=True)))
         posterior = DiagonalGaussian(found.mean.float(), found.log_var.float())
@@ -147,7 +150,7 @@ def _encode(
     places = [batches(n, rows, encoder.batch_size) for n in numbers]
     items = iter(
         DataLoader(
-            EncodingDataset(files, encoder.sizes, encoder.text is not None),
+            EncodingDataset(files, encoder.sizes, encoder.text is not None, encoder.kind),
             batch_sampler=chain.from_iterable(places),
             num_workers=encoder.num_workers,
             collate_fn=collate,

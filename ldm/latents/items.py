@@ -17,6 +17,7 @@ from ldm.data.raster import stored_size
 from ldm.data.rows import Rows
 from ldm.data.source import AHEAD
 from ldm.data.view import View
+from ldm.types import RGB8, ImageKind
 
 Place = tuple[int, int, int]
 """Shard, row, and bucket of a sample."""
@@ -29,7 +30,7 @@ class EncodingItem:
     Args:
         key: The sample's.
         members: Its files.
-        image: (3, H, W) uint8, or None.
+        image: (C, H, W), as it is stored, or None.
         texts: Captions that are encoded.
         bad: What is wrong with it, or None.
     """
@@ -42,7 +43,7 @@ class EncodingItem:
 
 
 EncodingBatch = tuple[list[EncodingItem], torch.Tensor | None]
-"""Items without their images, and the images (B, 3, H, W) uint8 of the good ones."""
+"""Items without their images, and the images (B, C, H, W) of the good ones."""
 
 
 class EncodingDataset(Dataset[EncodingItem]):
@@ -52,13 +53,16 @@ class EncodingDataset(Dataset[EncodingItem]):
         files: The shards.
         sizes: Height and width of the images of each bucket, in pixels.
         has_text: Whether captions are encoded too.
+        kind: Channels and bits of the images.
     """
 
-    def __init__(self, files: ShardFiles, sizes: Sequence[Size], has_text: bool = False) -> None:
+    def __init__(
+        self, files: ShardFiles, sizes: Sequence[Size], has_text: bool = False, kind: ImageKind = RGB8
+    ) -> None:
         self.files = files
         files.is_sequential = True
         self.has_text = has_text
-        self.views = [View(*size) for size in sizes]
+        self.views = [View(*size, kind=kind) for size in sizes]
 
     def __getitem__(self, place: Place) -> EncodingItem:
         shard, row, bucket = place

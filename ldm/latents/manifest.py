@@ -31,7 +31,7 @@ def open_manifest(out: Path, made_by: dict[str, Any]) -> dict[str, Any]:
             f"--out: '{out}' holds latents of another autoencoder (SHA-256 {then[:12]}..., expected "
             f"{now[:12]}...): choose another folder, or delete this one"
         )
-    for name in ("image_size", "keep_images", "flip", "filter", "buckets"):
+    for name in ("image_size", "image", "keep_images", "flip", "filter", "buckets"):
         earlier, later = manifest.get(name), made_by.get(name)
         if (earlier or None) != (later or None):
             raise ValueError(

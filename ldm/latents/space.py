@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ldm.diffusion.guidance import clamped
-from ldm.io.checkpoint import Checkpoint
+from ldm.io.checkpoint import Checkpoint, saved_kind
 from ldm.io.config import Configurable
 from ldm.io.upstream import open_upstream
 from ldm.io.weights import tensors_sha256
 from ldm.nets.autoencoder import ENCODER, KLAutoencoder
 from ldm.nets.frozen import Frozen
-from ldm.types import Batch, Denoise
+from ldm.types import Batch, Denoise, ImageKind, kind_of_channels
 
 
 class LatentSpace(Configurable, nn.Module, ABC):
@@ -26,8 +26,12 @@ class LatentSpace(Configurable, nn.Module, ABC):
     """C of a latent."""
     factor: int
     """Pixels per side of a latent's pixel."""
+    image_channels: int = 3
+    """Channels of the images."""
     image_size: int | None = None
     """Side of the images that the space was trained on; None if it takes any."""
+    image_kind: ImageKind | None = None
+    """Channels and bits of the images that the space was trained on; None if it takes any bits."""
 
     def reads(self, stored: Collection[str]) -> tuple[str, ...]:
         """Name the fields of a batch that ``encode`` reads in training, see ``ReadsFields``."""
@@ -78,10 +82,17 @@ class LatentSpace(Configurable, nn.Module, ABC):
 
 
 class Pixels(LatentSpace):
-    """Diffusion in pixel space: the identity."""
+    """Diffusion in pixel space: the identity.
 
-    channels = 3
+    Args:
+        image_channels: Channels of the images; None takes ``data.image.channels``, without data 3.
+    """
+
     factor = 1
+
+    def __init__(self, image_channels: int | None = None) -> None:
+        super().__init__()
+        self.channels = self.image_channels = image_channels or 3
 
     @override
     def encode(self, batch: Batch, noise: Tensor) -> Tensor:
@@ -115,7 +126,8 @@ class AutoencoderLatents(LatentSpace):
         for name, value in zip(("latent_mean", "latent_std"), latent_scale(found), strict=True):
             # upstream values, like the frozen weights: not saved a second time
             self.register_buffer(name, value.clone().view(1, -1, 1, 1), persistent=False)
-        self.image_size = found.state.get("image_size")
+        self.image_size, self.image_channels = found.state.get("image_size"), net.image_channels
+        self.image_kind = saved_kind(found.state) or kind_of_channels(net.image_channels)
         self._upstream = {checkpoint: found.sha256}
         self._encoder_sha256 = encoder_sha256(found)
 

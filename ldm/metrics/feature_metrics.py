@@ -90,14 +90,14 @@ class FeatureMetrics(Metric):
         """Add the real images ``batch["image"]`` unless their statistics are known."""
         if not self._knows_real:
             with torch.no_grad():
-                seen = self.extractor(batch["image"], batch, self._needs_real.views)
+                seen = self.extractor.look(batch["image"], batch, self._needs_real.views)
             self.real.add(seen, batch["index"])
 
     def update(self, images: Tensor, batch: Batch) -> None:
         """Add generated images."""
         self.reference.check(images.shape[-1])
         with torch.no_grad():
-            self.generated.add(self.extractor(images, batch, self._needs.views), batch["index"])
+            self.generated.add(self.extractor.look(images, batch, self._needs.views), batch["index"])
 
     def sync(self, group: Group) -> None:
         """Bring everything to the first process, and keep what is known of the real images."""

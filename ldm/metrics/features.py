@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm.distributed.group import Group
 from ldm.metrics.metric import Metadata
 from ldm.metrics.moments import Gaussian, GaussianMoments
-from ldm.types import Batch
+from ldm.types import Batch, fitting
 
 
 class Extractor(nn.Module, ABC):
@@ -31,6 +31,8 @@ class Extractor(nn.Module, ABC):
 
     context_length: int | None = None
     """Most tokens of a caption that are read; None if none is."""
+    image_channels: int = 3
+    """Channels of the images that it takes."""
 
     def __init__(self, name: str, views: Iterable[str]) -> None:
         super().__init__()
@@ -53,6 +55,11 @@ class Extractor(nn.Module, ABC):
             batch: The samples they belong to.
             views: Views to compute.
         """
+
+    def look(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
+        """Compute features of images of any kind: grey is repeated, others that do not fit are an error."""
+        found: dict[str, Tensor] = self(fitting(images, self, self.name), batch, views)
+        return found
 
     @abstractmethod
     def metadata(self) -> Metadata:

@@ -70,7 +70,7 @@ class Metric(ABC):
         """Add the images of one batch.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1], generated for the samples of ``batch``, on the levels of uint8.
+            images: (B, 3, H, W) in [-1, 1], generated for the samples of ``batch``, on the levels of a file.
             batch: The B samples they were generated for, with their index in the evaluation.
         """
 

@@ -205,5 +205,5 @@ def _look(images: NDArray[Any], real: FeatureSet, extractor: Extractor) -> None:
         chunk = torch.from_numpy(images[start : start + BATCH_SIZE]).permute(0, 3, 1, 2).to(extractor.device)
         batch: Batch = {"key": [str(start + i) for i in range(len(chunk))]}
         with torch.no_grad():
-            seen = extractor(from_bytes(chunk), batch, views)
+            seen = extractor.look(from_bytes(chunk), batch, views)
         real.add(seen, torch.arange(start, start + len(chunk)))

@@ -75,7 +75,7 @@ class KLAutoencoder(Configurable, nn.Module):
         block_out_channels: Channels of each level, finest first; each level but the last halves the size.
         layers_per_block: ResNet blocks per level of the encoder; the decoder has one more.
         norm_groups: Groups of the group norms; divides every level's channels.
-        image_channels: Channels of the image.
+        image_channels: Channels of the image; None takes ``data.image.channels``, without data 3.
         attention: Whether self-attention follows the ResNet blocks of each level, finest first; default: of
             none. The middle has one in any case.
     """
@@ -86,7 +86,7 @@ class KLAutoencoder(Configurable, nn.Module):
         block_out_channels: Sequence[int] = (128, 256, 512, 512),
         layers_per_block: int = 2,
         norm_groups: int = 32,
-        image_channels: int = 3,
+        image_channels: int | None = None,
         attention: Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
@@ -97,11 +97,11 @@ class KLAutoencoder(Configurable, nn.Module):
         for width in channels:
             if width % norm_groups:
                 raise ValueError(f"net.norm_groups={norm_groups} does not divide the level width {width}")
-        self.latent_channels = latent_channels
+        self.latent_channels, self.image_channels = latent_channels, image_channels or 3
         self.factor = downsampling(channels)
         shape = channels, layers_per_block, norm_groups, attends
-        self.encoder = Encoder(image_channels, 2 * latent_channels, *shape)
-        self.decoder = Decoder(latent_channels, image_channels, *shape)
+        self.encoder = Encoder(self.image_channels, 2 * latent_channels, *shape)
+        self.decoder = Decoder(latent_channels, self.image_channels, *shape)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
@@ -109,7 +109,7 @@ class KLAutoencoder(Configurable, nn.Module):
         """Encode images.
 
         Args:
-            image: (B, 3, H, W) in [-1, 1], H and W divisible by ``factor``.
+            image: (B, image_channels, H, W) in [-1, 1], H and W divisible by ``factor``.
 
         Returns:
             q(z | image) with (B, C, H / factor, W / factor) components, unscaled.
@@ -121,7 +121,7 @@ class KLAutoencoder(Configurable, nn.Module):
         return DiagonalGaussian.from_moments(self.quant_conv(self.encoder(image)))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decode unscaled latents (B, C, h, w) to images (B, 3, H, W), about [-1, 1], not clamped."""
+        """Decode unscaled latents (B, C, h, w) to images, about [-1, 1], not clamped."""
         return self.last_layer(self.hidden(z))
 
     @property

@@ -88,7 +88,7 @@ class PatchGAN(Discriminator):
         num_layers: Convolutions of stride 2.
         norm: "group" norm; "spectral" norm of the weights of all layers (Miyato et al. 2018); or "none".
         norm_groups: Groups of the group norms; divides ``channels``.
-        image_channels: Channels of the image.
+        image_channels: Channels of the image; None takes ``data.image.channels``, without data 3.
 
     Raises:
         ValueError: If there are less than 0 layers, or the groups do not divide the channels.
@@ -100,7 +100,7 @@ class PatchGAN(Discriminator):
         num_layers: int = 3,
         norm: Literal["group", "spectral", "none"] = "group",
         norm_groups: int = 32,
-        image_channels: int = 3,
+        image_channels: int | None = None,
     ) -> None:
         super().__init__()
         if num_layers < 0:
@@ -110,10 +110,11 @@ class PatchGAN(Discriminator):
                 f"discriminator.norm_groups: {norm_groups} does not divide a layer's width {2 * channels}"
             )
         self.num_layers, self.norm, self.norm_groups = num_layers, norm, norm_groups
+        self.image_channels = image_channels or 3
         size, padding = (4, 1) if num_layers else (1, 0)
         widths = [channels * min(2**i, MAX_WIDTH) for i in range(max(num_layers, 1) + 1)]
         strides = [2] * num_layers + [1] if num_layers else [1, 1]
-        layers = [self._conv(image_channels, channels, size, strides[0], padding), nn.LeakyReLU(0.2)]
+        layers = [self._conv(self.image_channels, channels, size, strides[0], padding), nn.LeakyReLU(0.2)]
         for before, width, stride in zip(widths, widths[1:], strides[1:], strict=False):
             layers += [self._conv(before, width, size, stride, padding, norm != "group"), self._norm(width)]
             layers += [nn.LeakyReLU(0.2)]
@@ -123,6 +124,10 @@ class PatchGAN(Discriminator):
     @override
     def forward(self, image: Tensor) -> Tensor:
         self.validate_size(min(image.shape[2:]))
+        if image.shape[1] != self.image_channels:
+            raise ValueError(
+                f"discriminator.image_channels: got {self.image_channels}, but images have {image.shape[1]}"
+            )
         logits: Tensor = self.main(image)
         return logits
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.nets.frozen import Frozen
+from ldm.types import fitting
 
 
 @runtime_checkable
@@ -54,11 +55,12 @@ class FeatureMaps(Frozen[nn.Module]):
             modules[name].register_forward_hook(self._keep(name))
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Map images (B, 3, H, W) in [-1, 1] to features of each layer, (B, channels, positions) if flat."""
+        """Map images, RGB or grey, in [-1, 1] to features of each layer, (B, channels, positions) if flat."""
         if self._device != image.device:
             self.module.to(image.device)
             self._device = image.device
         self._found.clear()
+        image = fitting(image, self.module, type(self.module).__name__)
         vector = cast(DescribesImages, self.module).image_features(image)
         if not self.layers:
             return [vector[:, :, None] if self.flatten else vector]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.io.weights import bare, check, read_weights
+from ldm.types import fitting
 
 FILES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 """torchvision's names of the classifiers' weights (ImageNet)."""
@@ -51,7 +52,7 @@ class LPIPSNet(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        """Compare images (B, 3, H, W) in [-1, 1] with others; gradients reach the first.
+        """Compare images (B, 3 or 1, H, W) in [-1, 1] with others; gradients reach the first.
 
         Returns:
             (B,) float32, 0 where the images are equal.
@@ -65,7 +66,7 @@ class LPIPSNet(nn.Module):
 
     def _unit_features(self, image: Tensor) -> list[Tensor]:
         """Return the features of each tap, of norm 1 at each position."""
-        x, found = (image.float() - self.shift) / self.scale, []
+        x, found = (fitting(image, self, "LPIPS").float() - self.shift) / self.scale, []
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self.taps:

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from ldm.data.fields import converted
 from ldm.hardware import Inference, inference
-from ldm.io.images import check_finite, to_bytes
+from ldm.io.images import check_finite, to_levels
 from ldm.sampling.requests import SampleRequest, as_batch
-from ldm.types import Batch
+from ldm.types import RGB8, Batch
 
 if TYPE_CHECKING:
     from ldm.stages.diffusion import Diffusion
@@ -25,7 +25,7 @@ class Redraw:
     """An image to start from instead of noise (SDEdit).
 
     Args:
-        image: (3, H, W) in [-1, 1].
+        image: (C, H, W) in [-1, 1].
         strength: Fraction of the trajectory from noise to image that is repeated, in (0, 1].
         mask: (1, H, W), 1 where to paint, 0 where the image is kept; None paints everywhere.
     """
@@ -43,7 +43,8 @@ def draw(
     start: Redraw | None = None,
     precision: Inference = "32",
 ) -> Iterator[Tensor]:
-    """Draw images one after the other, (3, H, W) uint8, with a progress bar."""
+    """Draw images one after the other, (C, H, W) of uint8 or uint16 as trained on, with a progress bar."""
+    bits = (stage.image_kind or RGB8).bits
     with tqdm(total=len(requests), desc="sample", unit=" images", disable=len(requests) < 2) as bar:
         for first in range(0, len(requests), batch_size):
             batch = on_device(as_batch(requests[first : first + batch_size]), stage.device)
@@ -54,7 +55,7 @@ def draw(
                     images = stage.redraw(batch, seed, start.image, start.strength, start.mask)
             check_finite(images, batch["key"])
             bar.update(len(images))
-            yield from to_bytes(images).cpu()
+            yield from to_levels(images, bits).cpu()
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

@@ -11,12 +11,13 @@ from ldm.data.buckets import Size
 from ldm.io.images import from_bytes
 from ldm.sampling.draw import Redraw
 from ldm.sampling.requests import read_files
+from ldm.types import RGB8, ImageKind
 
 STRENGTH = 0.75
 """Default of --strength."""
 
 
-def redraw(options: Namespace, reads: Sequence[str], size: Size) -> Redraw | None:
+def redraw(options: Namespace, reads: Sequence[str], size: Size, kind: ImageKind = RGB8) -> Redraw | None:
     """Read the image to start from; None if there is none, or if the model is conditioned on it.
 
     Raises:
@@ -34,7 +35,7 @@ def redraw(options: Namespace, reads: Sequence[str], size: Size) -> Redraw | Non
     strength = options.strength if options.strength is not None else 1.0 if options.mask else STRENGTH
     files = {field: getattr(options, field) for field in ("image", "mask")}
     sample: dict[str, Any] = dict(
-        read_files({k: path for k, path in files.items() if path is not None}, size)
+        read_files({k: path for k, path in files.items() if path is not None}, size, kind)
     )
     mask = sample.get("mask")
     return Redraw(from_bytes(sample["image"]), strength, None if mask is None else mask.float())

@@ -16,7 +16,7 @@ from ldm.data.readers import Indexed
 from ldm.data.view import View
 from ldm.diffusion.guidance import Guidance
 from ldm.sampling.prompts import Prompt
-from ldm.types import Batch
+from ldm.types import RGB8, Batch, ImageKind
 
 
 def file_options() -> dict[str, str]:
@@ -88,19 +88,23 @@ def as_batch(requests: Sequence[SampleRequest]) -> Batch:
     return collate([{**request.fields, "key": request.key} for request in requests])
 
 
-def expand_requests(options: SampleOptions, reads: Sequence[str], size: Size) -> list[SampleRequest]:
+def expand_requests(
+    options: SampleOptions, reads: Sequence[str], size: Size, kind: ImageKind = RGB8
+) -> list[SampleRequest]:
     """List the images to draw with a model that is conditioned on the fields ``reads``.
 
     Args:
         options: The options.
         reads: Fields that the model reads; "size" is that of images which were never resized or cropped.
         size: Height and width of its images in pixels, to which files are cropped and resized.
+        kind: Channels and bits of its images.
 
     Raises:
         ValueError: If nothing is requested, or a field of the model is missing, or another is given.
     """
     given = [name for name in reads if name != "size"]
-    samples = list(_of_shards(options, given, size) if options.shards else _of_options(options, given, size))
+    listed = _of_shards if options.shards else _of_options
+    samples = list(listed(options, given, size, kind))
     samples = _with_negatives(samples, options.negative, reads)
     copies: Counter[str] = Counter()
     result = []
@@ -139,7 +143,9 @@ def _with_negatives(
     return [(subject, {"negative_text": default or "", **fields}) for subject, fields in samples]
 
 
-def _of_shards(options: SampleOptions, reads: Sequence[str], size: Size) -> Iterator[tuple[str, Sample]]:
+def _of_shards(
+    options: SampleOptions, reads: Sequence[str], size: Size, kind: ImageKind
+) -> Iterator[tuple[str, Sample]]:
     assert options.shards is not None
     if surplus := sorted(set(options.given().values())):
         raise ValueError(f"--shards: the samples are the requests, got {' and '.join(surplus)} too")
@@ -148,7 +154,8 @@ def _of_shards(options: SampleOptions, reads: Sequence[str], size: Size) -> Iter
             f"--shards: its samples are read as squares, got images of {size} and a model that reads "
             f"{' and '.join(squares)}: expected one --size, or files"
         )
-    evaluation = Indexed().evaluation(options.shards, size.width, "--shards", lambda _: reads, ())
+    asked = options.shards, size.width, "--shards", lambda _: reads, ()
+    evaluation = Indexed().evaluation(*asked, kind=kind)
     if lacking := sorted(set(reads) - set(evaluation.fields)):
         raise ValueError(
             f"--shards: '{options.shards}' gives {', '.join(evaluation.fields)}, but the model is "
@@ -160,9 +167,11 @@ def _of_shards(options: SampleOptions, reads: Sequence[str], size: Size) -> Iter
         yield str(fields.get("text", sample["key"])), fields
 
 
-def _of_options(options: SampleOptions, reads: Sequence[str], size: Size) -> Iterator[tuple[str, Sample]]:
+def _of_options(
+    options: SampleOptions, reads: Sequence[str], size: Size, kind: ImageKind
+) -> Iterator[tuple[str, Sample]]:
     _check(options, reads)
-    fields = read_files({name: path for name, path in options.files.items() if name in reads}, size)
+    fields = read_files({name: path for name, path in options.files.items() if name in reads}, size, kind)
     prompts = options.prompts if "text" in reads else [None] * (1 if options.num is None else options.num)
     labels = options.labels if "label" in reads else [None]
     for prompt, label in product(prompts, labels):
@@ -193,12 +202,13 @@ def _check(options: SampleOptions, reads: Sequence[str]) -> None:
         )
 
 
-def read_files(files: Mapping[str, str], size: Size) -> Sample:
+def read_files(files: Mapping[str, str], size: Size, kind: ImageKind = RGB8) -> Sample:
     """Decode files as the members of one sample: cropped and resized as in training.
 
     Args:
         files: Field to path.
         size: Height and width of the images in pixels.
+        kind: Channels and bits of the images.
 
     Raises:
         OSError: If a file cannot be read.
@@ -209,7 +219,7 @@ def read_files(files: Mapping[str, str], size: Size) -> Sample:
         members = FIELDS[field].members
         member = next((name for name in members if path.endswith(f".{name}")), members[0])
         content = {member: Path(path).read_bytes()}
-        sample |= decode_sample(content, SampleId(_option(field), path), [field], View(*size))
+        sample |= decode_sample(content, SampleId(_option(field), path), [field], View(*size, kind=kind))
     sample.pop("key", None)
     return sample
 

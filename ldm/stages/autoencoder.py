@@ -20,7 +20,7 @@ from ldm.nets.autoencoder import DECODER, ENCODER, KLAutoencoder, check_size
 from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.stage import Stage
-from ldm.types import Batch
+from ldm.types import Batch, kind_of_channels
 
 HALVES: dict[str, tuple[str, ...]] = {"encoder": ENCODER, "decoder": DECODER}
 
@@ -73,7 +73,8 @@ class Autoencoder(Stage):
             raise ValueError(
                 "model.frozen: got encoder and decoder, expected one of them: nothing is left to train"
             )
-        self.net = net
+        self.net, self.image_channels = net, net.image_channels
+        self.image_kind = kind_of_channels(net.image_channels)
         for half in frozen:
             for module in HALVES[half]:
                 getattr(net, module).requires_grad_(False)

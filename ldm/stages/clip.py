@@ -46,6 +46,7 @@ class CLIP(Stage):
     """
 
     name = "clip"
+    image_channels = 3
 
     def __init__(
         self,

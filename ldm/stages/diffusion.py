@@ -24,7 +24,7 @@ from ldm.optim.recipes import AdamW, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.draws import Draws
 from ldm.stages.terms import bind_terms
-from ldm.types import Batch, DenoiserDims
+from ldm.types import Batch, DenoiserDims, ImageKind
 
 QUARTERS = 4
 """Parts of the timesteps, from almost clean to noise, that validation reports the loss of."""
@@ -63,7 +63,8 @@ class Diffusion(Draws):
         super().__init__(optimizer or AdamW(), losses)
         self.higher_is_better |= {f"loss_quarter_{i + 1}": False for i in range(QUARTERS)}
         self.latents = latents
-        self.image_size = latents.image_size
+        self.image_size, self.image_kind = latents.image_size, latents.image_kind
+        self.image_channels = latents.image_channels
         self.conditioner = conditioner
         conditioner.bind(latents)
         self.objective = objective or Objective()
@@ -97,6 +98,15 @@ class Diffusion(Draws):
     ) -> None:
         super().validate_shards(fields, train, val, image_size)
         check_text(fields, train, val, self.conditioner.text_encoder)
+
+    @override
+    def validate_images(self, kind: ImageKind) -> None:
+        super().validate_images(kind)
+        if (trained := self.latents.image_kind) is not None and trained.bits != kind.bits:
+            raise ValueError(
+                f"data.image: got {kind}, but the autoencoder of model.latents was trained on {trained}: "
+                "leave data.image out"
+            )
 
     @property
     def classes(self) -> dict[str, int]:

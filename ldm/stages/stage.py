@@ -30,11 +30,12 @@ from ldm.optim.combined import build_optimizer, describe
 from ldm.optim.recipes import NoScaling, Optimization
 from ldm.rng import SampleNoise
 from ldm.stages.counted import global_batch_size
+from ldm.stages.images import TakesImages
 from ldm.stages.terms import TERMS, SumsTerms, without_terms
 from ldm.types import Batch
 
 
-class Stage(Configurable, SumsTerms, ABC):
+class Stage(Configurable, TakesImages, SumsTerms, ABC):
     """A LightningModule whose subclass gives ``losses(batch, noise)``.
 
     All random numbers of a step are functions of (seed, samples seen, sample key): a resumed run,
@@ -54,9 +55,6 @@ class Stage(Configurable, SumsTerms, ABC):
     """By name of a validation's value: whether higher ones are better; absent if neither direction is."""
     config: dict[str, Any] | None = None
     """``{"class_path", "init_args"}`` that rebuilds this stage; derived when training starts unless set."""
-    image_size: int | None = None
-    """Side of the images trained on; known once training has started."""
-
     context_length: int | None = None
     """CLIP tokens of a caption that are read, begin and end marks included; None without captions."""
 
@@ -206,7 +204,7 @@ class Stage(Configurable, SumsTerms, ABC):
         checkpoint["config"] = self.config
         checkpoint["upstream"] = self.upstream()
         checkpoint["latent_encoder"] = self.latent_encoder()
-        checkpoint["image_size"] = self.image_size
+        checkpoint |= self.images_state()
         checkpoint["optimizer"] = self._optimizer_name
 
     @override
@@ -217,7 +215,7 @@ class Stage(Configurable, SumsTerms, ABC):
         self.check_upstream(checkpoint)
         self._check_optimizer(checkpoint)
         super().on_load_checkpoint(checkpoint)
-        self.image_size = checkpoint["image_size"]
+        self.load_images(checkpoint)
 
     def _check_optimizer(self, checkpoint: dict[str, Any]) -> None:
         """Check that the moments of a checkpoint, of the same networks, are of this stage's optimizer."""
@@ -264,7 +262,8 @@ class Stage(Configurable, SumsTerms, ABC):
         """Take weights and progress from a checkpoint that is not to be continued."""
         self.check_upstream(checkpoint)
         self.load_state_dict(checkpoint["state_dict"], strict=True)
-        self.progress, self.image_size = saved_progress(checkpoint), checkpoint["image_size"]
+        self.progress = saved_progress(checkpoint)
+        self.load_images(checkpoint)
 
     @override
     def configure_model(self) -> None:
@@ -281,7 +280,7 @@ class Stage(Configurable, SumsTerms, ABC):
                 rank_zero_warn(
                     f"checkpoints of this run can be resumed, but no command can read them: {error}"
                 )
-        self.image_size = getattr(self.trainer.datamodule, "image_size", self.image_size)  # type: ignore[attr-defined]
+        self.follow_images(self.trainer.datamodule)  # type: ignore[attr-defined]
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             keep_if_absent(Path(self.trainer.default_root_dir), self.upstream())
 

@@ -18,6 +18,7 @@ from ldm.interop.runs import read_autoencoder_run, write_autoencoder
 from ldm.io.checkpoint import Checkpoint
 from ldm.latents.space import AutoencoderLatents
 from ldm.nets.autoencoder import KLAutoencoder
+from ldm.types import ImageKind
 
 diffusers = pytest.importorskip("diffusers")
 single_file = pytest.importorskip("diffusers.loaders.single_file_utils")
@@ -35,6 +36,8 @@ PUBLISHED = {
     "SD3": {"scaling_factor": 1.5305, "shift_factor": 0.0609, **WITHOUT},
     "FLUX": {"scaling_factor": 0.3611, "shift_factor": 0.1159, **WITHOUT},
     "Playground": PLAYGROUND,
+    "grey": {"scaling_factor": 0.5, "in_channels": 1, "out_channels": 1},
+    "four channels": {"scaling_factor": 0.5, "in_channels": 4, "out_channels": 4},
 }
 """What their config.json say beside the graph."""
 ATTENDS = {"attention": [False, True]}
@@ -82,7 +85,9 @@ def equal(found, expected):
 
 def test_a_published_autoencoder_computes_the_same_here(published):
     vae, settings, run = published
-    latents, image = AutoencoderLatents(str(run)), torch.rand(2, 3, 8, 8) * 2 - 1
+    latents, channels = AutoencoderLatents(str(run)), settings.get("in_channels", 3)
+    image = torch.rand(2, channels, 8, 8) * 2 - 1
+    assert latents.image_kind == ImageKind(channels)
     mean, std = statistics(settings)
     with torch.no_grad():
         theirs = vae.encode(image).latent_dist.mean

@@ -197,7 +197,7 @@ def test_an_autoencoder_alone_becomes_a_run_that_later_stages_take(tmp_path, set
         ({"mid_block_add_attention": False}, "mid_block_add_attention is False, expected True"),
         ({"latents_mean": [0.0]}, "expected 4 numbers in latents_mean and latents_std"),
         ({"use_post_quant_conv": False}, "use_post_quant_conv is False, expected True"),
-        ({"in_channels": 4}, "in_channels is 4, expected 3"),
+        ({"in_channels": 4}, "out_channels is 3, expected 4"),
         ({"norm_num_groups": 4, "latent_channels": 8}, "weights of another shape"),
     ],
 )

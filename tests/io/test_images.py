@@ -6,14 +6,46 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.io import decode_png
 
-from ldm.io.images import check_finite, from_bytes, grid, read_text, to_bytes, write_png
+from ldm.io.images import check_finite, displayed, from_bytes, grid, read_text, to_bytes, to_levels, write_png
 
 
 def test_bytes_round_trip_exactly_and_outside_values_are_clamped():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_bytes(from_bytes(levels)), levels)
     assert to_bytes(torch.tensor([-3.0, -1.0, 0.0, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_every_one_of_65536_values_makes_the_round_trip():
+    levels = torch.arange(65536).to(torch.uint16).view(1, 256, 256)
+    image = from_bytes(levels)
+    assert image.dtype == torch.float32 and image.unique().numel() == 65536
+    assert image.min() == -1 and image.max() == 1
+    assert torch.equal(to_levels(image, 16), levels)
+    assert to_levels(torch.tensor([-3.0, -1.0, 1.0, 2.0]), 16).tolist() == [0, 0, 65535, 65535]
+
+
+def test_a_grid_shows_grey_and_the_first_three_channels_in_8_bits():
+    grey = torch.arange(65536).to(torch.uint16).view(16, 1, 64, 64)
+    shown = displayed(grey)
+    assert shown.shape == (16, 3, 64, 64) and shown.dtype == torch.uint8
+    assert torch.equal(shown[:, 0].double(), (grey[:, 0].double() / 257).round())
+    assert torch.equal(shown, displayed(from_bytes(grey)))
+    four = torch.randint(0, 256, (2, 4, 5, 5)).byte()
+    assert torch.equal(displayed(four), four[:, :3])
+    assert grid(four).shape == (3, 5, 12) and grid(grey[:1]).shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_png_holds_each_kind_and_text(tmp_path, channels, dtype):
+    image = torch.randint(0, torch.iinfo(dtype).max, (channels, 6, 7)).to(dtype)
+    text = {"prompt": "ein grüner Kreis 圆", "seed": "7"}
+    write_png(tmp_path / "a.png", image, text)
+    assert read_text(tmp_path / "a.png") == text
+    read = decode_png(torch.frombuffer(bytearray((tmp_path / "a.png").read_bytes()), dtype=torch.uint8))
+    assert read.dtype == dtype and torch.equal(read, image)
 
 
 def test_grid_places_images_in_rows_on_white():

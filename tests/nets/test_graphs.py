@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ldm.latents.space import Pixels
 from ldm.nets.autoencoder import KLAutoencoder
 from ldm.nets.unet import UNet
 from ldm.types import Cond, DenoiserDims
@@ -90,9 +91,14 @@ def test_unet_agrees_with_diffusers_in_float64(linear):
     assert (got - expected).norm() / expected.norm() < 1e-10
 
 
-def test_autoencoder_agrees_with_diffusers_in_float64():
-    ours = randomised(KLAutoencoder(latent_channels=3, block_out_channels=(8, 16, 16), norm_groups=4))
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_autoencoder_agrees_with_diffusers_in_float64(channels):
+    ours = randomised(
+        KLAutoencoder(3, block_out_channels=(8, 16, 16), norm_groups=4, image_channels=channels)
+    )
     theirs = diffusers.AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=(8, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -101,7 +107,7 @@ def test_autoencoder_agrees_with_diffusers_in_float64():
         norm_num_groups=4,
     ).double()
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    image, z = torch.rand(2, 3, 16, 24).double() * 2 - 1, torch.randn(2, 3, 4, 6).double()
+    image, z = torch.rand(2, channels, 16, 24).double() * 2 - 1, torch.randn(2, 3, 4, 6).double()
     expected, posterior = theirs.encode(image).latent_dist, ours.encode(image)
     assert torch.allclose(posterior.mean, expected.mean, rtol=1e-10, atol=1e-12)
     assert torch.allclose(posterior.log_var, expected.logvar, rtol=1e-10, atol=1e-12)
@@ -127,12 +133,13 @@ def test_masked_tokens_do_not_matter():
     assert not torch.allclose(unet(x, t, Cond(tokens=changed)), same)
 
 
-def test_the_unet_of_ddpm_is_diffusers_unet2d():
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_unet_of_ddpm_is_diffusers_unet2d(channels):
     arguments = {"attention": (False, True), "num_heads": 2, "norm_groups": 4, "transformers": False}
-    ours = randomised(UNet(DenoiserDims(sample=3), (8, 16), 2, **arguments))
+    ours = randomised(UNet(DenoiserDims(Pixels(channels).channels), (8, 16), 2, **arguments))
     theirs = diffusers.UNet2DModel(
-        in_channels=3,
-        out_channels=3,
+        in_channels=channels,
+        out_channels=channels,
         freq_shift=0,
         downsample_padding=1,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
@@ -143,7 +150,7 @@ def test_the_unet_of_ddpm_is_diffusers_unet2d():
         flip_sin_to_cos=True,
     ).double()
     theirs.load_state_dict(ours.state_dict(), strict=True)
-    x, t = torch.randn(2, 3, 8, 8).double(), torch.tensor([3, 977])
+    x, t = torch.randn(2, channels, 8, 8).double(), torch.tensor([3, 977])
     got, expected = ours(x, t, Cond()), theirs(x, t).sample
     assert (got - expected).norm() / expected.norm() < 1e-10
     with pytest.raises(ValueError, match=r"denoiser\.transformers: got false with condition tokens"):

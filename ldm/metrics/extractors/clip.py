@@ -50,7 +50,7 @@ class CLIPExtractor(Extractor):
 
     def __init__(self, clip: ImageText, name: str = "clip") -> None:
         super().__init__(name, ("features", "embedding", "text", "agreement", "caption"))
-        self.clip = clip
+        self.clip, self.image_channels = clip, getattr(clip, "image_channels", 3)
         self.context_length = getattr(clip, "context_length", None)
 
     def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ class CLIPExtractor(Extractor):
 
 
 class Embedding(Extractor):
-    """Any network that describes an image by a vector.
+    """Any network that describes an image by a vector: of RGB, unless it says ``image_channels``.
 
     Args:
         network: The network.
@@ -86,7 +86,7 @@ class Embedding(Extractor):
 
     def __init__(self, network: Features, name: str) -> None:
         super().__init__(name, ("features",))
-        self.network = network
+        self.network, self.image_channels = network, getattr(network, "image_channels", 3)
 
     def forward(self, images: Tensor, batch: Batch, views: Collection[str]) -> dict[str, Tensor]:
         """Describe images."""
