@@ -16,13 +16,13 @@ from ldm.conditioners.text import CLIPText
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.learned_variance import LearnedVariance
 from ldm.diffusion.objective import Objective
-from ldm.interop.model import Latents, Network, Process, arguments
+from ldm.interop.model import Latents, Network, Process, autoencoder_network
 from ldm.interop.runs import begin, expect, finish, prediction_class, write_autoencoder, write_text
 from ldm.interop.schedules import betas, named, recognised, sampler
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.weights import check
 from ldm.latents.space import AutoencoderLatents
-from ldm.nets.autoencoder import KLAutoencoder, downsampling
+from ldm.nets.autoencoder import downsampling
 from ldm.nets.dit import DiT
 from ldm.nets.dit_blocks import DiTOptions
 from ldm.stages.diffusion import Diffusion
@@ -116,10 +116,7 @@ def read_transformer(source: Checkpoint) -> ImageTransformer:
         text = Network(tower.config["init_args"], tower.state_dict())
     return ImageTransformer(
         Network(_arguments(dit), weights),
-        Network(
-            arguments(KLAutoencoder, latents.net_config.get("init_args") or {}),
-            latents.net.module.state_dict(),
-        ),
+        autoencoder_network(latents.net.module, latents.net_config.get("init_args") or {}),
         Latents(latents.latent_mean.flatten(), latents.latent_std.flatten()),
         Process(
             recognised(betas(stage.objective.schedule)),

@@ -136,3 +136,21 @@ def arguments(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
     bound = inspect.signature(kind).bind_partial(**given)
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+def autoencoder_network(net: KLAutoencoder, given: Mapping[str, Any]) -> Network:
+    """Take an autoencoder apart.
+
+    Args:
+        net: The autoencoder.
+        given: Arguments that it was built with; the others have their defaults.
+
+    Raises:
+        ValueError: If its first level has squares of pixels, a graph that no other program has.
+    """
+    found = arguments(KLAutoencoder, given)
+    if (side := found.pop("patch_size")) != 1:
+        raise ValueError(
+            f"the autoencoder cannot be exported: net.patch_size is {side}, expected 1, as in others"
+        )
+    return Network(found, net.state_dict())

@@ -17,7 +17,7 @@ from ldm.conditioners.text import CLIPText, TowerText
 from ldm.diffusion.guidance import ClassifierFree
 from ldm.diffusion.prediction import Prediction
 from ldm.interop.checkpoints import write_checkpoint
-from ldm.interop.model import Latents, Network, Process, TextToImage, arguments
+from ldm.interop.model import Latents, Network, Process, TextToImage, arguments, autoencoder_network
 from ldm.interop.schedules import PREDICTIONS, betas, named, recognised, sampler
 from ldm.io.atomic import write_text as write_text_file
 from ldm.io.checkpoint import Checkpoint, find
@@ -57,10 +57,7 @@ def read_run(source: str | Path | Checkpoint) -> TextToImage:
     tower = _text(stage.conditioner).tower
     return TextToImage(
         Network(arguments(UNet, stage.config["init_args"]["denoiser"]["init_args"]), denoiser.state_dict()),
-        Network(
-            arguments(KLAutoencoder, latents.net_config.get("init_args") or {}),
-            latents.net.module.state_dict(),
-        ),
+        autoencoder_network(latents.net.module, latents.net_config.get("init_args") or {}),
         Network(tower.config["init_args"], tower.state_dict()),
         Latents(latents.latent_mean.flatten(), latents.latent_std.flatten()),
         Process(
@@ -80,7 +77,7 @@ def read_autoencoder_run(checkpoint: Checkpoint) -> tuple[Network, Latents]:
     """
     net = checkpoint.load_net(KLAutoencoder)
     given = checkpoint.net_config.get("init_args") or {}
-    return Network(arguments(KLAutoencoder, given), net.state_dict()), Latents(*latent_scale(checkpoint))
+    return autoencoder_network(net, given), Latents(*latent_scale(checkpoint))
 
 
 def write_run(model: TextToImage, out: str | Path, source: Mapping[str, Any]) -> Path:

@@ -78,6 +78,8 @@ class KLAutoencoder(Configurable, nn.Module):
         image_channels: Channels of the image; None takes ``data.image.channels``, without data 3.
         attention: Whether self-attention follows the ResNet blocks of each level, finest first; default: of
             none. The middle has one in any case.
+        patch_size: Side of squares of pixels that are the first level's channels (Wan 2.2 has 2), so that
+            there is no level at the images' size, where most of the time goes; 1: each pixel by itself.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class KLAutoencoder(Configurable, nn.Module):
         norm_groups: int = 32,
         image_channels: int | None = None,
         attention: Sequence[bool] | None = None,
+        patch_size: int = 1,
     ) -> None:
         super().__init__()
         channels = list(block_out_channels)
@@ -98,8 +101,8 @@ class KLAutoencoder(Configurable, nn.Module):
             if width % norm_groups:
                 raise ValueError(f"net.norm_groups={norm_groups} does not divide the level width {width}")
         self.latent_channels, self.image_channels = latent_channels, image_channels or 3
-        self.factor = downsampling(channels)
-        shape = channels, layers_per_block, norm_groups, attends
+        self.factor = patch_size * downsampling(channels)
+        shape = channels, layers_per_block, norm_groups, attends, patch_size
         self.encoder = Encoder(self.image_channels, 2 * latent_channels, *shape)
         self.decoder = Decoder(latent_channels, self.image_channels, *shape)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
@@ -142,6 +145,38 @@ class KLAutoencoder(Configurable, nn.Module):
         """Return the blocks that hold nearly all parameters, in no order."""
         kinds = (ResnetBlock, AttentionBlock, Downsample, Upsample)
         return [module for module in self.modules() if isinstance(module, kinds)]
+
+
+class UnshuffleConv(nn.Conv2d):
+    """A convolution over squares of pixels, their pixels as channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int) -> None:
+        super().__init__(in_channels * patch_size**2, out_channels, 3, padding=1)
+        self.patch_size = patch_size
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H / patch_size, W / patch_size)."""
+        return super().forward(F.pixel_unshuffle(input, self.patch_size))
+
+
+class ShuffleConv(nn.Conv2d):
+    """A convolution to squares of pixels (Shi et al. 2016, arXiv:1609.05158, sec. 3.2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int) -> None:
+        super().__init__(in_channels, out_channels * patch_size**2, 3, padding=1)
+        self.patch_size = patch_size
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, in_channels, h, w) to (B, out_channels, patch_size h, patch_size w)."""
+        return F.pixel_shuffle(super().forward(input), self.patch_size)
+
+
+def _conv_in(ins: int, outs: int, patch_size: int) -> nn.Conv2d:
+    return nn.Conv2d(ins, outs, 3, padding=1) if patch_size == 1 else UnshuffleConv(ins, outs, patch_size)
+
+
+def _conv_out(ins: int, outs: int, patch_size: int) -> nn.Conv2d:
+    return nn.Conv2d(ins, outs, 3, padding=1) if patch_size == 1 else ShuffleConv(ins, outs, patch_size)
 
 
 Resize = Literal["down", "up", "none"]
@@ -212,6 +247,7 @@ class Encoder(nn.Module):
         num_layers: ResNet blocks per level.
         norm_groups: Groups of the group norms.
         attends: Whether each level has self-attention, finest first.
+        patch_size: Pixels along a side of what makes one position of the finest level.
     """
 
     def __init__(
@@ -222,9 +258,10 @@ class Encoder(nn.Module):
         num_layers: int,
         norm_groups: int,
         attends: list[bool],
+        patch_size: int,
     ) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.conv_in = _conv_in(in_channels, channels[0], patch_size)
         self.down_blocks = nn.ModuleList()
         resizes: list[Resize] = ["down" for _ in channels[1:]]
         resizes.append("none")
@@ -253,6 +290,7 @@ class Decoder(nn.Module):
         num_layers: ResNet blocks per level of the encoder; here one more.
         norm_groups: Groups of the group norms.
         attends: Whether each level has self-attention, finest first.
+        patch_size: Pixels along a side of what makes one position of the finest level.
     """
 
     def __init__(
@@ -263,6 +301,7 @@ class Decoder(nn.Module):
         num_layers: int,
         norm_groups: int,
         attends: list[bool],
+        patch_size: int,
     ) -> None:
         super().__init__()
         coarse_first = channels[::-1]
@@ -275,7 +314,7 @@ class Decoder(nn.Module):
         for before, width, attend, resize in zip(befores, coarse_first, attends[::-1], resizes, strict=True):
             self.up_blocks.append(Level(before, width, num_layers + 1, norm_groups, attend, resize))
         self.conv_norm_out = GroupNorm(norm_groups, channels[0], eps=1e-6)
-        self.conv_out = nn.Conv2d(channels[0], out_channels, 3, padding=1)
+        self.conv_out = _conv_out(channels[0], out_channels, patch_size)
 
     def hidden(self, z: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to the input of the last layer, (B, channels[0], H, W)."""

@@ -148,6 +148,12 @@ def trained(out, latents, image_size=32, channels=4, **more):
     return write_autoencoder(Network(complete, net.state_dict()), latents, out, SOURCE, image_size)
 
 
+def test_an_autoencoder_of_patches_stays(tmp_path):
+    run = trained(tmp_path / "run", PER_CHANNEL, patch_size=2)
+    with pytest.raises(ValueError, match=r"cannot be exported: net\.patch_size is 2, expected 1"):
+        export_pipeline(run, tmp_path / "folder")
+
+
 def test_a_trained_autoencoder_leaves_with_the_statistics_of_each_channel(tmp_path):
     run = trained(tmp_path / "run", PER_CHANNEL)
     folder = export_pipeline(run, tmp_path / "folder")

@@ -114,6 +114,21 @@ def test_autoencoder_agrees_with_diffusers_in_float64(channels):
     assert torch.allclose(ours.decode(z), theirs.decode(z).sample, rtol=1e-10, atol=1e-12)
 
 
+def test_patches_are_channels_of_an_autoencoder_of_fewer_levels():
+    options = {"latent_channels": 3, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_groups": 4}
+    patched = randomised(KLAutoencoder(**options, patch_size=4))
+    plain = KLAutoencoder(**options, image_channels=48).double()
+    plain.load_state_dict(patched.state_dict(), strict=True)
+    image, z = torch.rand(2, 3, 16, 24).double() * 2 - 1, torch.randn(2, 3, 2, 3).double()
+    squares = image.reshape(2, 3, 4, 4, 6, 4).permute(0, 1, 3, 5, 2, 4).reshape(2, 48, 4, 6)
+    assert patched.factor == 8
+    assert torch.equal(patched.encode(image).mean, plain.encode(squares).mean)
+    drawn = plain.decode(z).reshape(2, 3, 4, 4, 4, 6).permute(0, 1, 4, 2, 5, 3).reshape(2, 3, 16, 24)
+    assert torch.equal(patched.decode(z), drawn)
+    with pytest.raises(ValueError, match=r"divisible by 8, got 20x24"):
+        patched.encode(torch.zeros(1, 3, 20, 24))
+
+
 def test_sizes_that_cannot_be_halved_are_refused_by_name():
     unet = UNet(DenoiserDims(sample=1), (8, 8, 8), 1, (False,) * 3, 1, 4)
     with pytest.raises(ValueError, match=r"divisible by 4, got 6x8.*size of images"):
