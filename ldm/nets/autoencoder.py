@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldm.io.config import Configurable
 from ldm.nets.attention import AttentionBlock
-from ldm.nets.layers import Downsample, GroupNorm, ResnetBlock, Upsample
+from ldm.nets.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv_in, conv_out
 
 ENCODER, DECODER = ("encoder", "quant_conv"), ("post_quant_conv", "decoder")
 """Modules of the network that encode, and that decode."""
@@ -147,38 +147,6 @@ class KLAutoencoder(Configurable, nn.Module):
         return [module for module in self.modules() if isinstance(module, kinds)]
 
 
-class UnshuffleConv(nn.Conv2d):
-    """A convolution over squares of pixels, their pixels as channels."""
-
-    def __init__(self, in_channels: int, out_channels: int, patch_size: int) -> None:
-        super().__init__(in_channels * patch_size**2, out_channels, 3, padding=1)
-        self.patch_size = patch_size
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, out_channels, H / patch_size, W / patch_size)."""
-        return super().forward(F.pixel_unshuffle(input, self.patch_size))
-
-
-class ShuffleConv(nn.Conv2d):
-    """A convolution to squares of pixels (Shi et al. 2016, arXiv:1609.05158, sec. 3.2)."""
-
-    def __init__(self, in_channels: int, out_channels: int, patch_size: int) -> None:
-        super().__init__(in_channels, out_channels * patch_size**2, 3, padding=1)
-        self.patch_size = patch_size
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map (B, in_channels, h, w) to (B, out_channels, patch_size h, patch_size w)."""
-        return F.pixel_shuffle(super().forward(input), self.patch_size)
-
-
-def _conv_in(ins: int, outs: int, patch_size: int) -> nn.Conv2d:
-    return nn.Conv2d(ins, outs, 3, padding=1) if patch_size == 1 else UnshuffleConv(ins, outs, patch_size)
-
-
-def _conv_out(ins: int, outs: int, patch_size: int) -> nn.Conv2d:
-    return nn.Conv2d(ins, outs, 3, padding=1) if patch_size == 1 else ShuffleConv(ins, outs, patch_size)
-
-
 Resize = Literal["down", "up", "none"]
 
 
@@ -261,7 +229,7 @@ class Encoder(nn.Module):
         patch_size: int,
     ) -> None:
         super().__init__()
-        self.conv_in = _conv_in(in_channels, channels[0], patch_size)
+        self.conv_in = conv_in(in_channels, channels[0], patch_size)
         self.down_blocks = nn.ModuleList()
         resizes: list[Resize] = ["down" for _ in channels[1:]]
         resizes.append("none")
@@ -314,7 +282,7 @@ class Decoder(nn.Module):
         for before, width, attend, resize in zip(befores, coarse_first, attends[::-1], resizes, strict=True):
             self.up_blocks.append(Level(before, width, num_layers + 1, norm_groups, attend, resize))
         self.conv_norm_out = GroupNorm(norm_groups, channels[0], eps=1e-6)
-        self.conv_out = _conv_out(channels[0], out_channels, patch_size)
+        self.conv_out = conv_out(channels[0], out_channels, patch_size)
 
     def hidden(self, z: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to the input of the last layer, (B, channels[0], H, W)."""

@@ -177,3 +177,37 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C, 2h, 2w)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class UnshuffleConv(nn.Conv2d):
+    """A convolution over squares of pixels, their pixels as channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int) -> None:
+        super().__init__(in_channels * patch_size**2, out_channels, 3, padding=1)
+        self.patch_size = patch_size
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, in_channels, H, W) to (B, out_channels, H / patch_size, W / patch_size)."""
+        return super().forward(F.pixel_unshuffle(input, self.patch_size))
+
+
+class ShuffleConv(nn.Conv2d):
+    """A convolution to squares of pixels (Shi et al. 2016, arXiv:1609.05158, sec. 3.2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int) -> None:
+        super().__init__(in_channels, out_channels * patch_size**2, 3, padding=1)
+        self.patch_size = patch_size
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (B, in_channels, h, w) to (B, out_channels, patch_size h, patch_size w)."""
+        return F.pixel_shuffle(super().forward(input), self.patch_size)
+
+
+def conv_in(ins: int, outs: int, patch_size: int) -> nn.Conv2d:
+    """Build the first layer of a network whose positions are squares of pixels, or pixels."""
+    return nn.Conv2d(ins, outs, 3, padding=1) if patch_size == 1 else UnshuffleConv(ins, outs, patch_size)
+
+
+def conv_out(ins: int, outs: int, patch_size: int) -> nn.Conv2d:
+    """Build the last layer of a network whose positions are squares of pixels, or pixels."""
+    return nn.Conv2d(ins, outs, 3, padding=1) if patch_size == 1 else ShuffleConv(ins, outs, patch_size)

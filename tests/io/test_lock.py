@@ -25,6 +25,7 @@ with lock.held(folder, "--run"):
 print("done")
 """
 
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     for name, seconds in QUICK.items():
