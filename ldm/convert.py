@@ -19,6 +19,7 @@ from ldm.interop.diffusers import export_pipeline, import_folder
 from ldm.interop.dit_file import export_dit, import_dit
 from ldm.interop.open_clip import export_clip, import_clip
 from ldm.interop.transformers import export_text, import_text
+from ldm.io.pins import pinned
 from ldm.io.upstream import OPTION, upstream_options
 
 HELP = """Bring weights of other programs here, write ours as they read them, or make another average of ours.
@@ -61,7 +62,7 @@ def convert(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: The command line; None takes that of the process.
     """
-    options = parser().parse_args(arguments)
+    options = pinned(parser().parse_args(arguments))
     given = options[options.command].as_dict()
     with upstream_options(given.pop("upstream", None)):
         written = _call(COMMANDS[options.command], given)

@@ -32,6 +32,7 @@ from ldm.hardware import (
 )
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.lock import held
+from ldm.io.pins import pinned, pins
 from ldm.io.stderr import plain_warnings
 from ldm.latents.encode import ShardEncoder, encode_shards
 from ldm.latents.space import encoder_sha256, latent_scale
@@ -63,7 +64,7 @@ def parser() -> ArgumentParser:
     """Describe the command line."""
     parser = command_parser("ldm.encode", HELP)
     parser.add_argument(
-        "--autoencoder", type=str, required=True, help="Run folder or .ckpt of an autoencoder."
+        "--autoencoder", type=str, required=True, help="Run folder, .ckpt or wandb:... of an autoencoder."
     )
     parser.add_argument(
         "--shards", type=str, required=True, help="Shards to encode: a path with braces or a glob."
@@ -156,6 +157,7 @@ def encode(arguments: Sequence[str] | None = None) -> None:
     command = parser()
     options = command.instantiate(command.parse_args(arguments))
     with processes(options.device) as (group, where), ExitStack() as scope:
+        options = pinned(options, group.broadcast(pins(options) if group.rank == 0 else {}))
         checkpoint = Checkpoint.open(options.autoencoder, Autoencoder.name)
         text = load_text(options, where)
         encoder = load_encoder(checkpoint, options, where)

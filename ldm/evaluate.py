@@ -33,6 +33,7 @@ from ldm.evaluation.session import Measurement
 from ldm.evaluation.sources import PRECISIONS, ImageSource, RankSubset
 from ldm.hardware import explaining_memory, warn_of_emulation
 from ldm.io.images import LEVELS, to_levels
+from ldm.io.pins import pinned, pins
 from ldm.io.stderr import plain_warnings
 from ldm.io.upstream import OPTION, upstream_options
 from ldm.metrics.metric import Metric, ReferenceInfo
@@ -61,7 +62,9 @@ def parser() -> ArgumentParser:
     """Describe the command line."""
     parser = command_parser("ldm.evaluate", HELP)
     add = parser.add_argument
-    add("--checkpoint", type=str, nargs="+", default=[], help="Run folders or .ckpt files.")
+    add(
+        "--checkpoint", type=str, nargs="+", default=[], help="Run folders, .ckpt files, wandb:... artifacts."
+    )
     add("--upstream", **OPTION)
     add("--images", type=str, nargs="+", default=[], help="Folders, or .npz files with arr_0.")
     add("--data", type=str | None, help="Shards with real images, and with what is drawn for.")
@@ -123,8 +126,9 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
     command = parser()
     options = command.parse_args(arguments)
     check(options)
-    objects = command.instantiate(options)
     with processes(options.device) as (group, where):
+        options = pinned(options, group.broadcast(pins(options) if group.rank == 0 else {}))
+        objects = command.instantiate(options)
         subset = RankSubset(group.rank, group.world, options.batch_size, where, options.num_workers)
         if group.rank == 0 and (warning := warn_of_emulation("--precision", options.precision, where)):
             print(warning, file=sys.stderr, flush=True)

@@ -27,6 +27,7 @@ from ldm.hardware import (
 )
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.images import grid, write_png
+from ldm.io.pins import pinned
 from ldm.io.upstream import OPTION, upstream_options
 from ldm.sampling.draw import Redraw, draw
 from ldm.sampling.output import GRID, image_path, output_folder
@@ -73,7 +74,12 @@ def parser() -> ArgumentParser:
     """Describe the command line."""
     parser = command_parser("ldm.sample", HELP)
     add = parser.add_argument
-    add("--checkpoint", type=str, required=True, help="Run folder or .ckpt of a diffusion stage.")
+    add(
+        "--checkpoint",
+        type=str,
+        required=True,
+        help="Run folder, .ckpt or wandb:ENTITY/PROJECT/NAME:VERSION of a diffusion stage.",
+    )
     add("--upstream", **OPTION)
     _add_subjects(parser)
     _add_conditions(parser)
@@ -243,7 +249,7 @@ def sample(arguments: Sequence[str] | None = None) -> None:
         arguments: The command line; None takes that of the process.
     """
     command = parser()
-    options = command.parse_args(arguments)
+    options = pinned(command.parse_args(arguments))
     checkpoint = Checkpoint.open(options.checkpoint, "diffusion")
     stage = load_diffusion(checkpoint, options, command.instantiate(options))
     reads = stage.conditioner.reads

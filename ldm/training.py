@@ -31,6 +31,7 @@ from ldm.distributed.ddp import check_strategy, register
 from ldm.distributed.launch import follow_slurm, launched
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.lock import held
+from ldm.io.pins import pinned_for
 from ldm.io.upstream import keep_upstream, rebuilding, upstream_options
 from ldm.loggers.directions import directions
 from ldm.runs.finished import Finished, check_steps, check_stopped
@@ -87,6 +88,7 @@ class FitCLI(LightningCLI):
             self.config.run = self.scope.enter_context(TemporaryDirectory(prefix="ldm-"))
             self.config.trainer.default_root_dir = self.config.run
         self.run_folder = RunFolder(self.config.run)
+        self.config = pinned_for(self.run_folder.folder, self.config)
         link_channels(self.config)
         self._find_start()
         if _is_first():

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from ldm.io.artifacts import is_reference, run_folder_of
 from ldm.runs.settings import flat
 
 Points = list[tuple[float, float]]
@@ -57,13 +58,14 @@ class ComparedRun:
 
 
 def read_runs(folders: Sequence[str]) -> list[ComparedRun]:
-    """Read run folders.
+    """Read run folders, or artifacts of runs in W&B.
 
     Raises:
         ValueError: If one is no run folder, or a file of it is damaged; the message names it.
     """
     paths = [Path(folder) for folder in folders]
-    return [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    found = [run_folder_of(folder) if is_reference(folder) else Path(folder) for folder in folders]
+    return [_read(path, name) for path, name in zip(found, _names(paths), strict=True)]
 
 
 def differing(tables: Sequence[dict[str, str]]) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from ldm import __version__
+from ldm.io.artifacts import checkpoint_file, is_reference
 from ldm.io.weights import recognise
 from ldm.stage_protocols import Progress
 from ldm.types import ImageKind
@@ -54,7 +55,7 @@ class Checkpoint:
         """Open a checkpoint: tensors and primitives only.
 
         Args:
-            path: Checkpoint file, or run folder, which stands for its newest checkpoint.
+            path: Checkpoint file, run folder, which stands for its newest checkpoint, or artifact of W&B.
             stage: Name of the stage that must have written it; None accepts any.
 
         Raises:
@@ -133,11 +134,14 @@ def header() -> dict[str, Any]:
 
 
 def find(path: str | Path) -> Path:
-    """Resolve a checkpoint file or a run folder (its newest checkpoint) to the file.
+    """Resolve a checkpoint file, a run folder (its newest checkpoint) or an artifact of W&B to the file.
 
     Raises:
         FileNotFoundError: If there is none; the message names the path.
+        ValueError: If W&B does not have it, see ``ldm.io.artifacts``.
     """
+    if is_reference(path):
+        return checkpoint_file(str(path))
     path = Path(path)
     if path.is_file():
         return path

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ldm.io.artifacts import Reference, is_reference
 from ldm.io.atomic import link
 from ldm.io.checkpoint import Checkpoint, find
 from ldm.io.weights import model_folder_sha256
@@ -107,11 +108,12 @@ def open_upstream(
         FileNotFoundError: If there is none; the message lists where it was looked for.
         ValueError: If none has the recorded hash, or one is damaged or of another stage.
     """
-    search, name = _search.get(), run_folder(Path(path)).name
+    search, name = _search.get(), upstream_name(path)
     expected = search.recorded.get(path)
     paths = [path]
     if expected is not None and search.owner is not None:
-        paths.insert(0, str(_sibling(Path(path), search.owner)))
+        if not is_reference(path):
+            paths.insert(0, str(_sibling(Path(path), search.owner)))
         paths[:0] = [str(kept) for kept in _locations(search.owner, expected) if kept.exists()]
     if name in search.overrides:
         search.used.add(name)
@@ -238,6 +240,11 @@ def run_folder(path: Path) -> Path:
     return path.parent.parent if path.parent.name in ("checkpoints", KEPT) else path
 
 
+def upstream_name(path: str) -> str:
+    """Return the name that --upstream has for a checkpoint: of its run folder, or of its artifact."""
+    return Reference.parse(path).name if is_reference(path) else run_folder(Path(path)).name
+
+
 def _kept(run: Path, sha256: str) -> Path:
     return run / KEPT / f"{sha256}.ckpt"
 
@@ -261,7 +268,7 @@ def _not_found(path: str, expected: str, outcomes: Mapping[str, Checkpoint | Exc
     if damages and not hashes:
         return damages[0]
     where = " and ".join(f"'{each}'" for each in (hashes or outcomes))
-    hint = f"name it with --upstream {run_folder(Path(path)).name}=PATH"
+    hint = f"name it with --upstream {upstream_name(path)}=PATH"
     if not hashes:
         return FileNotFoundError(
             f"upstream checkpoint '{path}' does not exist: looked for SHA-256 {expected[:12]} at {where}; "

@@ -14,16 +14,11 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-START_TIMEOUT = 20.0
-"""Seconds until a server without an answer counts as not reachable; to begin offline takes a few more."""
+from ldm.io import wandb_client
+from ldm.io.wandb_client import Unreachable, is_no_answer, kill, reason
+
 AT_SIGNAL = 10.0
 """Seconds that the end of a run waits at most once SIGTERM or SIGUSR1 came: a job is killed soon after."""
-
-
-class Unreachable(ValueError):
-    """The server gives no answer; it may later, so the exit code is EX_TEMPFAIL of sysexits.h."""
-
-    exit_code = 75
 
 
 def begin(settings: Mapping[str, Any]) -> Any:
@@ -40,26 +35,26 @@ def begin(settings: Mapping[str, Any]) -> Any:
     from wandb.sdk.lib import import_hooks
 
     address = wandb.setup().settings.base_url
-    limits = wandb.Settings(init_timeout=START_TIMEOUT, login_timeout=START_TIMEOUT)
+    limits = wandb.Settings(init_timeout=wandb_client.TIMEOUT, login_timeout=wandb_client.TIMEOUT)
     try:
         run = wandb.init(**settings, settings=limits)
         # they tell the client of packages that are imported later: an error in any import once it is gone
         import_hooks.unregister_all_post_import_hooks()
         return run
     except Exception as error:
-        reason = _reason(error)
-        _kill()
-        if settings.get("mode") != "offline" and _is_no_answer(error):
+        why = reason(error)
+        kill()
+        if settings.get("mode") != "offline" and is_no_answer(error):
             raise Unreachable(
-                f"wandb.mode: no answer from {address} within {START_TIMEOUT:g} s ({reason})"
+                f"wandb.mode: no answer from {address} within {wandb_client.TIMEOUT:g} s ({why})"
             ) from error
         advice = (
             "delete wandb-id.txt in the run's folder for a new run there"
-            if "deleted" in reason
+            if "deleted" in why
             else "check --wandb.project and --wandb.entity, run 'wandb login' or set WANDB_API_KEY, or set "
             "--wandb.mode to offline or disabled"
         )
-        raise ValueError(f"wandb.mode: W&B cannot start ({reason}): {advice}") from error
+        raise ValueError(f"wandb.mode: W&B cannot start ({why}): {advice}") from error
 
 
 def end(run: Any, code: int, seconds: float, hurries: Callable[[], bool]) -> str | None:
@@ -96,7 +91,7 @@ def end(run: Any, code: int, seconds: float, hurries: Callable[[], bool]) -> str
                 hurries = _never
     finally:
         if waiting.is_alive() or not finished:
-            _kill()
+            kill()
     if finished:
         return _refusal(log)
     return "its process is gone" if time.monotonic() < limit else "no answer in time"
@@ -119,29 +114,3 @@ def _refusal(log: Path) -> str | None:
 
 def _never() -> bool:
     return False
-
-
-def _kill() -> None:
-    """Kill the client's process, and let neither the end of ours nor a further run know of it."""
-    import wandb
-    from wandb.sdk import wandb_setup
-
-    connection = getattr(wandb_setup.singleton(), "_connection", None)
-    process = getattr(getattr(connection, "_proc", None), "_process", None)
-    if process is not None:
-        process.kill()
-        process.wait()
-    with suppress(Exception):  # cannot take leave of it
-        wandb.teardown()
-
-
-def _is_no_answer(error: Exception) -> bool:
-    """Whether the client gave up waiting; what a server refuses it says at once."""
-    is_late = re.search(r"deadline exceeded|timed? ?out", str(error), re.IGNORECASE)
-    return isinstance(error, TimeoutError) or is_late is not None
-
-
-def _reason(error: Exception) -> str:
-    """Shorten what the client says: the last line has the server's answer."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return re.sub(r"^(Failed|Error)[^:]*: |^while retrying: |: \{.*", "", lines[-1])[:100]

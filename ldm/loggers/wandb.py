@@ -16,7 +16,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ldm.loggers.client import Unreachable, begin, end, image
+from ldm.io.wandb_client import Unreachable
+from ldm.loggers.client import begin, end, image
 from ldm.loggers.directions import Directions
 from ldm.loggers.logged import PER_STEP, Row, logged, position_of_values
 from ldm.loggers.metrics_csv import format_value

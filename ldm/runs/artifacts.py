@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.data.manifest import LATENTS
+from ldm.io.artifacts import BEST, Reference, is_reference
 from ldm.io.checkpoint import find
 from ldm.io.weights import sha256 as file_sha256
 from ldm.loggers.wandb import Artifact, WandbSamplesLogger
@@ -35,6 +36,14 @@ def version(sha256: str) -> str:
     return f"sha-{sha256[:16]}"
 
 
+def artifact_of(checkpoint: str, sha256: str) -> tuple[str, str]:
+    """Return name and version of the artifact of a checkpoint: of its run, or as it is referred to."""
+    if is_reference(checkpoint):
+        reference = Reference.parse(checkpoint)
+        return reference.path, reference.version
+    return artifact_name(run_of(checkpoint).folder), version(sha256)
+
+
 def use_upstream(
     loggers: Iterable[WandbSamplesLogger], upstream: Mapping[str, str], latents: Iterable[Path]
 ) -> None:
@@ -45,7 +54,7 @@ def use_upstream(
         upstream: Checkpoints that the stage is built on, with their SHA-256.
         latents: Folders of the shards of latents that it trains on.
     """
-    built_on = {artifact_name(run_of(path).folder): version(sha) for path, sha in upstream.items()}
+    built_on = dict(artifact_of(path, sha) for path, sha in upstream.items())
     built_on |= {artifact_name(folder): _version_of(folder / LATENTS) for folder in latents}
     for logger in loggers:
         logger.use(built_on, "built_on")
@@ -54,7 +63,7 @@ def use_upstream(
 def use_weights(loggers: Iterable[WandbSamplesLogger], checkpoint: str) -> None:
     """Record the checkpoint whose weights a new run starts with."""
     for logger in loggers:
-        logger.use({artifact_name(run_of(checkpoint).folder): _version_of(checkpoint)}, "started_with")
+        logger.use(dict([artifact_of(checkpoint, file_sha256(find(checkpoint)))]), "started_with")
 
 
 def publish_run(
@@ -70,16 +79,16 @@ def publish_run(
     """
     for logger in loggers:
         with _warning(f"the checkpoints of {run.folder}"):
-            checkpoints = {_version_of(run.last): run.last}
-            if (best := run.last.with_name("best.ckpt")).exists():
-                checkpoints.setdefault(_version_of(best), best)  # the last may be the best
+            hashes = {file_sha256(find(run.last)): run.last}
+            if (best := run.last.with_name(BEST)).exists():
+                hashes.setdefault(file_sha256(best), best)  # the last may be the best
             logger.publish(
                 Artifact(
                     name=artifact_name(run.folder),
                     kind=kind,
-                    versions=[*checkpoints, *(["best"] if best.exists() else [])],
-                    files=[*checkpoints.values(), *run.records],
-                    metadata=dict(metadata),
+                    versions=[*map(version, hashes), *(["best"] if best.exists() else [])],
+                    files=[*hashes.values(), *run.records, *run.curves],
+                    metadata={**metadata, "checkpoints": {path.name: sha for sha, path in hashes.items()}},
                 )
             )
 
@@ -93,7 +102,7 @@ def publish_latents(logger: WandbSamplesLogger, folder: Path, made_by: dict[str,
         made_by: Record of the autoencoder in the manifest.
     """
     source = made_by["autoencoder"]
-    logger.use({artifact_name(run_of(source["checkpoint"]).folder): version(source["sha256"])}, "built_on")
+    logger.use(dict([artifact_of(source["checkpoint"], source["sha256"])]), "built_on")
     with _warning(f"the latents in {folder}"):
         logger.publish(
             Artifact(

@@ -78,6 +78,12 @@ class RunFolder:
         return [self.folder / name for name in names if (self.folder / name).exists()]
 
     @property
+    def curves(self) -> list[Path]:
+        """What was measured: its files that are there."""
+        names = ("metrics.csv", "metrics.json", "evaluations.jsonl")
+        return [self.folder / name for name in names if (self.folder / name).exists()]
+
+    @property
     def chain(self) -> str:
         """Group of the run in W&B: the parent folder."""
         return self.folder.absolute().parent.name

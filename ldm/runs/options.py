@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "weights": {
         "type": str | None,
-        "help": "Checkpoint or run folder of this stage: a fresh run starts with its weights.",
+        "help": "Checkpoint, run folder or wandb:... of this stage: a fresh run starts with its weights.",
     },
     "profile": {
         "type": int,

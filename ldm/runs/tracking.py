@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from ldm.checkpointing.preemption import EXIT_CODE, Preempted
+from ldm.io.artifacts import Reference
+from ldm.io.pins import references
 from ldm.loggers.client import AT_SIGNAL
 from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.environment import environment
@@ -49,6 +51,8 @@ def start_wandb(logger: WandbLogger, config: Mapping[str, Any]) -> None:
     """
     here = {name: value for name, value in environment().items() if name != "packages"}
     record_config(logger, config, here)
+    if isinstance(logger, WandbSamplesLogger):
+        use_references(logger, config)
 
 
 def record_config(logger: WandbLogger, config: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -61,6 +65,13 @@ def record_config(logger: WandbLogger, config: Mapping[str, Any], here: Mapping[
     """
     settings = {name: relative(value) for name, value in flat({**config, "environment": here}) if name}
     logger.experiment.config.update(settings, allow_val_change=True)
+
+
+def use_references(logger: WandbSamplesLogger, config: Mapping[str, Any]) -> None:
+    """Record the artifacts of W&B that a configuration names as used."""
+    named = [Reference.parse(text) for text in references(config)]
+    if named:
+        logger.use({reference.path: reference.version for reference in named}, "used")
 
 
 def end_wandb(

@@ -12,9 +12,10 @@ from ldm.cli import LIMIT
 
 CODE = """
 import json, sys
+from ldm.io import wandb_client
 from ldm.loggers import client
 
-client.START_TIMEOUT = 6
+wandb_client.TIMEOUT = 6
 for line in sys.stdin:
     try:
         run = client.begin({"id": "abc12345", "resume": "allow", "dir": sys.argv[1], **json.loads(line)})

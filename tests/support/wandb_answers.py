@@ -20,6 +20,8 @@ class Answers:
         for part, answer in {
             "query ArtifactType": self.artifact_type,
             "query ArtifactMembershipByName": self.membership,
+            "query FetchArtifactManifest": self.manifest,
+            "query GetArtifactMembershipFileUrls": self.file_urls,
             "useArtifact(": self.use,
             "createAgent": self.new_agent,
             "createArtifactManifest": self.new_manifest,
@@ -126,10 +128,19 @@ class Answers:
         return {"agentHeartbeat": {"agent": {"id": variables["id"]}, "commands": json.dumps(commands)}}
 
     def new_artifact(self, variables):
+        """Make a version, unless one of its name has these contents: then that one gets the aliases."""
         given = variables["input"]
-        name = f"artifact-{len(self.store.artifacts)}"
-        self.store.artifacts[name] = {**given, "id": name, "state": "PENDING"}
-        artifact = {"id": name, "state": "PENDING", "digest": given["digest"], "versionIndex": 0}
+        same = self.versions(given["entityName"], given["projectName"], given["artifactCollectionName"])
+        found = next((each for each in same if each["digest"] == given["digest"]), None)
+        if found is None:
+            name = f"artifact-{len(self.store.artifacts)}"
+            found = {**given, "id": name, "state": "PENDING", "version": len(same), "aliases": []}
+            self.store.artifacts[name] = found
+        for alias in given["aliases"]:
+            for each in same:
+                each["aliases"] = [kept for kept in each["aliases"] if kept["alias"] != alias["alias"]]
+            found["aliases"].append(alias)
+        artifact = {key: found[key] for key in ("id", "state", "digest")} | {"versionIndex": found["version"]}
         sequence = {"id": "sequence", "latestArtifact": None, "state": "READY", "name": "sequence"}
         return {"createArtifact": {"artifact": {**artifact, "artifactSequence": sequence}}}
 
@@ -155,11 +166,11 @@ class Answers:
         return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": artifact["digest"]}}}
 
     def artifact_type(self, variables):
-        found = self.find_artifact(variables["name"])
+        found = self.find_artifact(variables)
         return {"project": {"artifact": found and {"artifactType": {"name": found["artifactTypeName"]}}}}
 
     def membership(self, variables):
-        found = self.find_artifact(variables["name"])
+        found = self.find_artifact(variables)
         if found is None:
             return {"project": {"artifactCollectionMembership": None}}
         project = {
@@ -178,7 +189,7 @@ class Answers:
             "__typename": "Artifact",
             "id": found["id"],
             "artifactSequence": collection,
-            "versionIndex": 0,
+            "versionIndex": found["version"],
             "artifactType": {"name": found["artifactTypeName"]},
             "ttlDurationSeconds": -1,
             "ttlIsInherited": False,
@@ -189,7 +200,8 @@ class Answers:
             "fileCount": 1,
             "aliases": [{**alias, "artifactCollection": collection} for alias in aliases],
         }
-        member = {"__typename": "ArtifactCollectionMembership", "id": "m", "versionIndex": 0, **dates}
+        member = {"__typename": "ArtifactCollectionMembership", "id": "m", **dates}
+        member["versionIndex"] = found["version"]
         member |= {"aliases": aliases, "artifactCollection": collection, "artifact": artifact}
         return {"project": {"artifactCollectionMembership": member}}
 
@@ -198,14 +210,38 @@ class Answers:
         self.store.run(given["runName"]).used.append(given["artifactID"])
         return {"useArtifact": {"artifact": {"id": given["artifactID"]}}}
 
-    def find_artifact(self, name):
-        """The newest that was committed with an alias."""
-        collection, _, alias = name.rpartition(":")
+    def manifest(self, variables):
+        url = f"{self.store.url}/upload/{variables['id']}/manifest"
+        return {"artifact": {"currentManifest": {"file": {"directUrl": url}}}}
+
+    def file_urls(self, variables):
+        name = f"{variables['collection']}:{variables['alias']}"
+        found = self.find_artifact({**variables, "name": name})
+        files = [path for path in self.store.runs[found["id"]].files if path != "manifest"]
+        base = f"{self.store.url}/upload/{found['id']}"
+        nodes = [{"__typename": "File", "name": path, "directUrl": f"{base}/{path}"} for path in files]
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        member = {"files": {"pageInfo": page, "edges": [{"node": node} for node in nodes]}}
+        collection = {"__typename": "ArtifactSequence", "artifactMembership": member}
+        return {"project": {"artifactCollection": collection}}
+
+    def versions(self, entity, project, name):
+        """Those of a name, in order."""
+        where = (entity or ENTITY, project, name)
+        keys = ("entityName", "projectName", "artifactCollectionName")
+        return [a for a in self.store.artifacts.values() if tuple(a[key] or ENTITY for key in keys) == where]
+
+    def find_artifact(self, variables):
+        """The version that was committed with an alias, or by its number."""
+        collection, _, wanted = variables["name"].rpartition(":")
         found = [
             artifact
-            for artifact in self.store.artifacts.values()
-            if collection == artifact["artifactCollectionName"]
-            and artifact["state"] == "COMMITTED"
-            and alias in [each["alias"] for each in artifact["aliases"]]
+            for artifact in self.versions(
+                variables.get("entity") or variables.get("entityName"),
+                variables.get("project") or variables.get("projectName"),
+                collection,
+            )
+            if artifact["state"] == "COMMITTED"
+            and wanted in [f"v{artifact['version']}", *(each["alias"] for each in artifact["aliases"])]
         ]
         return found[-1] if found else None
