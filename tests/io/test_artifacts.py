@@ -31,6 +31,7 @@ def cache(server, tmp_path, monkeypatch):
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(wandb_client, "TIMEOUT", 60.0)  # a busy machine takes its time
     server.mode = "well"
     server.fetched.clear()
     yield tmp_path / "cache" / "artifacts"

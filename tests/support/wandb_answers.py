@@ -32,6 +32,7 @@ class Answers:
             "agentHeartbeat": self.heartbeat,
             "SweepWithRuns": self.sweep,
             "upsertBucket": self.upsert,
+            "UpsertView2": self.view,
             "RunResumeStatus": self.resume,
             "createRunFiles": self.new_files,
             "Viewer": self.viewer,
@@ -48,6 +49,10 @@ class Answers:
         user = {"id": "u", "entity": ENTITY, "username": ENTITY, "email": "", "flags": "{}"}
         info = {"cliVersionInfo": {"max_cli_version": "9"}, "latestLocalVersionInfo": None, "features": []}
         return {"viewer": {**user, "teams": {"edges": []}}, "serverInfo": info}
+
+    def view(self, variables):
+        self.store.views.append(variables)
+        return {"upsertView": {"view": {"id": "v", "name": "nw-view-v"}, "inserted": True}}
 
     def upsert(self, variables):
         name = variables.get("name") or variables["id"].removeprefix("id-")

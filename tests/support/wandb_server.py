@@ -89,7 +89,7 @@ class Server:
 
     def __init__(self):
         self.runs, self.deleted, self.refusals = {}, set(), {}
-        self.agents, self.sweeps, self.artifacts = {}, {}, {}
+        self.agents, self.sweeps, self.artifacts, self.views = {}, {}, {}, []
         self.mode, self.delay = "well", 0.0
         self.asked, self.fetched = [], []
         self.lock = threading.RLock()
