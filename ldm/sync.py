@@ -12,7 +12,7 @@ from jsonargparse.typing import NonNegativeFloat
 
 from ldm.cli import command_parser, error_line, run_command
 
-HELP = """Send to Weights & Biases what it lacks of runs: each row and image grid once, in order.
+HELP = """Send to Weights & Biases what it lacks of runs: each row, image grid and artifact once, in order.
 
   python -m ldm.sync runs/demo/*
 
@@ -24,7 +24,9 @@ or WANDB_API_KEY. Exit code 75: the server gave no answer, the same command may 
 def parser() -> ArgumentParser:
     """Describe the command line."""
     parser = command_parser("ldm.sync", HELP)
-    parser.add_argument("runs", type=str, nargs="+", help="Run folders, as ldm.fit leaves them.")
+    parser.add_argument(
+        "runs", type=str, nargs="+", help="Run folders, as ldm.fit leaves them, and latents of ldm.encode."
+    )
     parser.add_argument(
         "--timeout", type=NonNegativeFloat, default=600.0, help="Seconds for each run until it is sent."
     )
@@ -47,7 +49,7 @@ def sync(arguments: Sequence[str] | None = None) -> None:
             if not Path(name).is_dir():
                 raise ValueError(f"'{name}' is no folder, expected that of a run")
             with held(Path(name), "runs"):
-                print(f"{name}: {send(Path(name), options.timeout)} rows sent", flush=True)
+                print(f"{name}: {send(Path(name), options.timeout)}", flush=True)
         except (ValueError, OSError) as error:
             failed.append(error)
             if len(options.runs) > 1:

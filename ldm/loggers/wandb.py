@@ -7,8 +7,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,8 @@ from ldm.loggers.client import begin, end, image
 from ldm.loggers.directions import Directions
 from ldm.loggers.logged import PER_STEP, Row, logged, position_of_values
 from ldm.loggers.metrics_csv import format_value
+from ldm.loggers.outbox import Artifact, Entry, Outbox, described, restored
 from ldm.loggers.uploads import images, mark_sent, unsent
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """Files with a name and a version, that W&B draws lineage between.
-
-    Args:
-        name: Letters, digits, ``-``, ``_`` and ``.``.
-        kind: What W&B calls its type.
-        versions: Names of this version: other contents have others.
-        files: Files that are uploaded.
-        references: Files that are named by their path and size only, such as shards.
-        metadata: Metadata of the artifact.
-    """
-
-    name: str
-    kind: str
-    versions: Sequence[str]
-    files: Sequence[Path] = ()
-    references: Sequence[Path] = ()
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 class WandbSamplesLogger(WandbLogger):
@@ -69,6 +48,7 @@ class WandbSamplesLogger(WandbLogger):
         self._sent = 0
         self._next: int | None = None
         self._is_lost = False
+        self.caught_up: list[Entry] = []
         self._wandb_init.pop("anonymous", None)  # Lightning passes it always, W&B warns of it always
         if self._offline:
             self._wandb_init["mode"] = "offline"
@@ -138,13 +118,44 @@ class WandbSamplesLogger(WandbLogger):
         if self._offline:
             return 0
         for begun in unsent(self._client_folder, self.experiment.id):
-            if begun != Path(self.experiment.dir).parent:
+            if begun.name != self._begun:
                 self._save(images(begun), begun / "files")
+        self._catch_up_artifacts()
         return sum(self._send(row) for row in logged(Path(str(self.save_dir))) if row.position < until)
+
+    def _catch_up_artifacts(self) -> None:
+        """Send what earlier begins of the run noted in the outbox."""
+        for entry in self._outbox.entries():
+            if entry["begun"] == self._begun:
+                continue
+            try:
+                if "publish" in entry:
+                    self._log_artifact(restored(entry["publish"]))
+                elif self._draw(entry["use"], entry["role"]):
+                    continue
+                self.caught_up.append(entry)
+            except (OSError, ValueError) as error:
+                warn(f"wandb.artifacts: an artifact of '{self.save_dir}' is not sent: {error}")
 
     @property
     def _client_folder(self) -> Path:
         return Path(self.experiment.dir).parent.parent
+
+    @property
+    def _begun(self) -> str:
+        """Name of the client's folder of this begin of the run."""
+        return Path(self.experiment.dir).parent.name
+
+    @property
+    def _outbox(self) -> Outbox:
+        return Outbox(self._client_folder)
+
+    def _note(self, entry: Entry) -> None:
+        """Note in the outbox what the server may lack, with what a later begin of the run has to know."""
+        known = {
+            name: self._wandb_init.get(name) for name in ("project", "entity", "group", "job_type", "tags")
+        }
+        self._outbox.add({**entry, "begun": self._begun, "run": known})
 
     def _save(self, paths: Iterable[Path], base: Path) -> None:
         for path in paths:
@@ -182,14 +193,19 @@ class WandbSamplesLogger(WandbLogger):
         """
         if self._experiment is None:
             return not self._is_lost
-        run, folder, self._experiment = self._experiment, self._client_folder, None
+        run, folder, begun, outbox = self._experiment, self._client_folder, self._begun, self._outbox
+        self._experiment = None
         reason = end(run, code, seconds, hurries)
         if reason is not None and not self._is_lost:
             steps = self._sent // PER_STEP + 1
             warn(f"W&B: {reason}: rows up to step {steps} may be missing: {self.later} sends what is")
         is_sent = reason is None and not self._is_lost
-        if is_sent and not self._offline and self._next is not None:
-            mark_sent(folder, run.id)
+        if is_sent and not self._offline:
+            if outbox.exists:
+                stay = [e for e in outbox.entries() if e["begun"] != begun or e.get("failed")]
+                outbox.replace(entry for entry in stay if entry not in self.caught_up)
+            if self._next is not None:
+                mark_sent(folder, run.id)
         return is_sent
 
     @rank_zero_only
@@ -204,30 +220,45 @@ class WandbSamplesLogger(WandbLogger):
     def use(self, versions: Mapping[str, str], role: str) -> None:
         """List the artifacts that a run uses in its config, and draw lineage from those that W&B knows.
 
-        Offline the client refuses to draw lineage, and a later sync does not make up for it.
+        Offline the client refuses to draw lineage: it is drawn when the run is sent.
 
         Args:
             versions: Version of each artifact, by its name.
             role: What they are to the run: the key in its config.
         """
+        if unknown := self._draw(versions, role):
+            self._note({"use": unknown, "role": role, "failed": not self._offline})
+
+    def _draw(self, versions: Mapping[str, str], role: str) -> dict[str, str]:
+        """List artifacts and draw lineage; returns those from which none could be drawn."""
         self.experiment.config.update({role: dict(versions)}, allow_val_change=True)
+        unknown = dict(versions) if self._offline else {}
         for name, version in () if self._offline else sorted(versions.items()):
             try:
                 self.experiment.use_artifact(f"{name}:{version}")
             except Exception as error:  # no such artifact, or no answer: training matters more
-                warnings.warn(f"wandb.artifacts: no lineage from {name}:{version} ({error})", stacklevel=2)
+                unknown[name] = version
+                warnings.warn(f"wandb.artifacts: no lineage from {name}:{version} ({error})", stacklevel=3)
+        return unknown
 
     @rank_zero_only
     def publish(self, artifact: Artifact) -> None:
-        """Log an artifact; offline it is staged in the run folder until it is synced."""
+        """Log an artifact; offline it is staged in the run folder until it is sent."""
+        copies = self._log_artifact(artifact)
+        self._note({"publish": described(artifact, copies)})
+
+    def _log_artifact(self, artifact: Artifact) -> dict[str, str | None]:
+        """Log an artifact; returns the client's copy of each of its files."""
         import wandb
 
         made = wandb.Artifact(artifact.name, artifact.kind, metadata=dict(artifact.metadata))
-        for path in artifact.files:
-            made.add_file(str(path), policy="mutable")  # copied: a resumed run replaces its checkpoint
+        for name, path in artifact.files.items():
+            made.add_file(str(path), name, policy="mutable")  # copied: a resumed run replaces its checkpoint
         for path in artifact.references:
             made.add_reference(path.absolute().as_uri(), checksum=False)
+        copies = {name: made.manifest.entries[name].local_path for name in artifact.files}
         self.experiment.log_artifact(made, aliases=["latest", *artifact.versions])
+        return copies
 
 
 def warn(text: str) -> None:

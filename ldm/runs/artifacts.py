@@ -16,7 +16,8 @@ from ldm.data.manifest import LATENTS
 from ldm.io.artifacts import BEST, Reference, is_reference
 from ldm.io.checkpoint import find
 from ldm.io.weights import sha256 as file_sha256
-from ldm.loggers.wandb import Artifact, WandbSamplesLogger
+from ldm.loggers.outbox import Artifact
+from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.folder import RunFolder
 
 
@@ -87,7 +88,7 @@ def publish_run(
                     name=artifact_name(run.folder),
                     kind=kind,
                     versions=[*map(version, hashes), *(["best"] if best.exists() else [])],
-                    files=[*hashes.values(), *run.records, *run.curves],
+                    files={path.name: path for path in (*hashes.values(), *run.records, *run.curves)},
                     metadata={**metadata, "checkpoints": {path.name: sha for sha, path in hashes.items()}},
                 )
             )
@@ -109,7 +110,7 @@ def publish_latents(logger: WandbSamplesLogger, folder: Path, made_by: dict[str,
                 name=artifact_name(folder),
                 kind="latents",
                 versions=[_version_of(folder / LATENTS)],
-                files=[folder / LATENTS],
+                files={LATENTS: folder / LATENTS},
                 references=sorted(folder.glob("*.tar")),
                 metadata=made_by,
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,36 @@ from typing import Any
 import yaml
 
 from ldm.loggers.directions import Direction
+from ldm.loggers.outbox import Outbox
+from ldm.loggers.wandb import WandbSamplesLogger
 from ldm.runs.folder import RunFolder
 from ldm.runs.options import WandB
 from ldm.runs.tracking import record_config
 
 
-def send(folder: Path, seconds: float) -> int:
+@dataclass(frozen=True)
+class Sent:
+    """What was sent.
+
+    Args:
+        rows: Rows, an image grid being one.
+        artifacts: Artifacts, and edges of lineage.
+    """
+
+    rows: int
+    artifacts: int
+
+    def __str__(self) -> str:
+        """Count them."""
+        return f"{self.rows} rows" + (f" and {self.artifacts} artifacts" if self.artifacts else "") + " sent"
+
+
+def send(folder: Path, seconds: float) -> Sent:
     """Send what the server lacks of a run, and its configuration, files and records again.
 
     Args:
-        folder: Folder of the run, which no process trains.
+        folder: Folder of the run, which no process trains, or that of ``ldm.encode``.
         seconds: How long to wait at most until everything is sent.
-
-    Returns:
-        The rows that were sent, an image grid being one.
 
     Raises:
         ValueError: If it is no run's folder, or if W&B refuses it.
@@ -33,6 +50,8 @@ def send(folder: Path, seconds: float) -> int:
         NotSent: If not everything was sent in time.
     """
     config = _load(folder / "config.yaml")
+    if not config and (outbox := Outbox(folder / "wandb")).exists:
+        return _send_artifacts(folder, outbox, seconds)
     if not config:
         raise ValueError(f"'{folder}' is no run folder: expected config.yaml, as ldm.fit leaves it")
     known = {field.name for field in fields(WandB)}
@@ -40,20 +59,39 @@ def send(folder: Path, seconds: float) -> int:
     settings = replace(WandB(**given), mode="online", required=True)
     run = RunFolder(folder)
     logger = run.wandb(settings, _job_type(config), directions=lambda: _directions(folder))
-    is_sent = False
-    try:
+    with _sending(logger, folder, seconds):
         here = _load(folder / "environment.json")
         here.pop("packages", None)
         record_config(logger, config, here)
         logger.keep_files(run.records)
         if records := _records(folder / "evaluations.jsonl"):
             logger.experiment.config.update({"records": records}, allow_val_change=True)
-        count = logger.catch_up()
+        rows = logger.catch_up()
+    return Sent(rows, len(logger.caught_up))
+
+
+def _send_artifacts(folder: Path, outbox: Outbox, seconds: float) -> Sent:
+    """Send what a command that is no run, such as ``ldm.encode``, noted in a folder."""
+    if not (entries := outbox.entries()):
+        return Sent(0, 0)
+    known = dict(entries[0]["run"])
+    kind, group = known.pop("job_type"), known.pop("group")
+    logger = RunFolder(folder).wandb(WandB(mode="online", required=True, **known), kind, group)
+    with _sending(logger, folder, seconds):
+        logger.catch_up()
+    return Sent(0, len(logger.caught_up))
+
+
+@contextmanager
+def _sending(logger: WandbSamplesLogger, folder: Path, seconds: float) -> Iterator[None]:
+    """End the run of W&B after the ``with`` block; an error if not everything arrived."""
+    is_sent = False
+    try:
+        yield
     finally:
         is_sent = logger.end(0, seconds, lambda: False)
     if not is_sent:
         raise NotSent(f"'{folder}': not everything was sent within {seconds:g} s: repeat the command")
-    return count
 
 
 class NotSent(ValueError):

@@ -2,23 +2,22 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import create_autospec
 
 import pytest
-from wandb.apis import public
 from wandb_records import Records
 
 from ldm.loggers.directions import no_directions
+from ldm.loggers.outbox import Outbox
 from ldm.loggers.wandb import WandbSamplesLogger
 
 RUN = """
 import sys
 from pathlib import Path
-from ldm.loggers.wandb import Artifact, WandbSamplesLogger
+from ldm.loggers.outbox import Artifact
+from ldm.loggers.wandb import WandbSamplesLogger
 
 folder = Path(sys.argv[1])
 settings = {"project": "test", "save_dir": str(folder), "offline": True, "id": "abc12345", "group": "g"}
@@ -34,7 +33,8 @@ try:
 except TypeError as refusal:
     (folder / "refusal.txt").write_text(str(refusal))
 says = {"samples": 30, "upstream": {}}
-log.publish(Artifact("g-stage", "stage", ["sha-1"], [folder / "last.ckpt"], [folder / "a.tar"], says))
+files = {"last.ckpt": folder / "last.ckpt"}
+log.publish(Artifact("g-stage", "stage", ["sha-1"], files, [folder / "a.tar"], says))
 (folder / "last.ckpt").write_text("replaced")
 launcher = (name for name in sys.modules if name.startswith("wandb.sdk.launch."))
 (folder / "launcher.txt").write_text(" ".join(launcher))
@@ -117,25 +117,12 @@ def test_offline_the_config_lists_used_artifacts(stored):
 
 
 @pytest.mark.slow
-def test_the_client_refuses_to_draw_lineage_offline(stored):
+def test_the_client_refuses_to_draw_lineage_offline_so_it_is_noted_for_later(stored):
     """Once it no longer does, ``use`` should ask it offline too."""
     folder, _, _ = stored
     assert (folder / "refusal.txt").read_text() == "Cannot use artifact when in offline mode."
-
-
-def test_the_client_has_the_calls_of_the_documented_edges(monkeypatch):
-    """Against the real client's signatures: there is no server to ask."""
-    page = (Path(__file__).parents[2] / "docs" / "comparing-runs.md").read_text()
-    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    api, trained = create_autospec(public.Api, instance=True), create_autospec(public.Run, instance=True)
-    trained.config = {"built_on": {"demo-clip": "sha-1", "gone": "sha-2"}, "started_with": {"old": "sha-3"}}
-    api.runs.return_value = [trained]
-    api.artifact_exists.side_effect = lambda name: "gone" not in name
-    api.artifact.side_effect = lambda name: name
-    monkeypatch.setattr("wandb.Api", lambda: api)
-    exec(snippet, {})
-    used = [call.args[0] for call in trained.use_artifact.call_args_list]
-    assert used == ["ENTITY/ldm/demo-clip:sha-1", "ENTITY/ldm/old:sha-3"]
+    entries = [json.loads(line) for line in (folder / "wandb" / "outbox.jsonl").read_text().splitlines()]
+    assert [entry.get("use") for entry in entries] == [{"g-autoencoder": "sha-0"}, None]
 
 
 class Config(dict):
@@ -148,8 +135,9 @@ class Config(dict):
 class Server:
     """Stands for the client's run, online."""
 
-    def __init__(self, knows):
+    def __init__(self, knows, folder):
         self.knows, self.used, self.config = knows, [], Config()
+        self.dir = str(folder / "wandb" / "run-1-abc12345" / "files")
 
     def use_artifact(self, name):
         if name not in self.knows:
@@ -159,15 +147,17 @@ class Server:
 
 def test_lineage_needs_a_known_artifact_and_training_goes_on_without(tmp_path):
     log = WandbSamplesLogger(no_directions, {"project": "test", "save_dir": str(tmp_path)})
-    log._experiment = Server({"demo-autoencoder:sha-1"})
+    log._experiment = Server({"demo-autoencoder:sha-1"}, tmp_path)
     with pytest.warns(UserWarning, match="no lineage from demo-clip:sha-2"):
         log.use({"demo-clip": "sha-2", "demo-autoencoder": "sha-1"}, "built_on")
     assert log.experiment.used == ["demo-autoencoder:sha-1"]
     assert log.experiment.config == {"built_on": {"demo-clip": "sha-2", "demo-autoencoder": "sha-1"}}
+    (noted,) = Outbox(tmp_path / "wandb").entries()
+    assert noted["use"] == {"demo-clip": "sha-2"}
 
 
 def test_offline_no_artifact_is_requested(tmp_path):
     log = WandbSamplesLogger(no_directions, {"project": "test", "save_dir": str(tmp_path), "offline": True})
-    log._experiment = Server({"demo-clip:sha-2"})
+    log._experiment = Server({"demo-clip:sha-2"}, tmp_path)
     log.use({"demo-clip": "sha-2"}, "built_on")
     assert not log.experiment.used and log.experiment.config == {"built_on": {"demo-clip": "sha-2"}}
