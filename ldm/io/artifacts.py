@@ -193,9 +193,7 @@ def _download(found: Found, names: Sequence[str]) -> None:
     with _writing():
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{found.digest}.lock")):  # the others find it there
-            places = {
-                name: folder / ("checkpoints" if name.endswith(".ckpt") else "") / name for name in names
-            }
+            places = {name: folder / _subfolder(name) / name for name in names}
             missing = [name for name, place in places.items() if not place.is_file()]
             temporary = unfinished(folder)
             if not missing:
