@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ldm.runs.recipe import CONFIGS, merged
@@ -14,11 +15,29 @@ LEVELS, DENOISED, DRAWN = 6, 8, 16
 """Defaults of DenoisingGrid and SampleGrid."""
 
 
-def bounds() -> Iterator[str]:
-    """Yield a table: rows of training and of validation, image grids, and kilobytes at most.
+@dataclass(frozen=True)
+class Bound:
+    """What a run sends for a number of steps.
 
-    A grid counts as its pixels, three bytes each: PNG takes less.
+    Args:
+        rows: Rows of training.
+        validations: Validations, a row each.
+        grids: Bytes of each image grid of a validation, as pixels of three bytes: PNG takes less.
     """
+
+    rows: float
+    validations: float
+    grids: list[float]
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of rows and grids, at most; each grid has a row of its own."""
+        rows = self.rows + self.validations * (1 + len(self.grids))
+        return rows * ROW_BYTES + self.validations * sum(self.grids)
+
+
+def bounds() -> Iterator[str]:
+    """Yield a table for 1,000 steps of each configuration: rows, validations, grids, kilobytes at most."""
     yield "| configuration | rows of training | validations | grids | kB at most |"
     yield "|---|---|---|---|---|"
     for path in sorted(CONFIGS.rglob("*.yaml")):
@@ -26,10 +45,10 @@ def bounds() -> Iterator[str]:
         config = merged(name)
         if path.name.startswith("_") or not (config.get("trainer") or {}).get("max_steps"):
             continue
-        rows, validations, sizes = _counts(config, _image_size(name, config))
-        kilobytes = (rows * ROW_BYTES + validations * (ROW_BYTES + sum(sizes))) / 1000
-        grids = validations * len(sizes)
-        yield f"| {name} | {rows:.0f} | {validations:.2g} | {grids:.2g} | {kilobytes:,.0f} |"
+        found = bound(config, _image_size(name, config), 1000)
+        grids = found.validations * len(found.grids)
+        counts = f"{found.rows:.0f} | {found.validations:.2g} | {grids:.2g} | {found.bytes / 1000:,.0f}"
+        yield f"| {name} | {counts} |"
 
 
 def _image_size(name: str, config: dict[str, Any]) -> int:
@@ -40,12 +59,18 @@ def _image_size(name: str, config: dict[str, Any]) -> int:
     return int(found or merged(known)["data"]["image_size"])
 
 
-def _counts(config: dict[str, Any], size: int) -> tuple[float, float, list[float]]:
-    """Return rows and validations for 1,000 steps, and the bytes of each grid of a validation."""
+def bound(config: dict[str, Any], size: int, steps: int) -> Bound:
+    """Return what a configuration sends.
+
+    Args:
+        config: The configuration, merged with what it builds on.
+        size: Side of its images.
+        steps: Optimizer steps.
+    """
     base, trainer = merged("base")["trainer"], config["trainer"]
     every = trainer.get("val_check_interval") or min(VALIDATE_EVERY, trainer["max_steps"] // 10)
     every = every / trainer.get("accumulate_grad_batches", 1)
-    rows = 1000 / trainer.get("log_every_n_steps", base["log_every_n_steps"])
+    rows = steps / trainer.get("log_every_n_steps", base["log_every_n_steps"])
     stage = str(config["model"]["class_path"]).rpartition(".")[2]
     pixels = 3.0 * size**2
     drawn = float((config.get("sample_grid") or {}).get("num", DRAWN))
@@ -53,4 +78,4 @@ def _counts(config: dict[str, Any], size: int) -> tuple[float, float, list[float
         "Autoencoder": [2 * drawn * pixels],
         "Diffusion": [drawn * pixels, DENOISED * (1 + LEVELS) * pixels],
     }
-    return rows, 1000 / every, grids.get(stage, [])
+    return Bound(rows, steps / every, grids.get(stage, []))

@@ -6,6 +6,7 @@ gone costs training no time; but it begins and ends a run only with an answer.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from threading import Thread
 from typing import Any
 
 from ldm.io import wandb_client
-from ldm.io.wandb_client import Unreachable, is_no_answer, kill, reason
+from ldm.io.wandb_client import DISK, Unreachable, is_no_answer, kill, reason
 
 AT_SIGNAL = 10.0
 """Seconds that the end of a run waits at most once SIGTERM or SIGUSR1 came: a job is killed soon after."""
@@ -29,11 +30,13 @@ def begin(settings: Mapping[str, Any]) -> Any:
 
     Raises:
         Unreachable: If there is no answer in time.
+        OSError: If it cannot write to its folders.
         ValueError: If W&B refuses, e.g. a key or a project's name.
     """
     import wandb
     from wandb.sdk.lib import import_hooks
 
+    logging.raiseExceptions = False  # a traceback for each line of its log on a full disk
     address = wandb.setup().settings.base_url
     limits = wandb.Settings(init_timeout=wandb_client.TIMEOUT, login_timeout=wandb_client.TIMEOUT)
     try:
@@ -44,6 +47,8 @@ def begin(settings: Mapping[str, Any]) -> Any:
     except Exception as error:
         why = reason(error)
         kill()
+        if isinstance(error, OSError) and error.errno in DISK:
+            raise
         if settings.get("mode") != "offline" and is_no_answer(error):
             raise Unreachable(
                 f"wandb.mode: no answer from {address} within {wandb_client.TIMEOUT:g} s ({why})"

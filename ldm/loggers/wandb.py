@@ -8,6 +8,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +60,39 @@ class WandbSamplesLogger(WandbLogger):
         """The W&B run, begun on first use.
 
         Raises:
-            ValueError: If W&B refuses it, or if it is required and the server gives no answer.
+            ValueError: If W&B refuses it, or if it is required and the server or the disk does not answer.
         """
         if self._experiment is None:
+            self._experiment = self._begin()
+            self._experiment.define_metric("samples")
+            self._experiment.define_metric("*", step_metric="samples")
+        return self._experiment
+
+    def _begin(self) -> Any:
+        """Begin online or offline as wanted, offline without an answer, or not at all without a disk."""
+        try:
             try:
-                self._experiment = begin(self._wandb_init)
+                return begin(self._wandb_init)
             except Unreachable as error:
                 if self._required:
                     raise
                 warn(f"{error}: the run begins offline; {self.later} sends it once there is an answer")
-                self._offline = True
-                self._wandb_init["mode"] = "offline"
-                self._experiment = begin(self._wandb_init)
-            self._experiment.define_metric("samples")
-            self._experiment.define_metric("*", step_metric="samples")
-        return self._experiment
+                return self._begin_as("offline")
+        except OSError as error:
+            where = f"'{Path(str(self.save_dir)) / 'wandb'}'"
+            if self._required:
+                raise ValueError(f"wandb.mode: W&B cannot write to {where} ({error.strerror})") from error
+            warn(
+                f"W&B cannot write to {where} ({error.strerror}): training goes on without it; {self.later} "
+                "sends the run once there is room"
+            )
+            self._is_lost = True
+            return self._begin_as("disabled")
+
+    def _begin_as(self, mode: str) -> Any:
+        self._offline = True
+        self._wandb_init["mode"] = mode
+        return begin(self._wandb_init)
 
     @property
     def later(self) -> str:
@@ -98,10 +117,14 @@ class WandbSamplesLogger(WandbLogger):
             self.catch_up(row.position)
             self._send(row)
         except Exception as error:  # its process is gone
-            if not self._is_lost:
-                reason = type(error).__name__
-                warn(f"W&B's client failed ({reason}): training goes on; {self.later} sends the rest")
-            self._is_lost = True
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        """Say once that W&B is not to have everything of this begin of the run."""
+        if not self._is_lost:
+            reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+            warn(f"W&B's client failed ({reason}): training goes on; {self.later} sends the rest")
+        self._is_lost = True
 
     def catch_up(self, until: float = math.inf) -> int:
         """Send what the server lacks of the rows in the run's folder, once in a process.
@@ -155,7 +178,10 @@ class WandbSamplesLogger(WandbLogger):
         known = {
             name: self._wandb_init.get(name) for name in ("project", "entity", "group", "job_type", "tags")
         }
-        self._outbox.add({**entry, "begun": self._begun, "run": known})
+        try:
+            self._outbox.add({**entry, "begun": self._begun, "run": known})
+        except OSError as error:
+            self._lose(error)
 
     def _save(self, paths: Iterable[Path], base: Path) -> None:
         for path in paths:
@@ -200,21 +226,24 @@ class WandbSamplesLogger(WandbLogger):
             steps = self._sent // PER_STEP + 1
             warn(f"W&B: {reason}: rows up to step {steps} may be missing: {self.later} sends what is")
         is_sent = reason is None and not self._is_lost
-        if is_sent and not self._offline:
-            if outbox.exists:
+        with suppress(OSError):  # then it is sent once more
+            if is_sent and not self._offline and outbox.exists:
                 stay = [e for e in outbox.entries() if e["begun"] != begun or e.get("failed")]
                 outbox.replace(entry for entry in stay if entry not in self.caught_up)
-            if self._next is not None:
+            if is_sent and not self._offline and self._next is not None:
                 mark_sent(folder, run.id)
         return is_sent
 
     @rank_zero_only
     def keep_files(self, paths: Iterable[Path]) -> None:
         """Copy small files into the W&B run: it may be synced from elsewhere, later."""
-        for path in paths:
-            copied = Path(self.experiment.dir) / path.name
-            shutil.copyfile(path, copied)
-            self._save([copied], copied.parent)
+        try:
+            for path in paths:
+                copied = Path(self.experiment.dir) / path.name
+                shutil.copyfile(path, copied)
+                self._save([copied], copied.parent)
+        except OSError as error:
+            self._lose(error)
 
     @rank_zero_only
     def use(self, versions: Mapping[str, str], role: str) -> None:

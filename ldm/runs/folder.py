@@ -113,7 +113,7 @@ class RunFolder:
             {
                 "name": self.folder.name,
                 "save_dir": str(self.folder),
-                "id": self._wandb_id(),
+                "id": self._wandb_id(settings.project),
                 "project": settings.project,
                 "offline": settings.mode == "offline",
                 "entity": settings.entity,
@@ -125,19 +125,23 @@ class RunFolder:
             settings.required,
         )
 
-    def _wandb_id(self) -> str | None:
+    def _wandb_id(self, project: str = "") -> str | None:
         """Return the W&B run of this folder; a folder that was moved keeps it, a copy gets its own.
 
-        The file has it, with the inode and the path of the folder that it was made in.
+        The file has it, with the inode and the path of the folder that it was made in, and its project.
+
+        Args:
+            project: Project that the run is wanted in; "" for any.
 
         Raises:
-            ValueError: If WANDB_RUN_ID, e.g. of a sweep, is another.
+            ValueError: If WANDB_RUN_ID, e.g. of a sweep, is another, or if the run is in another project.
         """
         if getattr(rank_zero_only, "rank", 0) != 0:
             return None  # only the first process talks to W&B, so it alone names the run
         path, given = self.folder / WANDB_ID, os.environ.get("WANDB_RUN_ID")
         here = [str(self.folder.stat().st_ino), str(self.folder.resolve())]
-        run, *made_in = path.read_text().split("\n")[:3] if path.exists() else [""]
+        run, *made_in = path.read_text().split("\n")[:4] if path.exists() else [""]
+        known = made_in[2] if len(made_in) > 2 else ""
         if run and _is_copy(run, made_in, here):
             print(f"'{self.folder}' is a copy of '{made_in[1]}': it gets a W&B run of its own", flush=True)
             run = ""
@@ -146,9 +150,14 @@ class RunFolder:
                 f"WANDB_RUN_ID is {given}, but the run of '{path}' is {run}: unset it to go on with that, "
                 "or name another folder with --run"
             )
+        if run and project and known not in ("", project):
+            raise ValueError(
+                f"wandb.project: got {project}, but the run of '{path}' is in {known}: name that, or delete "
+                "the file for a new run"
+            )
         run = run or given or secrets.token_hex(4)
-        if made_in[:2] != here:
-            write_text(path, "\n".join([run, *here]) + "\n")
+        if made_in != [*here, project or known]:
+            write_text(path, "\n".join([run, *here, project or known]) + "\n")
         return run
 
 

@@ -10,6 +10,7 @@ import pytest
 from wandb_runs import STEPS, Tiny, clients, end_clients
 from wandb_server import Server
 
+from benchmarks.wandb.bounds import bound
 from data.shapes.packer import Settings, pack
 from ldm.loggers.logged import logged
 
@@ -45,9 +46,16 @@ def positions(server, tiny):
 
 
 def assert_complete(server, tiny):
-    """The server has each row of the folder once, in order, with its values and images."""
+    """The server has each row of the folder once, in order, with its values and images, within the bounds."""
     assert positions(server, tiny) == ALL
     run = server.runs[tiny.id]
+    trainer = {"max_steps": STEPS, "val_check_interval": 4, "log_every_n_steps": 1}
+    model = {"class_path": "ldm.stages.Autoencoder"}
+    most = bound({"trainer": trainer, "model": model, "sample_grid": {"num": 6}}, 32, STEPS)
+    assert len(run.rows) == most.rows + most.validations * (1 + len(most.grids))
+    grids = {row["images"]["path"] for row in run.rows if "images" in row}
+    sent = sum(map(len, run.lines["history"])) + sum(len(run.files[path]) for path in grids)
+    assert len(grids) == most.validations and sent < most.bytes
     for row, ours in zip(run.rows, logged(tiny.run), strict=True):
         assert {name: row[name] for name in ours.values} == ours.values
         if ours.grid is not None:

@@ -65,3 +65,14 @@ def test_the_environments_id_is_kept_and_another_is_refused(folder, monkeypatch)
     monkeypatch.setenv("WANDB_RUN_ID", "sweep2")
     with pytest.raises(ValueError, match=r"WANDB_RUN_ID is sweep2, but the run of '.*' is sweep1: unset it"):
         id_of(folder)
+
+
+def test_a_run_stays_in_its_project(folder, tmp_path):
+    run = RunFolder(folder)._wandb_id("mine")
+    assert RunFolder(folder)._wandb_id("mine") == id_of(folder) == run
+    with pytest.raises(
+        ValueError, match=r"wandb\.project: got other, but the run of '.*' is in mine: name that"
+    ):
+        RunFolder(folder)._wandb_id("other")
+    shutil.copytree(folder, folder.with_name("b"))
+    assert RunFolder(folder.with_name("b"))._wandb_id("other") != run  # a copy is a run of its own

@@ -1,0 +1,16 @@
+"""What a run sends to W&B: the table of the docs is that of the benchmark."""
+
+from pathlib import Path
+
+from benchmarks.wandb.bounds import bounds
+from ldm.runs.recipe import CONFIGS
+
+PAGE = Path(__file__).parents[2] / "docs" / "comparing-runs.md"
+
+
+def test_the_docs_have_the_table_of_the_benchmark_with_all_of_the_demo():
+    table = list(bounds())
+    shown = [line for line in PAGE.read_text().splitlines() if line.endswith("|") and line in table]
+    names = {line.split("|")[1].strip() for line in shown[2:]}
+    demo = {f"demo/{path.stem}" for path in CONFIGS.glob("demo/[!_]*.yaml")}
+    assert demo <= names and len(names) > len(demo)
