@@ -7,7 +7,7 @@ shapes are orthogonalised in one batch, and everything that is no matrix is upda
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,31 +17,83 @@ from typing_extensions import override
 from ldm.distributed.dtensor import full_tensor, shard_like
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of p(s) = a s + b s^3 + c s^5, steepest at 0
+LONG = 1.5
+"""Length over width from which fewer multiplications are needed with the Gram matrix."""
+RESTART = 3
+"""Iterations after which it is computed afresh: as exact then as without it, in bfloat16 too."""
 
 
-def orthogonalize(matrices: Tensor, num_iterations: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+def orthogonalize(
+    stacks: Sequence[Tensor], num_iterations: int = 5, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
     """Bring all singular values of each matrix near 1, keeping its singular vectors.
 
     Five Newton-Schulz iterations of p above (Jordan et al. 2024): the values end in about [0.7, 1.2], which
-    serves an update as well as exactly 1. So does bfloat16.
+    serves an update as well as exactly 1. So does bfloat16. Long matrices of one width are iterated on
+    together.
 
     Args:
-        matrices: (N, rows, columns), any scale; a zero matrix stays zero.
+        stacks: (N, rows, columns) each, any scale; a zero matrix stays zero.
         num_iterations: Iterations of the polynomial.
         dtype: What the iterations are computed in.
 
     Returns:
-        (N, rows, columns) in ``dtype``.
+        (N, rows, columns) each, in ``dtype``.
     """
-    x = matrices.to(dtype)
-    wide = x.shape[1] <= x.shape[2]
-    x = x if wide else x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    a, b, c = QUINTIC
+    wide = [x if x.shape[1] <= x.shape[2] else x.mT for x in stacks]
+    results = [_normalized(x.to(dtype)) for x in wide]
+    long: dict[int, list[int]] = defaultdict(list)
+    for i, x in enumerate(results):
+        if x.shape[2] > LONG * x.shape[1]:
+            long[x.shape[1]].append(i)
+        else:
+            results[i] = _iterate(x, num_iterations)
+    for members in long.values():
+        alike = [results[i] for i in members]
+        for first in range(0, num_iterations, RESTART):
+            alike = _iterate_gram(alike, min(RESTART, num_iterations - first))
+        for i, x in zip(members, alike, strict=True):
+            results[i] = x
+    return [x if x.shape == stack.shape else x.mT for x, stack in zip(results, stacks, strict=True)]
+
+
+def _normalized(x: Tensor) -> Tensor:
+    return x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+
+
+def _iterate(x: Tensor, num_iterations: int) -> Tensor:
     for _ in range(num_iterations):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide else x.mT
+        x = torch.baddbmm(x, _without_a(x @ x.mT), x, beta=QUINTIC[0])
+    return x
+
+
+def _iterate_gram(stacks: Sequence[Tensor], num_iterations: int) -> list[Tensor]:
+    """Iterate on Gram matrices G = x x^T alone (dao-lab.ai/blog/2026/gram-newton-schulz).
+
+    An iteration is x <- P x with P = a + b G + c G^2, hence G <- P G P, and the product of all P is applied
+    to x once. Rounding leaves G with small negative eigenvalues, which grow: only a few iterations are safe.
+
+    Args:
+        stacks: (N, m, k) each, with one m.
+        num_iterations: At least 1.
+    """
+    gram = torch.cat([x @ x.mT for x in stacks])
+    product = factor = _with_a(gram)
+    for _ in range(num_iterations - 1):
+        gram = factor @ gram @ factor
+        factor = _with_a(gram)
+        product = factor @ product
+    return [own @ x for own, x in zip(product.split([len(x) for x in stacks]), stacks, strict=True)]
+
+
+def _with_a(gram: Tensor) -> Tensor:
+    factor = _without_a(gram)
+    factor.diagonal(dim1=1, dim2=2).add_(QUINTIC[0])
+    return factor
+
+
+def _without_a(gram: Tensor) -> Tensor:
+    return torch.baddbmm(gram, gram, gram, beta=QUINTIC[1], alpha=QUINTIC[2])
 
 
 class MuonOptimizer(torch.optim.Optimizer):
@@ -102,16 +154,10 @@ class MuonOptimizer(torch.optim.Optimizer):
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         directions = [gradient.clone() for gradient in gradients]
         torch._foreach_lerp_(directions, momenta, group["momentum"])  # torch 2.11 splits this form only
-        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, p in enumerate(parameters):
-            alike[p.shape[0], p[0].numel()].append(i)
-        for shape, members in alike.items():
-            stack = torch.stack([full_tensor(directions[i]).reshape(shape) for i in members])
-            update = orthogonalize(stack, dtype=self.dtype) * (0.2 * max(shape) ** 0.5)
-            for i, matrix in zip(members, update, strict=True):
-                p = parameters[i]
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(shard_like(matrix.to(p.dtype).reshape(p.shape), p), alpha=-group["lr"])
+        updates = _orthogonalized([full_tensor(direction) for direction in directions], self.dtype)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        shards = [shard_like(update, p) for update, p in zip(updates, parameters, strict=True)]
+        torch._foreach_add_(parameters, shards, alpha=-group["lr"])
 
     def _step_adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [cast(Tensor, p.grad) for p in parameters]
@@ -127,3 +173,36 @@ class MuonOptimizer(torch.optim.Optimizer):
         torch._foreach_add_(scale, 1e-8)
         rates = [-group["lr"] / (1 - beta1**step) for step in steps]
         torch._foreach_addcdiv_(parameters, first, scale, rates)
+
+
+def _orthogonalized(directions: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Orthogonalise matrices and kernels, equal shapes in one batch; scale to a root mean square of 0.2.
+
+    Args:
+        directions: (rows, columns) or (rows, channels, height, width) and so on.
+        dtype: What it is computed in.
+
+    Returns:
+        As many, of the same shapes, in ``dtype``.
+    """
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, direction in enumerate(directions):
+        alike[direction.shape[0], direction[0].numel()].append(i)
+    stacks = []
+    for shape, members in alike.items():
+        stack = directions[members[0]].new_empty((len(members), *shape), dtype=dtype)
+        torch._foreach_copy_(_kernels(stack, members, directions), [directions[i] for i in members])
+        stacks.append(stack)
+    updates: dict[int, Tensor] = {}
+    for stack, members in zip(orthogonalize(stacks, dtype=dtype), alike.values(), strict=True):
+        stack.mul_(0.2 * max(stack.shape[1:]) ** 0.5)
+        updates |= zip(members, _kernels(stack, members, directions), strict=True)
+    return [updates[i] for i in range(len(directions))]
+
+
+def _kernels(stack: Tensor, members: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
+    """View matrices as kernels: columns are (height, width, channels), as channels-last memory has them."""
+    return [
+        matrix.unflatten(1, (*like[i].shape[2:], like[i].shape[1])).movedim(-1, 1)
+        for matrix, i in zip(stack, members, strict=True)
+    ]
