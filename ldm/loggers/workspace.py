@@ -68,7 +68,7 @@ def workspace(entity: str, project: str, name: str) -> Any:
         ws.Section(name=title, panels=[curve(metric) for metric in metrics], is_open=True)
         for title, metrics in CURVES.items()
     ]
-    grids = [panels.MediaBrowser(title=each, media_keys=[each]) for each in IMAGES]
+    grids: list[Any] = [panels.MediaBrowser(title=each, media_keys=[each]) for each in IMAGES]
     sections.insert(1, ws.Section(name="Images", panels=grids, is_open=True))
     return ws.Workspace(
         entity=entity,
