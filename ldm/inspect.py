@@ -19,6 +19,7 @@ from ldm.inspection.survey import survey
 from ldm.io.atomic import write_text
 from ldm.io.stderr import plain_warnings
 from ldm.nets.text import num_tokens
+from ldm.types import RGB8, ImageKind
 
 HELP = """Look at what shards hold, and at what of it is broken.
 
@@ -50,6 +51,11 @@ def parser() -> ArgumentParser:
         type=str | None,
         help="Run of a CLIP whose tokens are counted; default: CLIP's tokenizer and 77.",
     )
+    add(
+        "--image",
+        type=ImageKind | None,
+        help="Kind of images that training declares, --image.channels 1: what it refuses is bad.",
+    )
     add("--json", type=str | None, help="File for all findings.")
     add("--html", type=str | None, help="File for a page with them and a contact sheet.")
     add("--images", type=NonNegativeInt, default=48, help="Images of the contact sheet.")
@@ -69,13 +75,14 @@ def inspect(arguments: Sequence[str] | None = None) -> None:
     Raises:
         BrokenShards: If anything is broken and ``--strict`` was given.
     """
-    options = parser().parse_args(arguments)
+    command = parser()
+    options = command.parse_args(arguments)
+    kind = command.instantiate(options).image or RGB8
     paths = expand(options.shards, "shards")
     tower, limit = (options.clip, _limit(options.clip)) if options.clip else ("CLIP", CONTEXT_LENGTH)
     shown = options.images if options.html else 0
-    seen = survey(
-        paths, options.index_dir, options.samples, options.seed, shown, _count_tokens, options.workers
-    )
+    what = options.index_dir, options.samples, options.seed, shown, _count_tokens, options.workers
+    seen = survey(paths, *what, kind)
     found = findings(seen, tower, limit)
     if options.json:
         write_text(Path(options.json), json.dumps(found, indent=2, ensure_ascii=False) + "\n")

@@ -17,6 +17,8 @@ Pixels = np.ndarray
 """(H, W, C) uint8 or uint16; C is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha)."""
 _TO_16 = 257
 """Factor from 8 to 16 bits: 255 becomes 65535."""
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+"""Pillow's modes without colours."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ANY = "data.image.convert any"
 
@@ -53,7 +55,7 @@ def _stored(image: Image.Image, content: bytes) -> Pixels:
         return np.asarray(image).astype(np.uint16)[..., None]
     if image.mode in ("I", "F"):
         raise ValueError(f"pixel mode {image.mode} is not supported, expected 8 or 16 bits per channel")
-    is_grey = image.mode in ("1", "L", "LA", "La")
+    is_grey = image.mode in GREY
     if profile and not is_grey:
         image = to_srgb(image, profile)
     mode = ("L" if is_grey else "RGB") + ("A" if image.has_transparency_data else "")

@@ -16,7 +16,10 @@ from ldm.data import raster
 from ldm.data.decode import BadSample, SampleId
 from ldm.data.fields import FIELDS, IMAGES, decode_sample, whitelist
 from ldm.data.files import ShardFiles
+from ldm.data.kinds import GREY
 from ldm.data.view import View
+from ldm.io.images import displayed
+from ldm.types import RGB8, ImageKind
 
 SIDE = 96
 """Side in pixels of the images that are looked at."""
@@ -37,6 +40,7 @@ class Picture:
         width: In pixels.
         format: As Pillow names it.
         mode: As Pillow names it: "RGB", "L", "CMYK" ...
+        channels: Of the pixels: 1 grey, 2 with alpha, 3 colours, 4 with alpha.
         bits: Per channel, as the file stores them.
         digest: Hash of its bytes.
         average: Average hash of its central square; None for a flat one.
@@ -47,6 +51,7 @@ class Picture:
     width: int
     format: str
     mode: str
+    channels: int
     bits: int
     digest: bytes
     average: int | None
@@ -85,12 +90,18 @@ class Samples(Dataset[Look]):
         files: The shards.
         count_tokens: Counts the tokens of captions.
         shown: Numbers of the samples that get a thumbnail.
+        kind: Kind that images are decoded as: what it refuses is a bad sample.
     """
 
     def __init__(
-        self, files: ShardFiles, count_tokens: Callable[[Sequence[str]], list[int]], shown: Collection[int]
+        self,
+        files: ShardFiles,
+        count_tokens: Callable[[Sequence[str]], list[int]],
+        shown: Collection[int],
+        kind: ImageKind = RGB8,
     ) -> None:
         self.files, self.count_tokens, self.shown = files, count_tokens, frozenset(shown)
+        self.view = View(SIDE, SIDE, kind=kind)
         self.starts = [0]
         for summary in files.summaries:
             self.starts.append(self.starts[-1] + summary.count)
@@ -118,7 +129,7 @@ class Samples(Dataset[Look]):
             ["image"] if name in ("mask", "low_res", "label_map", "layout") and "image" in look.fields else []
         )
         try:
-            value = decode_sample(members, sample, [*on_image, name], View(SIDE, SIDE))[name]
+            value = decode_sample(members, sample, [*on_image, name], self.view)[name]
         except BadSample as error:
             found = (error.reason, str(error))
             if not error.reason.startswith("missing") and found not in look.bad:  # one member, several fields
@@ -126,7 +137,7 @@ class Samples(Dataset[Look]):
             return
         look.fields.append(name)
         if name == "image":
-            look.picture = _picture(members, value, is_shown)
+            look.picture = _picture(members, displayed(value[None])[0], is_shown)
         elif name == "text":
             look.caption, (look.tokens,) = value, self.count_tokens([value])
         elif name == "label":
@@ -138,10 +149,11 @@ def _picture(members: dict[str, bytes], pixels: Tensor, is_shown: bool) -> Pictu
     height, width = raster.stored_size(content)
     with Image.open(io.BytesIO(content), formats=raster.FORMATS) as image:
         kind, mode = str(image.format), image.mode
+        channels = (1 if mode in GREY else 3) + image.has_transparency_data
     bits = content[_PNG_BITS] if kind == "PNG" else 8
     thumbnail = _jpeg(pixels) if is_shown else b""
     digest = hashlib.blake2b(content, digest_size=8).digest()
-    return Picture(height, width, kind, mode, bits, digest, average_hash(pixels), thumbnail)
+    return Picture(height, width, kind, mode, channels, bits, digest, average_hash(pixels), thumbnail)
 
 
 def average_hash(pixels: Tensor) -> int | None:

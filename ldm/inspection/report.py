@@ -83,7 +83,12 @@ def _images(survey: Survey) -> dict[str, Any]:
         "shorter_sides": {name: sides[name] for name in map(_side, (1, *SIDES)) if sides[name]},
         "aspect_ratios": {f"{w}:{h}": aspects[f"{w}:{h}"] for w, h in ASPECTS if aspects[f"{w}:{h}"]},
         "kinds": {f"{kind} {mode}, {bits} bits": count for (kind, mode, bits), count in kinds},
+        "channels": {_channels(*each): count for each, count in survey.channels.most_common()},
     }
+
+
+def _channels(channels: int, bits: int) -> str:
+    return f"{channels} channel{'s' if channels > 1 else ''} of {bits} bits"
 
 
 def _captions(survey: Survey, tower: str, limit: int) -> dict[str, Any]:
@@ -168,7 +173,7 @@ def _image_lines(found: dict[str, Any]) -> list[str]:
     lines = [
         f"images: {images['distinct_sizes']} sizes, shorter side {_range(images['shorter_side'])} pixels"
     ]
-    for name in ("sizes", "aspect_ratios", "kinds"):
+    for name in ("sizes", "aspect_ratios", "kinds", "channels"):
         lines.append(f"  {name.replace('_', ' ')}: {_counts(dict([*images[name].items()][:8]))}")
     return lines
 

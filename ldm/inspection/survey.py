@@ -15,6 +15,7 @@ from ldm.data.index import load_index, summarize, summarize_all
 from ldm.data.order import permutation
 from ldm.data.sidecar import Summary
 from ldm.inspection.look import Look, Samples
+from ldm.types import RGB8, ImageKind
 
 EXAMPLES = 5
 """Messages that are kept of each reason, and groups of samples that are equal."""
@@ -66,6 +67,7 @@ class Survey:
     num_bad: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     kinds: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    channels: Counter[tuple[int, int]] = field(default_factory=Counter)
     characters: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     captions: set[int] = field(default_factory=set)
@@ -100,6 +102,7 @@ class Survey:
             return
         self.sizes[picture.width, picture.height] += 1
         self.kinds[picture.format, picture.mode, picture.bits] += 1
+        self.channels[picture.channels, picture.bits] += 1
         name = f"{look.key} of {look.shard}"
         if picture.digest in self.images.first:
             self.images.add(picture.digest, name)
@@ -124,6 +127,7 @@ def survey(
     num_shown: int,
     count_tokens: Callable[[Sequence[str]], list[int]],
     workers: int,
+    kind: ImageKind = RGB8,
 ) -> Survey:
     """Look at shards.
 
@@ -135,6 +139,7 @@ def survey(
         num_shown: Samples that keep a thumbnail, evenly over those.
         count_tokens: Counts the tokens of captions.
         workers: Processes that read and decode; 1 does it in this one.
+        kind: Kind that images are decoded as.
     """
     good, broken = _sorted(paths, index_dir)
     found = Survey(summarize_all(good, index_dir), broken)
@@ -143,7 +148,7 @@ def survey(
         list(chosen) if num_samples is None else sorted(permutation(len(chosen), seed)[:num_samples].tolist())
     )
     shown = numbers[:: max(1, -(-len(numbers) // num_shown))] if num_shown else []
-    samples = Samples(ShardFiles(found.summaries, index_dir), count_tokens, shown)
+    samples = Samples(ShardFiles(found.summaries, index_dir), count_tokens, shown, kind)
     with tqdm(total=len(numbers), unit=" samples", desc="inspect", delay=1.0, leave=False) as bar:
         for look in _looks(samples, numbers, workers):
             found.add(look)

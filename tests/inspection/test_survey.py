@@ -79,6 +79,7 @@ def test_it_counts_what_is_there(shards, capsys):
     assert found["images"]["kinds"] == {
         "PNG RGB, 8 bits": 4, "JPEG RGB, 8 bits": 1, "WEBP RGB, 8 bits": 1, "PNG I;16, 16 bits": 1,
     }  # fmt: skip
+    assert found["images"]["channels"] == {"3 channels of 8 bits": 6, "1 channel of 16 bits": 1}
     words = ["a caption", LONG.strip(), "a caption", "six", "sieben \N{GRINNING FACE}", "a caption"]
     captions = found["captions"]
     assert (captions["count"], captions["distinct"]) == (6, 4)
@@ -92,6 +93,15 @@ def test_it_counts_what_is_there(shards, capsys):
     shown = capsys.readouterr().out
     assert "bad samples, unreadable image: 1" in shown and "broken shard" in shown
     assert "16.7% are cut" in shown
+
+
+def test_a_declaration_shows_what_it_would_refuse(shards):
+    kind = ("--image.channels", "1", "--image.bits", "16")
+    found = inspected(shards, *kind, "--html", str(shards / "page.html"))
+    refused = found["bad_samples"]["other kind of image"]
+    assert refused["count"] == 4  # three are grey, one of them as RGB of equal channels, one of one colour
+    assert "has colours, expected 1 channel of 16 bits (data.image)" in refused["examples"][0]
+    assert found["images"]["channels"] == {"3 channels of 8 bits": 2, "1 channel of 16 bits": 1}
 
 
 def test_workers_and_samples_do_not_change_what_is_found(shards):
