@@ -20,6 +20,7 @@ from data.writing import is_complete, pack
 from ldm.cli import run_command
 from ldm.data.bad_samples import SKIP, BadSamplePolicy, Tally, TooManyBad
 from ldm.io.atomic import write_text
+from ldm.types import BITS, CHANNELS, ImageKind
 
 HELP = """\
 Pack a folder of images with captions into tar shards.
@@ -33,10 +34,12 @@ caption and class, "none" packs the images alone, and a table (CSV, TSV, JSONL o
 file (relative to the folder), caption and, if there are classes, label. The columns may also be called
 file_name, image or path, and text or prompt; --columns names others.
 
-Images are jpg, jpeg, png or webp; their bytes are kept unless --resize asks for smaller ones. What cannot be
-used is skipped, counted and listed in skipped.txt: more than a tenth of 1,000 images or more ends it
-(--bad-samples.max_share), the first one with --bad-samples.action error. --masks adds a random mask to each
-image, to train inpainting; --low-res N a copy whose shorter side is N pixels, to train super-resolution.
+Images are jpg, jpeg, png or webp; their bytes are kept unless --resize asks for smaller ones. TIFF becomes
+PNG. --channels and --bits declare another kind than RGB of 8 bits (data.image): images that cannot become it
+without a loss are skipped, and smaller ones keep both. What cannot be used is skipped, counted and listed in
+skipped.txt: more than a tenth of 1,000 images or more ends it (--bad-samples.max_share), the first one with
+--bad-samples.action error. --masks adds a random mask to each image, to train inpainting; --low-res N a copy
+whose shorter side is N pixels, to train super-resolution.
 
 A call that was interrupted goes on after its last shard when it is repeated. If the folder already holds the
 same set, nothing is done. docs/own-images.md says how to go on."""
@@ -53,6 +56,7 @@ def pack_folder(
     columns: Sequence[str] = (),
     workers: int = 1,
     bad_samples: BadSamplePolicy = SKIP,
+    kind: ImageKind | None = None,
 ) -> tuple[bool, Skipped]:
     """Write train and val shards of a folder of images.
 
@@ -68,6 +72,7 @@ def pack_folder(
         columns: Columns of the table: file, caption and perhaps label; none takes the usual names.
         workers: Processes. The shards are the same for any number.
         bad_samples: What becomes of images that cannot be used.
+        kind: Channels and bits of the images; None: RGB of 8 bits where they are resized.
 
     Returns:
         False if the shards were already there, and what was skipped.
@@ -83,7 +88,7 @@ def pack_folder(
         raise ValueError(
             f"--columns: got {' '.join(columns)}, expected FILE CAPTION [LABEL] of a table of --captions"
         )
-    sampling = Sampling(source, resize, extras or Extras(), columns)
+    sampling = Sampling(source, resize, extras or Extras(), columns, kind)
     skipped, tally = Skipped(), Tally(bad_samples, "--bad-samples")
     with _listed(out, skipped):
         found = find(source, captions, columns, skipped)
@@ -118,6 +123,7 @@ def _settings(
         "columns": [*sampling.columns] or None,
         "masks": sampling.extras.masks or None,
         "low_res": sampling.extras.low_res,
+        "kind": None if sampling.kind is None else str(sampling.kind),
     }
 
 
@@ -195,6 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--val-fraction", type=float, default=0.05, metavar="X", help="fraction for val-*.tar (default 0.05)")
     add("--resize", type=int, metavar="N", help="reduce larger images to this shorter side in pixels")
     add("--shard-size", type=int, default=1000, metavar="N", help="samples per shard (default 1000)")
+    add("--channels", type=int, choices=CHANNELS, help="channels of the images (default 3)")
+    add("--bits", type=int, choices=BITS, help="bits of each channel (default 8)")
     add("--masks", action="store_true", help="add a random mask to each image (inpainting)")
     add("--low-res", type=int, metavar="N", help="add a copy of shorter side N to each (super-resolution)")
     add("--workers", type=int, default=cores, metavar="N", help=f"processes (default {cores}: all cores)")
@@ -204,6 +212,13 @@ def _parser() -> argparse.ArgumentParser:
     text = f"share of them above which it ends all the same (default {share})"
     add("--bad-samples.max_share", type=float, default=share, dest="max_share", metavar="X", help=text)
     return parser
+
+
+def _kind(channels: int | None, bits: int | None) -> ImageKind | None:
+    """Return the declared kind of images; None if nothing is declared."""
+    found: Any = {"channels": channels, "bits": bits}
+    given = {name: value for name, value in found.items() if value is not None}
+    return ImageKind(**given, convert="exact") if given else None
 
 
 def _run(arguments: Sequence[str] | None) -> None:
@@ -219,6 +234,7 @@ def _run(arguments: Sequence[str] | None) -> None:
         given.columns,
         given.workers,
         BadSamplePolicy(given.action, given.max_share),
+        _kind(given.channels, given.bits),
     )
     if not packed:
         print(f"{given.out}: {ALREADY}")

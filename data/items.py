@@ -13,7 +13,9 @@ from ldm.data.fields import IMAGES
 TWICE_ENTERED, NOT_IN_TABLE = "a folder that was entered by another name", "not named in the table"
 NO_SAMPLES = (TWICE_ENTERED, NOT_IN_TABLE)
 """Reasons that make no bad sample: what is left out was not to be packed."""
-_OTHER_IMAGES = {"avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jxl", "tif", "tiff"}
+_OTHER_IMAGES = {"avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jxl"}
+PACKED = (*IMAGES, "tif", "tiff")
+"""Suffixes of images that can be packed; TIFF becomes PNG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def images_among(files: Sequence[str], skipped: Skipped) -> list[str]:
     for name, kind in kinds.items():
         if kind in _OTHER_IMAGES:
             skipped.add(other_format(kind), name)
-    return [name for name, kind in kinds.items() if kind in IMAGES]
+    return [name for name, kind in kinds.items() if kind in PACKED]
 
 
 def other_format(kind: str) -> str:

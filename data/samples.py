@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import threading
@@ -20,11 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from data import parquet
+from data.images import KindImage, PackedImage, RGBImage, png, scaled
 from data.items import Item, Skipped, suffix
 from data.masks import random_mask
 from data.writing import Finished, Members, Samples
 from ldm.data.bad_samples import Tally
-from ldm.data.raster import rgb
+from ldm.data.kinds import OtherKind
+from ldm.types import ImageKind
 
 MASK_SIDE = 256
 """Shorter side of a mask in pixels, at most: data loading brings it to the image's size."""
@@ -49,19 +50,17 @@ class Extras:
         if self.low_res is not None and self.low_res < 1:
             raise ValueError(f"--low-res: {self.low_res}, expected at least 1")
 
-    def members(self, name: str, content: bytes) -> dict[str, bytes]:
+    def members(self, name: str, opened: Callable[[], PackedImage]) -> dict[str, bytes]:
         """Make the members of one image."""
         if not self.masks and self.low_res is None:
             return {}
-        image = _image(content)
-        found: dict[str, Image.Image] = {}
+        image, found = opened(), dict[str, bytes]()
         if self.masks:
-            width, height = _scaled(image.size, min(MASK_SIDE, *image.size))
-            found["mask.png"] = Image.fromarray(random_mask(name, height, width))
+            width, height = scaled(image.size, min(MASK_SIDE, *image.size))
+            found["mask.png"] = png(Image.fromarray(random_mask(name, height, width)))
         if self.low_res is not None:
-            size = _scaled(image.size, self.low_res)
-            found["low.png"] = image.resize(size, Image.Resampling.BOX)
-        return {member: _png(made) for member, made in found.items()}
+            found["low.png"] = image.low_res(self.low_res)
+        return found
 
 
 class Made(NamedTuple):
@@ -89,12 +88,14 @@ class Sampling(Dataset[Made]):
         resize: Shorter side in pixels to which larger images are reduced; None keeps the files' bytes.
         extras: Members to condition on.
         columns: Columns of Parquet files.
+        kind: Channels and bits that images are read and reduced with; None: RGB of 8 bits.
     """
 
     folder: Path
     resize: int | None = None
     extras: Extras = field(default_factory=Extras)
     columns: Sequence[str] = ()
+    kind: ImageKind | None = None
 
     def __getitem__(self, job: tuple[Item, bytes | None]) -> Made:
         """Make the sample of an image, whose bytes are read from its file where none are given."""
@@ -105,15 +106,22 @@ class Sampling(Dataset[Made]):
             return Made(item, problem=("cannot be read", str(error.strerror)))
         if not content and item.row is not None:
             return Made(item, problem=("without the bytes of an image", ""))
-        try:  # by the code that will read it in training: what passes here is not a bad sample there
-            image = _image(content)
+        try:
+            image = self._opened(content)
+        except OtherKind as error:
+            return Made(item, problem=("of another kind", str(error)))
         except Exception as error:  # a damaged file may drive Pillow into any kind
             return Made(item, problem=("cannot be decoded", str(error)))
-        kind = suffix(item.name) if item.row is None else _kind(content)
+        content, kind = image.content, _kind(image.content) if item.row is not None else suffix(item.name)
+        kind = "png" if image.is_tiff else kind
         if self.resize is not None and min(image.size) > self.resize:
-            content, kind = _reduce(image, kind, self.resize)
-        members = {**_members(item, content, kind), **self.extras.members(item.name, content)}
-        return Made(item, members, image.size)
+            content, kind = image.reduced(self.resize, kind)
+        more = self.extras.members(item.name, lambda: self._opened(content))
+        return Made(item, {**_members(item, content, kind), **more}, image.size)
+
+    def _opened(self, content: bytes) -> PackedImage:
+        """Decode an image by the code of training: what passes here is not a bad sample there."""
+        return RGBImage(content) if self.kind is None else KindImage(content, self.kind)
 
     def made(self, items: Sequence[Item], workers: int) -> Iterator[Made]:
         """Look at images in their order.
@@ -247,28 +255,3 @@ def _members(item: Item, content: bytes, kind: str) -> Members:
 
 def _kind(content: bytes) -> str:
     return next((kind for start, kind in _STARTS.items() if content.startswith(start)), "jpg")
-
-
-def _image(content: bytes) -> Image.Image:
-    return Image.fromarray(rgb(content).permute(1, 2, 0).numpy())
-
-
-def _reduce(image: Image.Image, kind: str, side: int) -> tuple[bytes, str]:
-    """Bring the shorter side down to ``side``: PNG stays PNG, the others become JPEG of quality 95."""
-    small, out = image.resize(_scaled(image.size, side), Image.Resampling.LANCZOS), io.BytesIO()
-    if kind == "png":
-        return _png(small), "png"
-    small.save(out, "JPEG", quality=95)
-    return out.getvalue(), "jpg"
-
-
-def _scaled(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Return width and height of an image whose shorter side becomes ``side``."""
-    scale = side / min(size)
-    return max(side, round(size[0] * scale)), max(side, round(size[1] * scale))
-
-
-def _png(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()

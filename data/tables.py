@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from data import parquet
-from data.items import NOT_IN_TABLE, Item, Skipped, composed, images_among, list_files, other_format, suffix
-from ldm.data.fields import IMAGES
+from data.items import (
+    NOT_IN_TABLE,
+    PACKED,
+    Item,
+    Skipped,
+    composed,
+    images_among,
+    list_files,
+    other_format,
+    suffix,
+)
 
 FILE = ("file", "file_name", "filename", "image", "path")
 CAPTION = ("caption", "text", "prompt")
@@ -85,7 +94,7 @@ def _items(
 
 
 def _problem(path: Path, caption: Any, label: Any) -> str | None:
-    if suffix(path.name) not in IMAGES:
+    if suffix(path.name) not in PACKED:
         return other_format(suffix(path.name))
     if not path.is_file():
         return "missing"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from ldm.data import raster
@@ -42,14 +44,29 @@ def decoded(content: bytes, kind: ImageKind, formats: tuple[str, ...] = raster.F
     """
     if not kind.is_exact and (kind.channels, kind.bits) == (3, 8):
         return raster.rgb(content, formats=formats)
-    pixels = raster.opened(io.BytesIO(content), lambda image: _stored(image, content), formats)
-    return torch.from_numpy(np.ascontiguousarray(converted(pixels, kind))).permute(2, 0, 1)
+    pixels = np.ascontiguousarray(converted(stored(content, formats), kind))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def stored(content: bytes, formats: tuple[str, ...] = raster.FORMATS) -> Pixels:
+    """Decode an image with the channels and bits that its file has, upright.
+
+    Raises:
+        ValueError: If it is no image of these formats; the message is the reason alone.
+    """
+    return raster.opened(io.BytesIO(content), lambda image: _stored(image, content), formats)
 
 
 def _stored(image: Image.Image, content: bytes) -> Pixels:
     """Read the pixels of an image as its file has them, but for profiles of 8-bit colours."""
     if content.startswith(_PNG) and image.mode != "I;16" and content[24] == 16:
         return _turned(_png_of_16_bits(image, content), raster.orientation(image))
+    if isinstance(image, TiffImageFile):
+        return _tiff(image, content)
+    return _of_pillow(image)
+
+
+def _of_pillow(image: Image.Image) -> Pixels:
     profile, image = image.info.get("icc_profile"), raster.upright(image)
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]
@@ -84,6 +101,32 @@ _RAW = {2: ("RGB;16B", "RGB;16L"), 4: ("RGBA",), 6: ("RGBA;16B", "RGBA;16L")}
 def _unpacked(content: bytes, raw: str) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         image.tile = [image.tile[0]._replace(args=raw)]
+        return np.array(image)
+
+
+def _tiff(image: TiffImageFile, content: bytes) -> Pixels:
+    """Decode a TIFF: all of it, or nothing. Pillow reads 8 bits of 16, but for grey, and skips channels."""
+    frames, found, samples = getattr(image, "n_frames", 1), len(image.getbands()), image.tag_v2.get(277, 1)
+    if frames > 1 or samples not in (found, 1):
+        raise ValueError(
+            f"a TIFF of {frames} images of {samples} channels is not read, expected one of 1 to 4"
+        )
+    if image.mode not in ("RGB", "RGBA") or max(image.tag_v2.get(258, (8,))) != 16:
+        is_inverted = image.mode == "I;16" and image.tag_v2.get(262) == 0  # Pillow inverts 8 bits alone
+        return 65535 - _of_pillow(image) if is_inverted else _of_pillow(image)
+    if image.tag_v2.get(284, 1) != 1:
+        raise ValueError("a TIFF of 16 bits with a plane for each channel is not supported")
+    # libtiff gives numbers as this machine has them, and Pillow itself as the file does
+    is_little = sys.byteorder == "little" if image.tile[0].codec_name == "libtiff" else content[:2] == b"II"
+    low, high = ("B", "L") if is_little else ("L", "B")
+    first, second = (_unpacked_tiff(content, f"{image.mode};16{order}") for order in (low, high))
+    return _turned((second.astype(np.uint16) << 8) | first, raster.orientation(image))
+
+
+def _unpacked_tiff(content: bytes, raw: str) -> np.ndarray:
+    with Image.open(io.BytesIO(content), formats=("TIFF",)) as image:
+        image.tile = [tile._replace(args=(raw, *tuple(tile.args or ())[1:])) for tile in image.tile]
+        image.getexif().pop(ExifTags.Base.Orientation, None)
         return np.array(image)
 
 

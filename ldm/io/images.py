@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ldm.io.atomic import replacing
-from ldm.io.png import png_of_16_bits
+from ldm.io.png import encode_png
 
 GAP = 2
 """Pixels between the images of a grid."""
@@ -113,11 +113,7 @@ def write_png(path: str | Path, image: Tensor, text: Mapping[str, str]) -> None:
         info.add_text(key, value)
     pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
     with replacing(Path(path)) as temporary:
-        if image.dtype == torch.uint16:
-            temporary.write_bytes(png_of_16_bits(pixels, info))
-        else:
-            single = pixels[..., 0] if len(image) == 1 else pixels
-            Image.fromarray(single).save(temporary, format="PNG", pnginfo=info)
+        temporary.write_bytes(encode_png(pixels, info))
 
 
 def read_text(path: str | Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""PNG of 16 bits per channel, which Pillow writes of grey alone."""
+"""PNGs of 8 and of 16 bits per channel: Pillow writes the latter of grey alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import struct
 import zlib
 
 import numpy as np
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo, putchunk
 
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -15,8 +16,23 @@ _UP = 2
 """Filter of a row: differences to the row above (9.2)."""
 
 
-def png_of_16_bits(pixels: np.ndarray, info: PngInfo) -> bytes:
+def encode_png(pixels: np.ndarray, info: PngInfo | None = None) -> bytes:
     """Encode an image.
+
+    Args:
+        pixels: (H, W, C) uint8 or uint16, C = 1, 3 or 4; RGB and alpha, or another fourth channel.
+        info: Text of the file.
+    """
+    if pixels.dtype == np.uint16:
+        return png_of_16_bits(pixels, info or PngInfo())
+    out = io.BytesIO()
+    single = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    Image.fromarray(single).save(out, format="PNG", pnginfo=info)
+    return out.getvalue()
+
+
+def png_of_16_bits(pixels: np.ndarray, info: PngInfo) -> bytes:
+    """Encode an image of 16 bits.
 
     Args:
         pixels: (H, W, C) uint16, C from 1 to 4.

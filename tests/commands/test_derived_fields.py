@@ -41,6 +41,9 @@ READ = {  # fields and image size, as the configurations stated them before they
     "diffusion/dit": ({"latent", "text"}, 256),
     "diffusion/sd1": ({"latent", "text"}, 256),
     "diffusion/shapes": ({"latent", "text"}, 256),
+    "kinds/satellite": ({"image", "label"}, 64),
+    "kinds/xray": ({"image"}, 128),
+    "kinds/xray-diffusion": ({"latent"}, 128),
     **{f"faces/ldm-4-{faces}": ({"latent"}, 256) for faces in ("ffhq", "celeba-hq")},
     **{
         f"imagenet/{model}": ({"latent", "label"}, 256)
@@ -56,7 +59,7 @@ for side in (64, 128, 256):
     }
 ON_META = ("cifar10", "faces", "imagenet")
 """Folders of configurations whose denoisers are given no memory."""
-SLOW = ("autoencoder/", "clip/", "diffusion/", "own/128/", "own/256/")
+SLOW = ("autoencoder/", "clip/", "diffusion/", "kinds/", "own/128/", "own/256/")
 
 
 def built(path, tmp_path, chain, *more):
@@ -65,7 +68,7 @@ def built(path, tmp_path, chain, *more):
         # its upstream runs take days: its widths follow those of tiny ones
         options.append(f"--model.latents.checkpoint={chain.runs / 'autoencoder'}")
         options.append(f"--model.conditioner.checkpoint={chain.runs / 'clip'}")
-    if path.parent.name in ("imagenet", "faces"):
+    if path.parent.name in ("imagenet", "faces") or path.stem == "xray-diffusion":
         options.append(f"--model.latents.checkpoint={chain.runs / 'autoencoder'}")
     with without_memory() if path.parent.name in ON_META else contextlib.nullcontext():
         return training.build(["--config", str(path), *options, *more])

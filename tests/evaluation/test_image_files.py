@@ -1,10 +1,12 @@
 """A folder that is measured holds the images of one model, and nothing that is drawn twice."""
 
+import numpy as np
 import pytest
 import torch
 
-from ldm.evaluation.files import ImageFolder
-from ldm.io.images import write_png
+from ldm.evaluation.files import ImageArray, ImageFolder
+from ldm.io.images import LEVELS, write_png
+from ldm.types import ImageKind
 
 
 def drawn(folder, name, size=8, **text):
@@ -42,3 +44,16 @@ def test_copies_and_notes_that_programs_hide_beside_images_are_none(tmp_path, hi
     drawn(tmp_path, hidden)
     names = [path.name for path in ImageFolder(str(tmp_path), "--images").paths]
     assert names == ["000000.PNG", "000001.png"]
+
+
+@pytest.mark.parametrize("kind", [ImageKind(1, 16), ImageKind(4, 8)], ids=str)
+def test_images_of_a_kind_are_read_as_they_were_drawn_from_folders_and_arrays(tmp_path, kind):
+    levels = torch.randint(0, 2**kind.bits, (2, kind.channels, 8, 8)).to(LEVELS[kind.bits])
+    for i, image in enumerate(levels):
+        write_png(tmp_path / "images" / f"{i}.png", image, {})
+    folder = ImageFolder(str(tmp_path / "images"), "--images", kind)
+    assert torch.equal(torch.stack([folder[0]["image"], folder[1]["image"]]), levels)
+    np.savez(tmp_path / "a.npz", arr_0=levels.permute(0, 2, 3, 1).numpy())
+    assert torch.equal(ImageArray(str(tmp_path / "a.npz"), "--images", kind)[1]["image"], levels[1])
+    with pytest.raises(ValueError, match=rf"--images: arr_0 of '.*' is uint{kind.bits} .*, expected uint8"):
+        ImageArray(str(tmp_path / "a.npz"), "--images")

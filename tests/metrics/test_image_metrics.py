@@ -6,7 +6,10 @@ from torch import nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
 from ldm.distributed.group import SingleProcess
-from ldm.metrics.extractors.clip import CLIPExtractor, Features, ImageText
+from ldm.evaluation.session import Measurement
+from ldm.metrics.extractors.clip import CLIPExtractor, Embedding, Features, ImageText
+from ldm.metrics.feature_metrics import FeatureMetrics
+from ldm.metrics.frechet import Frechet
 from ldm.metrics.lpips import LPIPS
 from ldm.metrics.metric import ReferenceInfo
 from ldm.metrics.psnr import PSNR
@@ -89,6 +92,58 @@ def test_lpips_has_the_network_of_the_file_and_the_published_linear_layers(alexn
     assert mine == pytest.approx(float(total), rel=1e-4) and mine > 1e-4
     assert value_of(LPIPS(path), real, {"image": real})["lpips"] == 0.0
     assert len(metric.metadata("lpips")["weights_sha256"]) == 64
+
+
+def test_lpips_takes_grey_as_rgb_and_refuses_four_channels(alexnet):
+    metric = LPIPS(alexnet[0])
+    one, other = torch.rand(2, 2, 1, 64, 64) * 2 - 1
+    as_rgb = metric.measure(one.repeat(1, 3, 1, 1), {"image": other.repeat(1, 3, 1, 1)})
+    assert torch.equal(metric.measure(one, {"image": other}), as_rgb)
+    with pytest.raises(ValueError, match="LPIPS: takes images of 3 channels, or grey, got 4: leave it out"):
+        metric.measure(one.repeat(1, 4, 1, 1), {"image": other.repeat(1, 4, 1, 1)})
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_psnr_and_ssim_of_any_channels_tell_16_bits_apart(channels):
+    image = torch.rand(2, channels, 16, 16, dtype=torch.float64) - 0.5
+    off = image + 2 / 65535  # one level: 20 log10(65535) dB
+    assert value_of(PSNR(), off, {"image": image})["psnr"] == pytest.approx(96.33, abs=0.01)
+    assert value_of(SSIM(), image, {"image": image})["ssim"] == pytest.approx(1.0)
+    assert 0.999 < value_of(SSIM(), off, {"image": image})["ssim"] < 1.0
+
+
+class Means(nn.Module):
+    """An image's vector is the mean of each channel."""
+
+    def __init__(self, channels=None):
+        super().__init__()
+        if channels is not None:
+            self.image_channels = channels
+
+    def image_features(self, image):
+        return image.mean((2, 3))
+
+
+def measured(network, images):
+    metrics = [FeatureMetrics(Embedding(network, "means"), [Frechet()]), PSNR()]
+    batch = {"key": ["a", "b", "c"], "index": torch.arange(3), "image": images.flip(0)}
+    run = Measurement(metrics, SingleProcess(), torch.device("cpu"))
+    run.begin(ReferenceInfo())
+    run.update_real(batch)
+    run.update(images, batch)
+    return {value.name: value.value for value in run.finish()}, run.failures
+
+
+@pytest.mark.filterwarnings("ignore:fid")
+def test_networks_that_know_rgb_get_grey_as_such_and_others_their_channels():
+    grey = torch.rand(3, 1, 8, 8) * 2 - 1
+    assert measured(Means(), grey) == measured(Means(), grey.repeat(1, 3, 1, 1))
+    four = torch.rand(3, 4, 8, 8) * 2 - 1
+    found, failures = measured(Means(), four)
+    assert found.keys() == {"psnr"} and len(failures) == 1
+    assert "means: takes images of 3 channels, or grey, got 4: leave it out, or name a network" in failures[0]
+    found, failures = measured(Means(channels=4), four)
+    assert found.keys() == {"psnr", "fid/means"} and not failures
 
 
 def test_lpips_of_another_network_or_without_a_file_is_one_clear_line(alexnet, tmp_path):
