@@ -23,8 +23,11 @@ class MeanFlow(Objective):
     held fixed, is regressed onto eps - x0. The derivative moves z by the network's own velocity u at r = t
     (improved), or by eps - x0.
 
-    The network gets two times: the timestep, and how many timesteps r lies below it. It is sampled by
-    ``MeanFlowSampler``; other samplers use its velocity. Validation has the error of the velocity.
+    The derivative is computed without a graph, and u with one in a pass of its own, so that blocks may be
+    compiled, recomputed or sharded as with any objective.
+
+    The network gets two times: t less 1 / T, and t - r. It is sampled by ``MeanFlowSampler``; other samplers
+    use its velocity. Validation has the error of the velocity.
 
     Args:
         num_steps: T timesteps; times are continuous, t = (timestep + 1) / T.
@@ -33,6 +36,9 @@ class MeanFlow(Objective):
         improved: Use the network's own velocity in the derivative, which costs another forward pass.
         power: p of the adaptive weight 1 / (||error||**2 + 0.001)**p, here over the number of entries; 0 is
             the squared error. With 1 the loss in training is 1 and says nothing: look at the validation's.
+        time_scale: What the network gets for a time of 1. Networks embed times by waves of up to 1 radian per
+            unit, whose derivative this is a factor of: with T, as other objectives have, it drowns u (Lu &
+            Song 2024, arXiv:2410.11081, sec. 4.1).
     """
 
     times = 2
@@ -44,11 +50,14 @@ class MeanFlow(Objective):
         ratio: float = 0.25,
         improved: bool = True,
         power: float = 1.0,
+        time_scale: float = 1.0,
     ) -> None:
         if not 0 < ratio <= 1:
             raise ValueError(f"objective.ratio must be in (0, 1], got {ratio}")
+        if time_scale <= 0:
+            raise ValueError(f"objective.time_scale must be > 0, got {time_scale}")
         super().__init__(RectifiedFlow(num_steps), Flow(), timesteps=timesteps or LogitNormal(-0.4, 1.0))
-        self.ratio, self.improved, self.power = ratio, improved, power
+        self.ratio, self.improved, self.power, self.time_scale = ratio, improved, power, time_scale
 
     def draw(
         self, x0: Tensor, noise: SampleNoise | None = None, position: Tensor | None = None
@@ -72,18 +81,16 @@ class MeanFlow(Objective):
         x0, noise = x0.float(), noise.float()
         z, velocity = self._at(x0, noise, t), noise - x0
         times = torch.stack([t[:, 0], t[:, 0] - t[:, 1]], 1)
-        with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention with a forward derivative
-            along = self._own_velocity(model, z, t) if self.improved else velocity
-            u, slope = _jvp(lambda z, t: model(z, t).float(), (z, times), (along, self._speed(times)))
+        slope = self._slope(model, z, times, velocity)
         interval = (t[:, 0] - t[:, 1]).view(-1, 1, 1, 1) / self.schedule.num_steps
-        error = (u + interval * slope.detach() - velocity).square().flatten(1)
+        error = (self._u(model, z, times) + interval * slope - velocity).square().flatten(1)
         weight: Tensor = ((error.detach().sum(1) + 1e-3) / error.shape[1]) ** -self.power
         return weight * error.mean(1)
 
     def loss(self, model: Network, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return the squared error of the velocity, u at r = t, of each sample: (B,) float32."""
         x0, noise = x0.float(), noise.float()
-        u = model(self._at(x0, noise, t), _now(t)).float()
+        u = self._u(model, self._at(x0, noise, t), _now(t))
         return (u - (noise - x0)).square().flatten(1).mean(1)
 
     def denoiser(self, model: Network) -> Denoise:
@@ -97,7 +104,7 @@ class MeanFlow(Objective):
         def denoise(x_t: Tensor, t: Tensor) -> Tensor:
             first = t if t.ndim == 1 else t[:, 0]
             times = _now(t) if t.ndim == 1 else torch.stack([t[:, 0], t[:, 0] - t[:, 1]], 1)
-            return x_t - self._sigma(first) * model(x_t, times.float()).float()
+            return x_t - self._sigma(first) * self._u(model, x_t, times.float())
 
         return denoise
 
@@ -108,18 +115,18 @@ class MeanFlow(Objective):
         sigma = self._sigma(t[:, 0])
         return (1 - sigma) * x0 + sigma * noise
 
-    def _speed(self, times: Tensor) -> Tensor:
-        """Timesteps per unit of t, of both times: r stays."""
-        return torch.full_like(times, self.schedule.num_steps)
+    def _u(self, model: Network, z: Tensor, times: Tensor) -> Tensor:
+        """Run the network at the timesteps of t and those between r and t, (B, 2)."""
+        return model(z, times * (self.time_scale / self.schedule.num_steps)).float()
 
     @torch.no_grad()
-    def _own_velocity(self, model: Network, z: Tensor, t: Tensor) -> Tensor:
-        return model(z, _now(t)).float()
-
-
-def _jvp(function: Network, at: tuple[Tensor, Tensor], along: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    value, slope, *_ = jvp(function, at, along)
-    return value, slope
+    def _slope(self, model: Network, z: Tensor, times: Tensor, velocity: Tensor) -> Tensor:
+        """Return du/dt along the flow, where r stays."""
+        along = self._u(model, z, _now(times)) if self.improved else velocity
+        speed = torch.full_like(times, self.schedule.num_steps)  # of both in timesteps, per unit of t
+        with sdpa_kernel(SDPBackend.MATH):  # the only kernel of attention with a forward derivative
+            slope: Tensor = jvp(lambda z, times: self._u(model, z, times), (z, times), (along, speed))[1]
+        return slope
 
 
 def _now(t: Tensor) -> Tensor:

@@ -12,8 +12,14 @@ from ldm.conditioners.base import Conditioner
 from ldm.conditioners.text import TowerText
 from ldm.io.weights import recognise
 
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-"""Encodings by the mark that a file begins with."""
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Encodings by the mark that a file begins with; one mark of UTF-32 begins with one of UTF-16."""
 BLANK = " \t\v\f\u00a0\ufeff"
 """Characters stripped from the ends of a caption; the last is a mark that joined files have in the middle."""
 
@@ -52,7 +58,7 @@ def read_prompts(path: str) -> list[str]:
     """Read one caption per line; empty lines are skipped.
 
     Args:
-        path: File in UTF-8, or in UTF-16 with a mark at the beginning, as Windows writes it.
+        path: File in UTF-8, or in UTF-16 or UTF-32 with a mark at the beginning, as Windows writes it.
 
     Raises:
         OSError: If it cannot be read.

@@ -97,6 +97,7 @@ class Diffusion(Draws):
         self, fields: Collection[str], train: str | list[str], val: str | list[str], image_size: int
     ) -> None:
         super().validate_shards(fields, train, val, image_size)
+        self._check_sizes("data.image_size", [(image_size, image_size)])
         check_text(fields, train, val, self.conditioner.text_encoder)
 
     @override
@@ -119,12 +120,15 @@ class Diffusion(Draws):
 
     def validate_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Check that heights and widths of images are multiples of what the networks need."""
+        self._check_sizes("data.buckets.multiple", sizes)
+
+    def _check_sizes(self, key: str, sizes: Sequence[tuple[int, int]]) -> None:
         for height, width in sizes:
             if height % self.multiple or width % self.multiple:
                 raise ValueError(
-                    f"data.buckets.multiple: some images are {width}x{height}, expected multiples of "
-                    f"{self.multiple}: of the latent space's {self.latents.factor} times "
-                    f"{self.multiple // self.latents.factor} of the denoiser"
+                    f"{key}: some images are {width}x{height}, expected multiples of {self.multiple}: of the "
+                    f"latent space's {self.latents.factor} times {self.multiple // self.latents.factor} of "
+                    "the denoiser (its patches or levels)"
                 )
 
     def losses(self, batch: Batch, noise: SampleNoise) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Bad input ends in one clear line that names the file or key, what was found, what was expected."""
 
+import json
 import subprocess
 import sys
 
@@ -53,6 +54,14 @@ def test_ldm_fit(fresh, capsys, monkeypatch, change, message):
     monkeypatch.setenv("HOME", str(fresh.runs))
     assert message in error_of(capsys, fresh.arguments("autoencoder", change))
     assert not (fresh.runs / "autoencoder" / "checkpoints").exists()
+
+
+def test_patches_that_do_not_tile_the_latent_are_refused_before_a_run_begins(fresh, capsys):
+    transformer = {"patch_size": 3, "hidden": 32, "depth": 1, "heads": 2}
+    chosen = json.dumps({"class_path": "DiT", "init_args": transformer})
+    line = error_of(capsys, fresh.arguments("diffusion", f"--model.denoiser={chosen}"))
+    assert "data.image_size: some images are 32x32, expected multiples of 12: of the latent space's 4" in line
+    assert not (fresh.runs / "diffusion" / "checkpoints").exists()
 
 
 def test_misspelt_key_in_a_file(fresh, capsys, tmp_path):

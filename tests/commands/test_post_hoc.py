@@ -1,9 +1,11 @@
 """An average of any length, made by a command of a run's snapshots, and used by the others."""
 
+import json
+
 import pytest
 import torch
 
-from ldm import convert, fit, sample
+from ldm import convert, evaluate, fit, sample
 from ldm.checkpointing.snapshots import read_averages
 from ldm.io.checkpoint import Checkpoint
 
@@ -39,6 +41,11 @@ def test_any_length_is_made_and_used(run, tmp_path, capsys, chain):
     assert any((tmp_path / "made" / "upstream").iterdir())
     out = tmp_path / "images"
     assert sample.main([f"--checkpoint={made}", "--prompt=a red ring", "--steps=2", f"--out={out}"]) == 0
+    data, clip = f"--data={chain.shards}/val-000000.tar", f"--clip={chain.runs / 'clip'}"
+    measured = [f"--checkpoint={made}", data, clip, "--num-images=2", "--steps=1", "--device=cpu"]
+    assert evaluate.main([*measured, f"--out={tmp_path / 'measured'}"]) == 0
+    (result,) = json.loads((tmp_path / "measured" / "evaluation.json").read_text())["results"]
+    assert result["drawn"]["weights"] == "average with sigma_rel 0.07"
     exported = ["to-diffusers", f"--run={tmp_path / 'made'}", f"--out={tmp_path / 'exported'}"]
     assert convert.main(exported) == 0
 

@@ -1,6 +1,7 @@
 """Text embeddings stored beside latents: training from them is training with their encoder."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -88,6 +89,12 @@ def test_embeddings_of_another_encoder_are_refused(chain, stored, t5, fresh, tmp
     assert "text embeddings are of another encoder" in line and "sha256" in line and t5 in line
     line = error_of(capsys, [*arguments, *conditioner(t5, layer="penultimate")], fit.main)
     assert "layer last" in line and "expected layer penultimate" in line
+
+
+def test_an_encoder_without_tokenizer_is_refused(t5, fresh, tmp_path, capsys):
+    bare = shutil.copytree(t5, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    line = error_of(capsys, [*fresh.arguments("diffusion"), *conditioner(bare)])
+    assert f"conditioner.folder: '{bare}' has no tokenizer, expected tokenizer.json or tokenizer" in line
 
 
 def test_a_folder_of_other_embeddings_or_without_any_is_not_mixed(chain, stored, t5, tmp_path, capsys):

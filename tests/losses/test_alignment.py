@@ -5,13 +5,19 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_model import randomised
+from tiny_stage import trainer
 from torch import nn
 
+from ldm.callbacks.activation_checkpointing import ActivationCheckpointing
+from ldm.callbacks.compile import Compile
 from ldm.conditioners.none import Unconditional
+from ldm.diffusion.mean_flow import MeanFlow
 from ldm.latents.space import Pixels
 from ldm.losses import Alignment, ConvHead, MLPHead
 from ldm.nets.dit import DiT
 from ldm.nets.hidden import HiddenStates, as_map
+from ldm.nets.routing import Sprint
 from ldm.nets.unet import UNet
 from ldm.rng import SampleNoise
 from ldm.stage_protocols import Progress
@@ -87,6 +93,43 @@ def test_it_is_the_mean_cosine_of_patches(block):
     expected = 1 - sum(cosines) / 2
     torch.testing.assert_close(losses["alignment"], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(losses["loss"], losses["denoising"] + 0.5 * expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        [ActivationCheckpointing()],
+        pytest.param([Compile(on_cpu=True)], marks=pytest.mark.slow),
+        pytest.param([ActivationCheckpointing(), Compile("aot_eager", on_cpu=True)], marks=pytest.mark.slow),
+    ],
+    ids=["recomputed", "compiled", "both"],
+)
+@pytest.mark.parametrize("objective", [None, MeanFlow(ratio=1.0, power=0.0)], ids=["noise", "mean flow"])
+def test_with_a_route_and_blocks_recomputed_or_compiled_it_is_the_same(
+    objective, callbacks, tmp_path, capsys
+):
+    torch.manual_seed(0)
+    made = Diffusion(
+        Pixels(),
+        Unconditional(),
+        lambda dims: randomised(DIT(dims, routing=Sprint(1, 1, drop=0.2))),
+        objective,
+        losses=[Alignment(Patches, "transformer_blocks.0", "tokens", MLPHead(8))],
+    ).train()
+    made.loss_terms[0].prepare()
+    found = []
+    for chosen in ([], callbacks):
+        for callback in chosen:
+            callback.setup(trainer(tmp_path), made, "fit")
+            callback.on_fit_start(trainer(tmp_path), made)
+        made.zero_grad()
+        losses = made.losses(BATCH, SampleNoise(0, BATCH["key"]))
+        losses["loss"].backward()
+        found.append({**losses, **{name: p.grad for name, p in made.named_parameters()}})
+    assert "Compile: training goes on without it" not in capsys.readouterr().err
+    assert all(value is not None and value.any() for value in found[0].values())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize(("block", "later"), [("transformer_blocks.1", "transformer_blocks.2")])

@@ -8,11 +8,11 @@ from ldm.sampling.prompts import Prompt, read_in_chunks, read_prompt_file, read_
 CAPTIONS = ["ein grüner Kreis", "a red ring\u2028on two lines", "圆"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_byte_order_marks_encodings_and_line_ends_are_stripped(tmp_path, encoding, end):
     text = f"{end}  {CAPTIONS[0]} {end}{end}\t{end}{CAPTIONS[1]}{end}{CAPTIONS[2]}"
-    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    mark = "\ufeff" if encoding.endswith("-be") else ""
     (tmp_path / "x.txt").write_bytes((mark + text).encode(encoding))
     assert read_prompts(str(tmp_path / "x.txt")) == CAPTIONS
 
