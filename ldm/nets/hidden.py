@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import lcm
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.func import functional_call
 from ldm.types import Cond, DenoiserDims
 
 PROBE = 64
-"""Side of a latent that all patches and levels divide."""
+"""Side of a latent that most patches and levels divide."""
 
 
 class HiddenStates:
@@ -59,7 +60,8 @@ class HiddenStates:
             name: torch.empty_like(value, device="meta")
             for name, value in (*self._network.named_parameters(), *self._network.named_buffers())
         }
-        x, t, cond = _probe(dims)
+        side = lcm(PROBE, int(getattr(self._network, "factor", 1)))
+        x, t, cond = _probe(dims, side)
         was_training = self._network.training
         with torch.no_grad():
             functional_call(self._network.train(), meta, (x, t, cond))
@@ -70,7 +72,7 @@ class HiddenStates:
                     f"model.losses: the block '{name}' of the denoiser has no hidden states of its own, "
                     "expected a module that its forward pass calls, e.g. mid_block.resnets.1 of a UNet"
                 )
-        return {n.removeprefix("hidden/"): v.shape[1] for n, v in self.take(PROBE, PROBE).items()}
+        return {n.removeprefix("hidden/"): v.shape[1] for n, v in self.take(side, side).items()}
 
     def take(self, height: int, width: int) -> dict[str, Tensor]:
         """Return the outputs as maps (B, C, h, w), each as hidden/<module>, and forget them.
@@ -112,11 +114,11 @@ def as_map(value: Tensor, height: int, width: int) -> Tensor:
     return patches.transpose(1, 2).unflatten(2, (rows, columns))
 
 
-def _probe(dims: DenoiserDims) -> tuple[Tensor, Tensor, Cond]:
+def _probe(dims: DenoiserDims, side: int) -> tuple[Tensor, Tensor, Cond]:
     def empty(*shape: int | None) -> Tensor | None:
-        return None if None in shape else torch.zeros(*(side or 0 for side in shape), device="meta")
+        return None if None in shape else torch.zeros(*(each or 0 for each in shape), device="meta")
 
-    x = torch.zeros(1, dims.sample, PROBE, PROBE, device="meta")
+    x = torch.zeros(1, dims.sample, side, side, device="meta")
     t = torch.zeros((1,) if dims.times == 1 else (1, dims.times), device="meta")
-    spatial = empty(1, dims.spatial, PROBE, PROBE) if dims.spatial else None
+    spatial = empty(1, dims.spatial, side, side) if dims.spatial else None
     return x, t, Cond(empty(1, 1, dims.tokens), None, empty(1, dims.vector), spatial)

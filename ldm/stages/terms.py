@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -73,8 +74,10 @@ class SumsTerms(Counted):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit":
-            for term in self.loss_terms:
-                term.prepare()
+            with torch.random.fork_rng(devices=[]):  # what they draw is the same in any number of processes
+                torch.manual_seed(torch.initial_seed() + 1)
+                for term in self.loss_terms:
+                    term.prepare()
             self._frozen = dict(_hash_frozen(self.loss_terms))
 
     @override

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from comparing import assert_same_run, error_of, metrics, state
+from one_after_another import fit_all
 
 from ldm import fit, sample
 
@@ -15,12 +16,15 @@ ROUTE = {"class_path": "Sprint", "init_args": {"first": 1, "last": 2, "drop": 0.
 DIT = {"patch_size": 2, "hidden": 32, "depth": 4, "heads": 2, "routing": ROUTE}
 
 
-def aligned(chain, clip, block="mid_block.resnets.1"):
+PLAIN = ["--model.optimizer.class_path=exact.SGD", "--model.optimizer.lr=0.1", "--model.optimizer.warmup=1"]
+
+
+def aligned(chain, clip, block="mid_block.resnets.1", **more):
     tower = {"class_path": "ldm.stages.load.CLIPTower", "init_args": {"checkpoint": str(clip)}}
     head = {"class_path": "MLPHead", "init_args": {"width": 8}}
     layer = "model.visual.transformer.resblocks.2"
     recipe = {"class_path": "AdamW", "init_args": {"lr": 0.03, "warmup": 1, "decay": "none"}}
-    given = {"extractor": tower, "block": block, "layer": layer, "head": head, "optimizer": recipe}
+    given = {"extractor": tower, "block": block, "layer": layer, "head": head, "optimizer": recipe, **more}
     term = {"class_path": "Alignment", "init_args": given}
     images = f"--data.train={chain.shards}/train-{{000000..000002}}.tar"
     return [f"--model.losses={json.dumps([term])}", images]
@@ -52,6 +56,32 @@ def test_it_resumes_bit_for_bit_and_is_drawn_from_without_the_clip(chain, fresh,
         f"--out={tmp_path / 'x'}",
     ]
     assert sample.main(out) == 0
+
+
+def test_two_processes_are_one_however_weights_are_split_and_batches_accumulated(
+    chain, fresh, home, tmp_path
+):
+    routed = f"--model.denoiser={json.dumps({'class_path': 'DiT', 'init_args': DIT})}"
+    align = aligned(chain, chain.runs / "clip", "transformer_blocks.0", optimizer=None)
+    steps = ["--trainer.max_steps=3", "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=6"]
+    arguments = fresh.arguments("diffusion", *align, routed, *PLAIN, *steps)
+    two = ["--data.batch_size=4", "--trainer.devices=2"]
+    plan = [
+        {"arguments": [*arguments, *two, f"--trainer.strategy={name}", f"--run={tmp_path / name}"]}
+        for name in ("ddp", "fsdp2")
+    ]
+    fit_all(plan, tmp_path / "plan.json", home)
+    assert fit.main([*arguments, f"--run={tmp_path / 'one'}"]) == 0
+    one = state(tmp_path / "one")["state_dict"]
+    for name in ("ddp", "fsdp2"):
+        other = state(tmp_path / name)["state_dict"]
+        assert one.keys() == other.keys()
+        assert any(key.endswith("route_end.linear.weight") for key in one)
+        differences = sum((other[key] - value).double().square().sum() for key, value in one.items())
+        assert (differences / sum(value.double().square().sum() for value in one.values())).sqrt() < 1e-6
+        for column in ("train/loss", "train/alignment", "val/loss"):
+            ours, theirs = ([row[column] for row in metrics(tmp_path / run)] for run in ("one", name))
+            assert [float(x) for x in theirs if x] == pytest.approx([float(x) for x in ours if x], rel=1e-4)
 
 
 def test_a_block_that_is_not_there_and_shards_without_images_are_one_line(chain, fresh, capsys):

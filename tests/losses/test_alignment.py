@@ -197,9 +197,10 @@ def test_a_block_that_is_not_there_is_one_clear_line(build, block, says):
         Diffusion(Pixels(), Unconditional(), build, losses=[Alignment(Patches, block)])
 
 
-def test_channels_are_found_without_computing():
+@pytest.mark.parametrize("patch", [2, 3])
+def test_channels_are_found_without_computing(patch):
     dims = DenoiserDims(3, tokens=7, vector=5, spatial=2)
-    network = DIT(dims)
+    network = DIT(dims, patch_size=patch)
     hidden = HiddenStates(network, ["transformer_blocks.0", "transformer_blocks.2"])
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert hidden.channels(dims) == {"transformer_blocks.0": 16, "transformer_blocks.2": 16}
