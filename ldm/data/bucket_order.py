@@ -65,7 +65,7 @@ class BucketOrder:
 
     def bucket(self, position: int) -> int:
         """Return the bucket of the sample at a global position >= 0."""
-        return self._batch(position // self.batch_size)[0]
+        return self._place(position)[0]
 
     def locate(self, position: int, ahead: int = 0) -> tuple[int, int, int]:
         """Return (shard, bucket, number among the shard's samples of the bucket).
@@ -85,6 +85,8 @@ class BucketOrder:
 
     def _place(self, position: int) -> tuple[int, int]:
         """Return the bucket of a global position, and the position in the bucket's stream."""
+        if len(self.totals) == 1:
+            return 0, position
         batch, within = divmod(position, self.batch_size)
         bucket, number = self._batch(batch)
         return bucket, number * self.batch_size + within

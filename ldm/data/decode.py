@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ldm.data import raster
+from ldm.data import jpeg, raster
 from ldm.data.kinds import OtherKind
+from ldm.data.stacking import Slot
 from ldm.data.view import View
 from ldm.types import ImageKind
 
@@ -63,11 +65,13 @@ class Members:
         content: Member name ("jpg", "txt", ...) to its bytes, the preferred member first.
         sample: Shard and key.
         view: What of the image is shown, and which caption is drawn.
+        slot: Memory that the value may take in a batch.
     """
 
     content: Mapping[str, bytes]
     sample: SampleId
     view: View = NO_IMAGE
+    slot: Slot | None = None
 
     def bad(self, member: str, text: str, reason: str) -> BadSample:
         """Make the error for one member, see ``SampleId.bad``."""
@@ -108,6 +112,8 @@ def pixels(read: Callable[[bytes], Tensor], mode: str = "bicubic", resize: bool 
 
     def decode(members: Members) -> Decoded:
         name, content = next(iter(members.content.items()))
+        if resize and members.slot is not None and (size := _quick(content, members)):
+            return Decoded(members.slot.later(_filling(members.slot, content, members.view, size)), size)
         try:
             image = read(content)
         except OtherKind as error:
@@ -122,6 +128,19 @@ def pixels(read: Callable[[bytes], Tensor], mode: str = "bicubic", resize: bool 
 def images(read: Callable[[bytes, ImageKind], Tensor], resize: bool = True) -> Decode:
     """Make the function that decodes an image of the kind that the view says, see ``pixels``."""
     return lambda members: pixels(lambda content: read(content, members.view.kind), resize=resize)(members)
+
+
+def _quick(content: bytes, members: Members) -> tuple[int, int] | None:
+    """Return height and width of a JPEG that ``jpeg`` decodes, where the slot takes what is shown of it."""
+    view, slot = members.view, members.slot
+    return raster.plain_jpeg_size(content) if slot and slot.takes(view.height, view.width, 3) else None
+
+
+def _filling(slot: Slot, content: bytes, view: View, size: tuple[int, int]) -> Callable[[], object]:
+    """Make what decodes such a JPEG into its slot."""
+    if size == (view.height, view.width) and not view.flip:
+        return partial(jpeg.decode_into, slot.pixels, content)
+    return lambda: slot.value.copy_(raster.shown(jpeg.pixels(content), view))
 
 
 def label_map(members: Members) -> Decoded:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ldm.data.raster import DECODER
 from ldm.data.rows import Rows
 from ldm.data.shard_file import peeking
 from ldm.data.source import AHEAD, MAX_BAD, DataRank, first_usable, make_loader
+from ldm.data.stacking import NO_SLOTS, Slots, read_batch
 from ldm.data.view import View
 from ldm.types import RGB8, ImageKind
 
@@ -75,14 +77,23 @@ class EvaluationSet(Dataset[Sample]):
         """Return text that changes when the first ``num`` images do, or when shards are written anew."""
         return f"{self.fingerprint(num)} {[summary.mtime_ns for summary in self.files.summaries]}"
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, position: int, slots: Slots = NO_SLOTS) -> Sample:
         """Return the sample at a position in [0, len).
+
+        Args:
+            position: The position.
+            slots: Memory that its values may be decoded into.
 
         Raises:
             ValueError: If ``MAX_BAD`` samples in a row cannot be used.
         """
-        sample = first_usable(self._read, [n % len(self) for n in range(position, position + MAX_BAD)])
+        tried = [n % len(self) for n in range(position, position + MAX_BAD)]
+        sample = first_usable(partial(self._read, slots=slots), tried)
         return {**sample, "key": self.files.key(*self._locate(position))} if "skipped" in sample else sample
+
+    def __getitems__(self, positions: list[int]) -> list[Sample]:
+        """Return the samples of a batch."""
+        return read_batch(self.__getitem__, positions)
 
     def check(self, option: str) -> list[Sample]:
         """Return a usable sample of each shard, or of a hundred shards.
@@ -105,11 +116,11 @@ class EvaluationSet(Dataset[Sample]):
         k = position - int(self.ends[shard] - self.rows.counts[shard, 0])
         return shard, self.rows.row(shard, 0, k)
 
-    def _read(self, position: int) -> Sample:
+    def _read(self, position: int, slots: Slots = NO_SLOTS) -> Sample:
         shard, row = self._locate(position)
         self.files.prefetch(shard, lambda: ([shard], range(shard + 1, len(self.ends))[:AHEAD]))
         view = View(self.image_size, self.image_size, kind=self.kind)
-        return self.files.sample(shard, row, self.required, view, self.optional, self.classes)
+        return self.files.sample(shard, row, self.required, view, self.optional, self.classes, slots)
 
     def loader(self, batch_size: int, num_workers: int, process: DataRank) -> DataLoader[Sample]:
         """Make the loader of one process.

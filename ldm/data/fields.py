@@ -5,17 +5,18 @@ To add a field (depth, edges ...), add a row to ``FIELDS`` and a conditioner tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from ldm.data import arrays, decode, kinds, raster
-from ldm.data.decode import UNKNOWN_SIZE, BadSample, Decode, Members, SampleId
+from ldm.data.decode import UNKNOWN_SIZE, BadSample, Decode, Decoded, Members, SampleId
 from ldm.data.image_size import decode_size
+from ldm.data.stacking import NO_SLOTS, Slot, Slots, stack
 from ldm.data.view import View
 from ldm.io.images import from_bytes
 from ldm.types import Batch
@@ -34,17 +35,6 @@ STORED_SUBSETS = ((), ("latent",), ("text_embedding",), STORED)
 UNKNOWN_CLASS = "unknown class"
 """Reason of bad samples with a class that the model lacks."""
 _NONE: Mapping[str, int] = {}
-
-
-def stack(values: list[Tensor]) -> Tensor:
-    """Stack tensors of one shape, in a worker in memory that it shares: no further copy follows.
-
-    Images (C, H, W) whose channels are last in memory stay so.
-    """
-    first = values[0]
-    if first.ndim != 3 or first.is_contiguous():
-        return cast(Tensor, default_collate(values))
-    return cast(Tensor, default_collate([value.permute(1, 2, 0) for value in values]).permute(0, 3, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -143,17 +133,23 @@ def whitelist(fields: Collection[str] | None = None, flip: bool | None = None) -
         fields: Names of fields; None takes all.
         flip: Whether the view is flipped; None: it may be.
     """
-    rows = [field for name, field in FIELDS.items() if fields is None or name in fields]
+    return _whitelist(tuple(FIELDS), None if fields is None else tuple(fields), flip)
+
+
+@lru_cache(256)
+def _whitelist(table: tuple[str, ...], fields: tuple[str, ...] | None, flip: bool | None) -> tuple[str, ...]:
+    rows = [FIELDS[name] for name in table if fields is None or name in fields]
     return tuple(dict.fromkeys(member for field in rows for member in field.read(flip)))
 
 
 def decode_sample(
     members: Mapping[str, bytes],
     sample: SampleId,
-    fields: Iterable[str],
+    fields: Collection[str],
     view: View,
-    optional: Iterable[str] = (),
+    optional: Collection[str] = (),
     classes: Mapping[str, int] = _NONE,
+    slots: Slots = NO_SLOTS,
 ) -> Sample:
     """Decode fields of a sample.
 
@@ -165,6 +161,7 @@ def decode_sample(
             low-resolution image keeps its size.
         optional: Names of further fields, each left out where it is missing or bad.
         classes: Number of classes of fields that hold some.
+        slots: Memory that values may be decoded into.
 
     Raises:
         BadSample: If one of ``fields`` is missing or cannot be decoded, a caption is empty, a class is not
@@ -172,28 +169,35 @@ def decode_sample(
     """
     result: Sample = {"key": sample.key}
     sizes: dict[str, tuple[int, int]] = {}
-    wanted = [(name, True) for name in fields] + [(name, False) for name in optional]
-    for name, is_required in wanted:
-        names = FIELDS[name].read(view.flip)
-        content = {member: members[member] for member in names if member in members}
+    for name in (*fields, *optional):
         try:
-            decoded = FIELDS[name].decode(Members(content, sample, view)) if content else None
-            if decoded is None:
-                found = ", ".join(members) or "none of them"
-                what = f"missing: it gives the field '{name}' (found {found})"
-                raise sample.bad(" or ".join(names), what, f"missing {name}")
+            member, decoded = _decode(name, members, sample, view, slots.get(name))
             if name in classes:
-                _check_classes(name, next(iter(content)), decoded.value, classes[name], sample)
-            sized = {} if decoded.size is None else {next(iter(content)): decoded.size}
-            if sizes and sized:
-                _check_proportions({**sizes, **sized}, sample)
+                _check_classes(name, member, decoded.value, classes[name], sample)
+            if decoded.size is not None and sizes:
+                _check_proportions({**sizes, member: decoded.size}, sample)
         except BadSample:
-            if is_required:
+            if name in fields:
                 raise
         else:
             result[name] = decoded.value
-            sizes |= sized
+            if decoded.size is not None:
+                sizes[member] = decoded.size
     return result
+
+
+def _decode(
+    name: str, members: Mapping[str, bytes], sample: SampleId, view: View, slot: Slot | None
+) -> tuple[str, Decoded]:
+    """Decode a field; also return the first member that it is read from."""
+    names = FIELDS[name].read(view.flip)
+    content = {member: members[member] for member in names if member in members}
+    decoded = FIELDS[name].decode(Members(content, sample, view, slot)) if content else None
+    if decoded is None:
+        found = ", ".join(members) or "none of them"
+        what = f"missing: it gives the field '{name}' (found {found})"
+        raise sample.bad(" or ".join(names), what, f"missing {name}")
+    return next(iter(content)), decoded
 
 
 def _check_classes(field: str, member: str, value: Any, num_classes: int, sample: SampleId) -> None:

@@ -18,6 +18,7 @@ from ldm.data.index import Index, Summary, confirm, load_index
 from ldm.data.prefetch import Prefetcher
 from ldm.data.remote import is_remote
 from ldm.data.shard_file import Ranges, ShardFile, is_peeking
+from ldm.data.stacking import NO_SLOTS, Slots
 from ldm.data.view import View
 
 _KEEP_OPEN = 64
@@ -91,6 +92,7 @@ class ShardFiles:
         view: View,
         optional: Sequence[str] = (),
         classes: Mapping[str, int] | None = None,
+        slots: Slots = NO_SLOTS,
     ) -> Sample:
         """Read and decode a sample, see ``decode_sample``.
 
@@ -98,8 +100,10 @@ class ShardFiles:
             BadSample: If it cannot be used.
         """
         members, sample = self.members(shard, row, whitelist((*fields, *optional), view.flip))
-        decoded = decode_sample(members, sample, fields, view, optional, classes or {})
-        return {**decoded, "key": self.key(shard, row)}
+        decoded = decode_sample(members, sample, fields, view, optional, classes or {}, slots)
+        if self.summaries[shard].has_repeated_keys:
+            decoded["key"] = self.key(shard, row)
+        return decoded
 
     def prefetch(self, shard: int, upcoming: Callable[[], tuple[Sequence[int], Sequence[int]]]) -> None:
         """Stage in the background what comes next, if shards are remote.

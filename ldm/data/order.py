@@ -59,11 +59,15 @@ class _Epoch:
 
 @dataclass(frozen=True)
 class _Group:
-    epoch: int
-    first: int
-    """Index of the group's first shard in the epoch."""
+    start: int
+    """Global position of its first sample."""
+    shards: np.ndarray
+    """(n,) shard of each of its samples, in the order they are read."""
     rows: np.ndarray
-    """Samples of the group in the order they are read, as offsets into the group."""
+    """(n,) row of each in its shard."""
+
+    def __contains__(self, position: int) -> bool:
+        return self.start <= position < self.start + len(self.rows)
 
 
 class Order:
@@ -95,16 +99,11 @@ class Order:
 
     def locate(self, position: int) -> tuple[int, int]:
         """Return (shard, row in the shard) of the sample at a global position >= 0."""
-        number, within = divmod(position, len(self))
-        epoch = self._plan(number)
-        first = int(np.searchsorted(epoch.ends, within, side="right"))
-        first -= first % self.group_shards
-        start = int(epoch.ends[first - 1]) if first else 0
-        group = self._permute(epoch, first, start)
-        offset = start + int(group.rows[within - start])
-        index = int(np.searchsorted(epoch.ends, offset, side="right"))
-        shard = int(epoch.shards[index])
-        return shard, offset - int(epoch.ends[index] - self.counts[shard])
+        group = self._group
+        if group is None or position not in group:
+            self._group = group = self._permute(position)
+        index = position - group.start
+        return int(group.shards[index]), int(group.rows[index])
 
     def upcoming(self, position: int) -> tuple[list[int], list[int]]:
         """Return the shards of the group that a position is in, and those of the next group."""
@@ -123,10 +122,16 @@ class Order:
             self._epoch = _Epoch(number, shards, np.cumsum(self.counts[shards]))
         return self._epoch
 
-    def _permute(self, epoch: _Epoch, first: int, start: int) -> _Group:
-        group = self._group
-        if group is None or (group.epoch, group.first) != (epoch.number, first):
-            last = min(first + self.group_shards, len(self.counts)) - 1
-            rows = permutation(int(epoch.ends[last]) - start, self.seed, epoch.number, first + 1)
-            self._group = group = _Group(epoch.number, first, rows)
-        return group
+    def _permute(self, position: int) -> _Group:
+        """Permute the samples of the group that a position is in."""
+        number, within = divmod(position, len(self))
+        epoch = self._plan(number)
+        first = int(np.searchsorted(epoch.ends, within, side="right"))
+        first -= first % self.group_shards
+        start = int(epoch.ends[first - 1]) if first else 0
+        shards = epoch.shards[first : first + self.group_shards]
+        ends = epoch.ends[first : first + self.group_shards] - start
+        offsets = permutation(int(ends[-1]), self.seed, number, first + 1)
+        which = np.searchsorted(ends, offsets, side="right")
+        rows = offsets - (ends - self.counts[shards])[which]
+        return _Group(position - within + start, shards[which], rows)

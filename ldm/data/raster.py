@@ -49,14 +49,15 @@ def rgb(content: bytes, formats: tuple[str, ...] = FORMATS) -> Tensor:
     Raises:
         ValueError: If it is no image of these formats; the message is the reason alone.
     """
-    if (
-        "JPEG" in formats
-        and content.startswith(_JPEG)
-        and jpeg.is_plain(content, Image.MAX_IMAGE_PIXELS or 0)
-    ):
+    if "JPEG" in formats and plain_jpeg_size(content):
         with suppress(RuntimeError, ValueError):  # Pillow knows whether it can be read, and else why not
             return jpeg.pixels(content)
     return opened(io.BytesIO(content), lambda image: _rgb(image, content), formats)
+
+
+def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Read height and width of a JPEG that ``jpeg.pixels`` decodes as ``rgb`` does; None of all else."""
+    return jpeg.plain_size(content, Image.MAX_IMAGE_PIXELS or 0)
 
 
 def upright_size(path: Path, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
@@ -88,7 +89,6 @@ def stored_size(content: bytes, is_whole: bool = True) -> tuple[int, int]:
     return opened(io.BytesIO(content), _upright_size)
 
 
-_JPEG = b"\xff\xd8\xff"
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -135,13 +135,13 @@ def shown(image: Tensor, view: View, mode: str = "bicubic", resize: bool = True)
         (C, H, W) of the same type, channels first or last in memory, without gaps.
     """
     top, left, height, width = view.box(*image.shape[1:])
-    image = image[:, top : top + height, left : left + width]
+    if (height, width) != image.shape[1:]:
+        image = image[:, top : top + height, left : left + width]
     size = (view.height, view.width)
     if resize and (height, width) != size:
         image = _resized(image, size, mode)
     image = image.flip(-1) if view.flip else image
-    rows = image.permute(1, 2, 0)
-    if image.is_contiguous() or rows.is_contiguous():  # resized, or as it was decoded
+    if image.is_contiguous() or (rows := image.permute(1, 2, 0)).is_contiguous():  # resized, or as decoded
         return image
     return rows.contiguous().permute(2, 0, 1)
 
@@ -150,8 +150,10 @@ def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if image.dtype == torch.uint16:  # torch interpolates no such integers, and float32 holds all of them
         found = F.interpolate(image[None].float(), size, mode=mode, antialias=mode == "bicubic")[0]
         return found.round_().clamp_(0, 65535).to(torch.uint16)
-    # on uint8 with channels last this path of torch is several times faster than Pillow's
-    return F.interpolate(image[None], size, mode=mode, antialias=mode == "bicubic")[0]
+    # on uint8 with channels last, which [None] in front of (C, h, w) hides, this path of torch is several times
+    # faster than Pillow's
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    return F.interpolate(batch, size, mode=mode, antialias=mode == "bicubic")[0]
 
 
 def opened(file: IO[bytes], read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:

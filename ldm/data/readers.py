@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -36,6 +37,7 @@ from ldm.data.source import (
     make_loader,
     rank_batches,
 )
+from ldm.data.stacking import NO_SLOTS, Slots, read_batch
 from ldm.data.stored import check_fields, check_flipped, num_giving
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
@@ -204,18 +206,27 @@ class IndexedSource(Source, Dataset[Sample]):
         """Samples in a row that come from one set: those of a global batch, where it has one size."""
         self.num_samples = sum(len(each.order) for each in sets.values())
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, position: int, slots: Slots = NO_SLOTS) -> Sample:
         """Return the sample at a global position.
 
         A bad sample never shifts a position: it is replaced by the next one of its set and size, with what is
         drawn for ``position``.
+
+        Args:
+            position: The position.
+            slots: Memory that its values may be decoded into.
 
         Raises:
             ValueError: If ``MAX_BAD`` samples in a row cannot be used.
         """
         of, place = self._locate(position)
         view = self.spec.view(position, size=of.size(place))
-        return first_usable(lambda ahead: of.read(place, self.spec, view, ahead=ahead), range(MAX_BAD))
+        read = partial(of.read, place, self.spec, view, slots=slots)
+        return first_usable(lambda ahead: read(ahead=ahead), range(MAX_BAD))
+
+    def __getitems__(self, positions: list[int]) -> list[Sample]:
+        """Return the samples of a batch, see ``__getitem__``."""
+        return read_batch(self.__getitem__, positions)
 
     def _locate(self, position: int) -> tuple[IndexedSet, int]:
         """Return the set at a global position, and the position in it."""

@@ -16,6 +16,7 @@ from ldm.data.files import ShardFiles
 from ldm.data.index import fingerprint
 from ldm.data.kept import describe
 from ldm.data.source import SampleSpec
+from ldm.data.stacking import NO_SLOTS, Slots
 from ldm.data.view import View
 
 NUM_CHECKED, MAX_UNKNOWN = 100, 0.05
@@ -125,7 +126,13 @@ class IndexedSet:
         return self.samples.sizes[self.order.bucket(position)]
 
     def read(
-        self, position: int, spec: SampleSpec, view: View, fields: Sequence[str] | None = None, ahead: int = 0
+        self,
+        position: int,
+        spec: SampleSpec,
+        view: View,
+        fields: Sequence[str] | None = None,
+        ahead: int = 0,
+        slots: Slots = NO_SLOTS,
     ) -> Sample:
         """Read a sample; its key begins with the name of the set.
 
@@ -135,6 +142,7 @@ class IndexedSet:
             view: What of it is shown.
             fields: Names of fields; None: those of ``spec``.
             ahead: Samples of the same size to pass over: those that cannot be used.
+            slots: Memory that its values may be decoded into.
 
         Raises:
             BadSample: If it cannot be used.
@@ -142,7 +150,7 @@ class IndexedSet:
         shard, bucket, k = self.order.locate(position, ahead)
         self.files.prefetch(shard, lambda: self.order.upcoming(position))
         row, names = self.samples.rows.row(shard, bucket, k), spec.fields if fields is None else fields
-        sample = self.files.sample(shard, row, names, view, classes=spec.classes)
+        sample = self.files.sample(shard, row, names, view, classes=spec.classes, slots=slots)
         return {**sample, "key": f"{self.name}/{sample['key']}"} if self.name else sample
 
     def check(self, spec: SampleSpec) -> None:

@@ -9,6 +9,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,12 +104,15 @@ class Index:
 
     def spans(self, row: int, members: Iterable[str]) -> list[tuple[str, int, int]]:
         """Return (member name, offset, size) of those of ``members`` that a sample has."""
-        columns = [(name, self.members.index(name)) for name in members]
-        return [
-            (name, int(self.offsets[row, c]), int(self.sizes[row, c]))
-            for name, c in columns
-            if self.offsets[row, c] >= 0
-        ]
+        offsets, sizes = self.offsets[row].tolist(), self.sizes[row].tolist()
+        columns = _columns(self.members, tuple(members))
+        return [(name, offsets[c], sizes[c]) for name, c in columns if offsets[c] >= 0]
+
+
+@lru_cache(256)
+def _columns(members: tuple[str, ...], names: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Find the columns of an index in which the members ``names`` stand; once, not for each sample."""
+    return [(name, members.index(name)) for name in names]
 
 
 def sidecar(path: str, index_dir: str | None) -> Path:

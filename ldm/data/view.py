@@ -79,7 +79,7 @@ class Augment:
         return View(
             height,
             width,
-            flip=_uniform(draw, 1) < self.flip,
+            flip=self.flip > 0 and _uniform(draw, 1) < self.flip,
             crop=(_uniform(draw, 2), _uniform(draw, 3)) if self.crop == "random" else None,
             draw=draw,
             captions=self._ranked(draw),
@@ -90,9 +90,11 @@ class Augment:
 
         Of independent exponential times with these rates, key k's is the first with probability w_k / sum w.
         """
+        if not self.captions:
+            return ()
         times = {
             key: -math.log1p(-_uniform(draw, 4, *key.encode())) / weight
-            for key, weight in (self.captions or {}).items()
+            for key, weight in self.captions.items()
         }
         return tuple(sorted(times, key=lambda key: times[key]))
 

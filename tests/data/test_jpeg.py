@@ -6,7 +6,8 @@ import io
 import re
 import sys
 from collections import Counter
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor
 from ldm.data import jpeg, raster
 from ldm.data.fields import collate, converted
 from ldm.data.module import Shards
-from ldm.data.view import View
+from ldm.data.view import Augment, View
 
 SIZES = [(1, 1), (7, 9), (16, 3), (17, 33), (64, 48)]
 
@@ -67,8 +68,10 @@ def decoder(request, monkeypatch):
     pytest.importorskip(request.param)
     monkeypatch.setattr(jpeg, "CHOSEN", request.param)
     jpeg._decoder.cache_clear()
+    jpeg._decoder_into.cache_clear()
     yield
     jpeg._decoder.cache_clear()
+    jpeg._decoder_into.cache_clear()
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -120,16 +123,16 @@ def both(file: bytes) -> tuple[str, str]:
 @pytest.mark.parametrize("options", KINDS)
 def test_what_turns_or_colours_an_image_is_left_to_pillow(options):
     content = encoded(scene(16, 24).convert(options.pop("mode", "RGB")), **options)
-    assert not jpeg.is_plain(content, 1 << 20)
-    assert not jpeg.is_plain(moved_behind_the_frame(content), 1 << 20)
+    assert not jpeg.plain_size(content, 1 << 20)
+    assert not jpeg.plain_size(moved_behind_the_frame(content), 1 << 20)
 
 
 def test_plain_files_are_known_as_such():
     for options in ({}, {"progressive": True}, {"keep_rgb": True}, {"comment": b"hello"}, {"optimize": True}):
         content = encoded(scene(16, 24), **options)
-        assert jpeg.is_plain(content, 16 * 24) and not jpeg.is_plain(content, 16 * 24 - 1)
-        assert not any(jpeg.is_plain(content[:length], 1 << 20) for length in range(100))
-    assert not jpeg.is_plain(b"", 1) and not jpeg.is_plain(b"\xff\xd8\xff" * 9, 1)
+        assert jpeg.plain_size(content, 16 * 24) and not jpeg.plain_size(content, 16 * 24 - 1)
+        assert not any(jpeg.plain_size(content[:length], 1 << 20) for length in range(100))
+    assert not jpeg.plain_size(b"", 1) and not jpeg.plain_size(b"\xff\xd8\xff" * 9, 1)
 
 
 def test_images_stay_channels_last_until_they_are_on_the_device(tmp_path):
@@ -154,6 +157,60 @@ def test_images_stay_channels_last_until_they_are_on_the_device(tmp_path):
     assert torch.equal(converted(batch)["image"], image.contiguous().float() / 127.5 - 1.0)
 
 
+def all_kinds(path: Path) -> str:
+    """Write a shard of images of all kinds, some of which cannot be used."""
+    whole = encoded(scene(32, 32))
+    png = io.BytesIO()
+    scene(32, 32).save(png, "PNG")
+    images = [
+        ("jpg", whole),
+        ("jpg", encoded(scene(40, 64))),
+        ("jpg", encoded(scene(20, 16).convert("L"))),
+        ("png", png.getvalue()),
+        ("jpg", encoded(scene(32, 32), exif=turned())),
+        ("jpg", whole[: len(whole) // 2]),
+        ("jpg", encoded(scene(48, 48).convert("CMYK"))),
+        ("jpg", b"no image"),
+    ]
+    files = []
+    for number in range(32):
+        name, content = images[number * 5 % len(images)]
+        text = b"" if number in (6, 17) else b"caption %d" % number
+        files += [(f"{number:02d}.{name}", content), (f"{number:02d}.txt", text)]
+    return str(write_tar(path, files))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_of_a_batch_are_those_that_are_read_alone(decoder, tmp_path, workers):
+    shard = all_kinds(tmp_path / "a.tar")
+    augment = Augment(flip=0.5, crop="random")
+    data = Shards(shard, shard, image_size=32, batch_size=8, fields=["image", "text"], augment=augment)
+    batches = islice(data.source.loader(lambda: 0, 8, workers, data._rank()), 5)
+    for start, batch in zip(count(0, 8), batches, strict=False):
+        alone = [data.source[position] for position in range(start, start + 8)]
+        assert batch["key"] == [sample["key"] for sample in alone]
+        assert batch["text"] == [sample["text"] for sample in alone]
+        assert torch.equal(batch["image"], torch.stack([sample["image"] for sample in alone]))
+        assert batch["skipped"] == [each for sample in alone for each in sample.get("skipped", ())]
+    for batch in data.evaluation.loader(8, workers, data._rank()):
+        positions = [n for n, key in enumerate(keys_of(data)) if key in batch["key"]]
+        alone = [data.evaluation[n]["image"] for n in positions]
+        assert torch.equal(batch["image"], torch.stack(alone))
+
+
+def keys_of(data: Shards) -> list[str]:
+    return [data.evaluation[n]["key"] for n in range(len(data.evaluation))]
+
+
+def test_a_batch_is_the_memory_that_its_images_were_decoded_into(tmp_path):
+    shard = all_kinds(tmp_path / "a.tar")
+    source = Shards(shard, shard, image_size=32, batch_size=8, fields=["image", "text"]).source
+    samples = source.__getitems__(list(range(8)))
+    assert collate(samples)["image"].data_ptr() == samples[0]["image"].data_ptr()
+    assert collate(samples[::-1])["image"].data_ptr() != samples[-1]["image"].data_ptr()
+    assert torch.equal(collate(samples[::-1])["image"], collate(samples)["image"].flip(0))
+
+
 def test_an_image_of_the_right_size_is_not_copied_before_it_is_stacked():
     image = raster.rgb(encoded(scene(32, 32)))
     assert raster.shown(image, View(32, 32)).data_ptr() == image.data_ptr()
@@ -164,5 +221,5 @@ def test_an_image_of_the_right_size_is_not_copied_before_it_is_stacked():
 def test_an_unknown_decoder_is_named(monkeypatch):
     monkeypatch.setenv("LDM_JPEG", "pillow")
     monkeypatch.delitem(sys.modules, "ldm.data.jpeg")
-    with pytest.raises(ValueError, match="LDM_JPEG: got pillow, expected one of torchvision, simplejpeg"):
+    with pytest.raises(ValueError, match="LDM_JPEG: got pillow, expected one of simplejpeg, torchvision"):
         __import__("ldm.data.jpeg")
