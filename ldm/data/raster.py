@@ -150,8 +150,8 @@ def _resized(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if image.dtype == torch.uint16:  # torch interpolates no such integers, and float32 holds all of them
         found = F.interpolate(image[None].float(), size, mode=mode, antialias=mode == "bicubic")[0]
         return found.round_().clamp_(0, 65535).to(torch.uint16)
-    # on uint8 with channels last, which [None] in front of (C, h, w) hides, this path of torch is several times
-    # faster than Pillow's
+    # on uint8 with channels last, which [None] in front of (C, h, w) hides, this path of torch is several
+    # times faster than Pillow's
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, size, mode=mode, antialias=mode == "bicubic")[0]
 

@@ -26,9 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ldm.io.atomic import unfinished, write_text
+from ldm.io.lock import waiting
 from ldm.io.wandb_client import Unreachable, ask
 
 PREFIX = "wandb:"
@@ -192,7 +191,7 @@ def _download(found: Found, names: Sequence[str]) -> None:
     folder, reference = _folder(found), found.reference
     with _writing():
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{found.digest}.lock")):  # the others find it there
+        with waiting(folder.with_name(f".{found.digest}.lock")):  # the others find it there
             places = {name: folder / _subfolder(name) / name for name in names}
             missing = [name for name, place in places.items() if not place.is_file()]
             temporary = unfinished(folder)

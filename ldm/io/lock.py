@@ -59,6 +59,11 @@ def held(folder: Path, option: str) -> Iterator[None]:
         lock.release()
 
 
+def waiting(path: Path) -> SoftFileLease:
+    """Make a lock for a ``with`` block, which waits for processes of any node as long as they live."""
+    return SoftFileLease(path, lease_duration=LEASE, heartbeat_interval=HEARTBEAT, thread_local=False)
+
+
 def _wait(lock: SoftFileLease, folder: Path, option: str) -> None:
     """Take over the lock of a holder that gives no sign of life."""
     try:

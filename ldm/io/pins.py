@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from jsonargparse import Namespace
 
 from ldm.io.artifacts import is_reference, look_up
 from ldm.io.atomic import write_text
+from ldm.io.lock import waiting
 
 
 def references(value: Any) -> Iterator[str]:
@@ -70,7 +70,7 @@ def pinned_for(run: Path, config: Namespace) -> Namespace:
         return config
     run.mkdir(parents=True, exist_ok=True)
     record = run / "artifacts.json"
-    with FileLock(record.with_name(".artifacts.lock")):  # all processes of a run take what one of them found
+    with waiting(record.with_name(".artifacts.lock")):  # all processes of a run take what one of them found
         known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         for text in wanted:
             if text not in known:

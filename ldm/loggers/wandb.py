@@ -154,7 +154,7 @@ class WandbSamplesLogger(WandbLogger):
             try:
                 if "publish" in entry:
                     self._log_artifact(restored(entry["publish"]))
-                elif self._draw(entry["use"], entry["role"]):
+                elif not self._draw(entry["use"], entry["role"]):
                     continue
                 self.caught_up.append(entry)
             except (OSError, ValueError) as error:
@@ -171,7 +171,7 @@ class WandbSamplesLogger(WandbLogger):
 
     @property
     def _outbox(self) -> Outbox:
-        return Outbox(self._client_folder)
+        return Outbox(Path(str(self.save_dir)) / "wandb")
 
     def _note(self, entry: Entry) -> None:
         """Note in the outbox what the server may lack, with what a later begin of the run has to know."""
@@ -255,20 +255,20 @@ class WandbSamplesLogger(WandbLogger):
             versions: Version of each artifact, by its name.
             role: What they are to the run: the key in its config.
         """
-        if unknown := self._draw(versions, role):
-            self._note({"use": unknown, "role": role, "failed": not self._offline})
+        if not self._draw(versions, role):
+            self._note({"use": dict(versions), "role": role, "failed": not self._offline})
 
-    def _draw(self, versions: Mapping[str, str], role: str) -> dict[str, str]:
-        """List artifacts and draw lineage; returns those from which none could be drawn."""
+    def _draw(self, versions: Mapping[str, str], role: str) -> bool:
+        """List artifacts and draw lineage; returns whether it could be drawn from all of them."""
         self.experiment.config.update({role: dict(versions)}, allow_val_change=True)
-        unknown = dict(versions) if self._offline else {}
+        is_drawn = not (self._offline and versions)
         for name, version in () if self._offline else sorted(versions.items()):
             try:
                 self.experiment.use_artifact(f"{name}:{version}")
             except Exception as error:  # no such artifact, or no answer: training matters more
-                unknown[name] = version
+                is_drawn = False
                 warnings.warn(f"wandb.artifacts: no lineage from {name}:{version} ({error})", stacklevel=3)
-        return unknown
+        return is_drawn
 
     @rank_zero_only
     def publish(self, artifact: Artifact) -> None:

@@ -1,16 +1,18 @@
 """Checkpoints by reference to W&B: the real client, and the stand-in for its server."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 import wandb
+from jsonargparse import Namespace
 from wandb.sdk import wandb_setup
 from wandb_server import KEY, Server
 
 from ldm.io import wandb_client
 from ldm.io.artifacts import Reference, checkpoint_file, look_up, run_folder_of
-from ldm.io.pins import pinned
+from ldm.io.pins import pinned, pinned_for
 
 pytestmark = pytest.mark.slow
 SHA = {"last.ckpt": "1" * 64, "best.ckpt": "2" * 64}
@@ -148,6 +150,20 @@ def test_an_alias_is_replaced_wherever_it_stands(cache):
         "b": "runs/wandb:a",
     }
     assert settings["a"][1] == "wandb:me/ldm/a:latest"
+
+
+def test_a_run_keeps_the_version_that_it_began_with(server, cache, tmp_path):
+    digest = server.keep_artifact("moves", {"last.ckpt": b"1"})
+    config = Namespace(model=Namespace(latents=Namespace(checkpoint="wandb:me/ldm/moves:latest")))
+    exact = pinned_for(tmp_path / "run", config)
+    assert exact.model.latents.checkpoint == "wandb:me/ldm/moves:v0"
+    assert config.model.latents.checkpoint == "wandb:me/ldm/moves:latest"
+    server.keep_artifact("moves", {"last.ckpt": b"2"})
+    assert str(look_up("wandb:me/ldm/moves:latest").reference) == "wandb:me/ldm/moves:v1"
+    server.mode = "cut"
+    assert pinned_for(tmp_path / "run", config) == exact
+    recorded = json.loads((tmp_path / "run" / "artifacts.json").read_text())
+    assert recorded == {"wandb:me/ldm/moves:latest": {"exact": "wandb:me/ldm/moves:v0", "digest": digest}}
 
 
 @pytest.mark.parametrize("text", ["wandb:me/ldm/a:v0", "wandb:me/ldm/a:best", "wandb:me/ldm/a:v12/best.ckpt"])
