@@ -25,6 +25,11 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's shard of a tensor, in the same memory; all of it if it is not split."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Take this process's shard of a full tensor that all processes have.
 

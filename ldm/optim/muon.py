@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from typing_extensions import override
 
-from ldm.distributed.dtensor import full_tensor, shard_like
+from ldm.distributed.dtensor import local
+from ldm.distributed.spread import node_group, spread_over
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # a, b, c of p(s) = a s + b s^3 + c s^5, steepest at 0
 LONG = 1.5
@@ -102,6 +105,10 @@ class MuonOptimizer(torch.optim.Optimizer):
     The orthogonalised update is scaled to a root mean square of 0.2, what Adam's typically is (Liu et al.
     2025, arXiv:2502.16982, sec. 2.2), so that one learning rate suits matrices and vectors.
 
+    Of several processes each orthogonalises a share: where all have all weights, those of one node share the
+    work and send each other the updates; where weights are split, so is the work. Results are those of one
+    process but for rounding.
+
     Args:
         groups: Parameters, or groups of them; a group may set ``orthogonal=False`` to use Adam for matrices
             too, as embeddings want.
@@ -149,15 +156,25 @@ class MuonOptimizer(torch.optim.Optimizer):
         return [self.state[p][name] for p in parameters]
 
     def _step_muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [cast(Tensor, p.grad) for p in parameters]
-        momenta = self._moment("momentum", parameters)
+        weights = [local(p) for p in parameters]
+        gradients = [local(cast(Tensor, p.grad)) for p in parameters]
+        momenta = [local(momentum) for momentum in self._moment("momentum", parameters)]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        directions = [gradient.clone() for gradient in gradients]
-        torch._foreach_lerp_(directions, momenta, group["momentum"])  # torch 2.11 splits this form only
-        updates = _orthogonalized([full_tensor(direction) for direction in directions], self.dtype)
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        shards = [shard_like(update, p) for update, p in zip(updates, parameters, strict=True)]
-        torch._foreach_add_(parameters, shards, alpha=-group["lr"])
+        directions = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        # columns are (height, width, channels), as memory has them that is channels last
+        matrices = [direction.movedim(1, -1).flatten(1).to(self.dtype) for direction in directions]
+        costs = [multiplications(p.shape[0], p.shape[1:].numel()) for p in parameters]
+        updates = spread_over(parameters, lambda: self._node).run(matrices, costs, _orthogonalized)
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        kernels = [
+            update.unflatten(1, (*weight.shape[2:], weight.shape[1])).movedim(-1, 1)
+            for update, weight in zip(updates, weights, strict=True)
+        ]
+        torch._foreach_add_(weights, kernels, alpha=-group["lr"])
+
+    @cached_property
+    def _node(self) -> ProcessGroup | None:
+        return node_group()
 
     def _step_adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [cast(Tensor, p.grad) for p in parameters]
@@ -175,34 +192,24 @@ class MuonOptimizer(torch.optim.Optimizer):
         torch._foreach_addcdiv_(parameters, first, scale, rates)
 
 
-def _orthogonalized(directions: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Orthogonalise matrices and kernels, equal shapes in one batch; scale to a root mean square of 0.2.
+def multiplications(rows: int, columns: int) -> float:
+    """Return how many multiplications the five iterations take for a matrix."""
+    width, length = sorted((rows, columns))
+    if (
+        length > LONG * width
+    ):  # two Gram matrices and applications; 5 factors, 3 products of them, 2 x 3 between
+        return 4.0 * width**2 * length + 14.0 * width**3
+    return 10.0 * width**2 * length + 5.0 * width**3
 
-    Args:
-        directions: (rows, columns) or (rows, channels, height, width) and so on.
-        dtype: What it is computed in.
 
-    Returns:
-        As many, of the same shapes, in ``dtype``.
-    """
-    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, direction in enumerate(directions):
-        alike[direction.shape[0], direction[0].numel()].append(i)
-    stacks = []
-    for shape, members in alike.items():
-        stack = directions[members[0]].new_empty((len(members), *shape), dtype=dtype)
-        torch._foreach_copy_(_kernels(stack, members, directions), [directions[i] for i in members])
-        stacks.append(stack)
+def _orthogonalized(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Orthogonalise (rows, columns), equal shapes in one batch, and scale to a root mean square of 0.2."""
+    alike: dict[torch.Size, list[int]] = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        alike[matrix.shape].append(i)
+    stacks = [torch.stack([matrices[i] for i in members]) for members in alike.values()]
     updates: dict[int, Tensor] = {}
+    dtype = matrices[0].dtype if matrices else torch.float32
     for stack, members in zip(orthogonalize(stacks, dtype=dtype), alike.values(), strict=True):
-        stack.mul_(0.2 * max(stack.shape[1:]) ** 0.5)
-        updates |= zip(members, _kernels(stack, members, directions), strict=True)
-    return [updates[i] for i in range(len(directions))]
-
-
-def _kernels(stack: Tensor, members: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
-    """View matrices as kernels: columns are (height, width, channels), as channels-last memory has them."""
-    return [
-        matrix.unflatten(1, (*like[i].shape[2:], like[i].shape[1])).movedim(-1, 1)
-        for matrix, i in zip(stack, members, strict=True)
-    ]
+        updates |= zip(members, stack.mul_(0.2 * max(stack.shape[1:]) ** 0.5), strict=True)
+    return [updates[i] for i in range(len(matrices))]
