@@ -38,6 +38,9 @@ READ = {  # fields and image size, as the configurations stated them before they
     "cifar10/edm": ({"image", "label"}, 32),
     "demo/dit": ({"latent", "text"}, 32),
     "demo/mean-flow": ({"image", "label"}, 8),
+    "demo/fast/autoencoder": ({"image"}, 32),
+    "demo/fast/clip": ({"image", "text"}, 32),
+    "demo/fast/diffusion": ({"latent", "text"}, 32),
     "diffusion/dit": ({"latent", "text"}, 256),
     "diffusion/sd1": ({"latent", "text"}, 256),
     "diffusion/shapes": ({"latent", "text"}, 256),
@@ -64,7 +67,7 @@ SLOW = ("autoencoder/", "clip/", "diffusion/", "kinds/", "own/128/", "own/256/")
 
 def built(path, tmp_path, chain, *more):
     options = [f"--run={tmp_path / 'run'}", "--wandb.mode=disabled", "--trainer.accelerator=cpu"]
-    if path.parent.name == "diffusion" or path.match("own/*/diffusion.yaml"):
+    if path.parent.name == "diffusion" or path.match("configs/*/*/diffusion.yaml"):
         # its upstream runs take days: its widths follow those of tiny ones
         options.append(f"--model.latents.checkpoint={chain.runs / 'autoencoder'}")
         options.append(f"--model.conditioner.checkpoint={chain.runs / 'clip'}")
