@@ -76,6 +76,24 @@ def parser() -> ArgumentParser:
     add("--classes", type=str | None, help="File of class names, in the order of the labels of --data.")
     add("--templates", type=str | None, help="File of captions with {} for them; default: " + TEMPLATES[0])
     add("--metrics", type=list[Metric], default=[], sub_configs=True, help="YAML file of further metrics.")
+    _add_drawing(parser)
+    add("--batch-size", type=PositiveInt, default=64, help="Images drawn at once on each process.")
+    add(
+        "--num-workers",
+        type=NonNegativeInt,
+        default=0,
+        help="Further processes that read and decode, for each one.",
+    )
+    add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
+    add("--cache", type=str | None, help="Folder for statistics of real images, which later calls find.")
+    add("--save-images", action="store_true", help="Write an .npz per candidate that ADM's program reads.")
+    add("--out", type=str, default="evaluation", help="Folder for what is written.")
+    return parser
+
+
+def _add_drawing(parser: ArgumentParser) -> None:
+    """Add how a diffusion stage draws."""
+    add = parser.add_argument
     add(
         "--sampler",
         type=Sampler | list[Sampler] | None,
@@ -99,18 +117,6 @@ def parser() -> ArgumentParser:
     add("--precision", type=Literal[tuple(PRECISIONS)], default="32-true", help="Of drawing.")
     add("--size", type=PositiveInt | None, help="Side of the images in pixels; default: as trained.")
     add("--image", type=ImageKind | None, help="Kind of the images, --image.channels 1; default: as trained.")
-    add("--batch-size", type=PositiveInt, default=64, help="Images drawn at once on each process.")
-    add(
-        "--num-workers",
-        type=NonNegativeInt,
-        default=0,
-        help="Further processes that read and decode, for each one.",
-    )
-    add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
-    add("--cache", type=str | None, help="Folder for statistics of real images, which later calls find.")
-    add("--save-images", action="store_true", help="Write an .npz per candidate that ADM's program reads.")
-    add("--out", type=str, default="evaluation", help="Folder for what is written.")
-    return parser
 
 
 @explaining_memory("a smaller --batch-size", "--device cpu")
