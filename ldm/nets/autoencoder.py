@@ -97,6 +97,8 @@ class KLAutoencoder(Configurable, nn.Module):
         attends = [False] * len(channels) if attention is None else list(attention)
         if len(attends) != len(channels):
             raise ValueError(f"net.attention={attends}, expected one for each level of {channels}")
+        if patch_size < 1:
+            raise ValueError(f"net.patch_size: got {patch_size}, expected at least 1")
         for width in channels:
             if width % norm_groups:
                 raise ValueError(f"net.norm_groups={norm_groups} does not divide the level width {width}")

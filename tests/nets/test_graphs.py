@@ -127,6 +127,8 @@ def test_patches_are_channels_of_an_autoencoder_of_fewer_levels():
     assert torch.equal(patched.decode(z), drawn)
     with pytest.raises(ValueError, match=r"divisible by 8, got 20x24"):
         patched.encode(torch.zeros(1, 3, 20, 24))
+    with pytest.raises(ValueError, match=r"net\.patch_size: got 0, expected at least 1"):
+        KLAutoencoder(**options, patch_size=0)
 
 
 def test_sizes_that_cannot_be_halved_are_refused_by_name():
