@@ -170,6 +170,14 @@ def test_a_trained_autoencoder_leaves_with_the_statistics_of_each_channel(tmp_pa
         assert read_autoencoder_run(Checkpoint.open(back))[0].arguments["block_out_channels"] == [32, 32]
 
 
+@pytest.mark.parametrize(("stated", "channels"), [(None, 3), (1, 1), (4, 4)])
+def test_it_leaves_with_the_channels_of_its_images_also_where_none_are_stated(stated, channels):
+    arguments = {"latent_channels": 4, "block_out_channels": [8, 8], "layers_per_block": 1, "norm_groups": 4}
+    config = vae_config({**arguments, "image_channels": stated}, of_factor(0.5, 4))
+    assert (config["in_channels"], config["out_channels"]) == (channels, channels)
+    assert vae_arguments(config, "x")[0]["image_channels"] == channels
+
+
 def test_one_whose_scale_was_not_measured_stays(tmp_path):
     run = trained(tmp_path / "run", Latents(torch.zeros(4), torch.full((4,), float("nan"))))
     for out, export in ((tmp_path / "x", export_pipeline), (tmp_path / "x.safetensors", export_file)):
