@@ -8,6 +8,7 @@ import pytest
 from tiny_runs import ROOT
 
 from ldm import compare, convert, encode, evaluate, fit, inspect, sample, sync
+from ldm.loggers import workspace
 
 DOCS = ("own-images", "autoencoder", "averages", "sampling", "comparing-runs", "text-encoders")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS)]
@@ -19,6 +20,7 @@ PARSED = {
     "ldm.inspect": inspect,
     "ldm.sync": sync,
     "ldm.evaluate": evaluate,
+    "ldm.loggers.workspace": workspace,
 }
 
 
