@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_t
 
 import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm.cli import command_parser, default_device, run_command
+from ldm.data.evaluation_set import EvaluationSet
+from ldm.data.filters import Filter
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.distributed.launch import processes
@@ -36,7 +38,7 @@ from ldm.io.images import LEVELS, to_levels
 from ldm.io.pins import pinned, pins
 from ldm.io.stderr import plain_warnings
 from ldm.io.upstream import OPTION, upstream_options
-from ldm.metrics.metric import Metric, ReferenceInfo
+from ldm.metrics.metric import Metadata, Metric, ReferenceInfo
 from ldm.metrics.zero_shot import TEMPLATES
 from ldm.stage_protocols import HasClasses, ReadsFields
 from ldm.types import ImageKind
@@ -68,6 +70,10 @@ def parser() -> ArgumentParser:
     add("--upstream", **OPTION)
     add("--images", type=str, nargs="+", default=[], help="Folders, or .npz files with arr_0.")
     add("--data", type=str | None, help="Shards with real images, and with what is drawn for.")
+    add(
+        "--filter", type=str | None, help="Samples of --data that are used, as data.val_filter; default: all."
+    )
+    add("--index-dir", type=str | None, help="Folder of the indices; default: beside the shards, or a cache.")
     add("--reference", type=str | None, help="Folder or .npz (ADM) to compare with instead of --data.")
     add("--num-images", type=AtLeastTwo | None, help="Images per candidate; default: one for each sample.")
     add("--inception", type=str | None, help="Inception weights of torch-fidelity: FID, sFID, IS, KID ...")
@@ -149,8 +155,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         ]
         kind = image_kind({each.path: each.stage.image_kind for each in stages}, objects.image)
         options.image = kind
-        shards = (options.data, size, reads, classes_of(stages), kind)
-        samples = open_shards(*shards) if options.data else None
+        samples = real_samples(options, size, reads, classes_of(stages))
         real = real_images(options.reference, samples, size, kind)
         metrics = build_metrics(options, objects.metrics, stages, real)
         out, results = OutputFolder(Path(options.out)), list[Result]()
@@ -158,7 +163,7 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         try:
             for source in build_sources(options, stages, samples, sweep, metrics):
                 measurement = Measurement(source.metrics, group, where)
-                results.append(measure(source, measurement, subset, real, options, out))
+                results.append(measure(source, measurement, subset, real, options, out, samples))
                 failures += measurement.failures
                 if group.rank == 0:
                     write_json(out.path("evaluation.json"), results, is_complete=False)
@@ -183,6 +188,18 @@ def check(options: Namespace) -> None:
         raise ValueError("--data: got none, expected shards with what --checkpoint draws for")
     if not options.data and not options.reference:
         raise ValueError("got neither --data nor --reference, expected real images to compare with")
+    if options.filter is not None and not options.data:
+        raise ValueError("--filter: got one, but no --data whose samples it chooses among")
+
+
+def real_samples(
+    options: Namespace, size: int | None, reads: Sequence[str], classes: Mapping[str, int]
+) -> EvaluationSet | None:
+    """Open --data; None without it."""
+    if options.data is None:
+        return None
+    kept = None if options.filter is None else Filter(options.filter, "--filter")
+    return open_shards(options.data, size, reads, classes, kept, options.index_dir, options.image)
 
 
 def classes_of(stages: Sequence[TrainedStage]) -> dict[str, int]:
@@ -206,6 +223,7 @@ def measure(
     real: ReferenceImages,
     options: Namespace,
     out: OutputFolder,
+    samples: EvaluationSet | None = None,
 ) -> Result:
     """Measure one candidate; its images are written with --save-images.
 
@@ -234,7 +252,8 @@ def measure(
     if options.save_images:
         _save(out, f"{slug(source.name)}.npz", kept, run, options.image)
     run.end()
-    metadata = {**source.metadata(), "size": size, **captions.metadata(run.group)}
+    chosen: Metadata = {} if samples is None or samples.filter is None else {"filter": samples.filter}
+    metadata = {**source.metadata(), "size": size, **chosen, **captions.metadata(run.group)}
     if run.group.rank == 0 and (warning := captions.warning()) is not None:
         print(f"{source.name}: {warning}", file=sys.stderr, flush=True)
     return Result(source.name, source.series, metadata, values)

@@ -153,6 +153,7 @@ def _add_conditions(parser: ArgumentParser) -> None:
         type=str | None,
         help="Shards whose samples are drawn: a path with braces or a glob.",
     )
+    add("--index-dir", type=str | None, help="Folder of their indices; default: beside them, or a cache.")
     for name, option in file_options().items():
         add(option, dest=name, type=str | None, help=FIELDS[name].help)
 
@@ -216,6 +217,7 @@ def sample_options(options: Namespace) -> SampleOptions:
         shards=options.shards,
         num=options.num,
         copies=options.num_per_prompt,
+        index_dir=options.index_dir,
     )
 
 

@@ -180,7 +180,7 @@ class Evaluation(ValidationSubset):
     def _record(
         self, trainer: L.Trainer, pl_module: L.LightningModule, values: list[Value], failures: list[str]
     ) -> None:
-        metadata = self._weights(trainer, pl_module) | self.metadata(trainer, pl_module)
+        metadata = self._weights(trainer, pl_module) | _chosen(trainer) | self.metadata(trainer, pl_module)
         lines = [value.record(metadata) for value in values]
         log_records(trainer, {f"val/{v.name}{self._suffix}": {**v.metadata, **metadata} for v in values})
         lines = [{**line, "name": f"val/{line['name']}{self._suffix}"} for line in lines]
@@ -211,3 +211,9 @@ class Evaluation(ValidationSubset):
     def _is_due(self, trainer: L.Trainer, steps: int) -> bool:
         is_last = trainer.state.fn != "fit" or steps == trainer.max_steps
         return is_last or self.every_n_steps is None or steps >= self._next
+
+
+def _chosen(trainer: L.Trainer) -> Metadata:
+    """Name the filter of the validation samples, if there is one."""
+    kept = getattr(getattr(trainer.datamodule, "evaluation", None), "filter", None)  # type: ignore[attr-defined]
+    return {} if kept is None else {"filter": str(kept)}

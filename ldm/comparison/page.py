@@ -19,7 +19,7 @@ MEASURED = (
 )
 """Fields of a record that identify the measurement. If the others, its settings, differ, numbers may too."""
 DEPENDS = {
-    "": ("model", "data.val", "data.image_size", "trainer.limit_val_batches"),
+    "": ("model", "data.val", "data.val_filter", "data.image_size", "trainer.limit_val_batches"),
     "loss": ("model.objective", "model.latents", "model.losses", "model.kl_weight"),
 }
 PAIRS = "val/pairs"

@@ -60,6 +60,11 @@ class EvaluationSet(Dataset[Sample]):
         """Names of all fields that are read, in the order of the table."""
         return tuple(name for name in FIELDS if name in (*self.required, *self.optional))
 
+    @property
+    def filter(self) -> str | None:
+        """Expression that its samples fulfil; None if all are used."""
+        return None if self.rows.grouping is None else self.rows.grouping.identity
+
     def __len__(self) -> int:
         return int(self.ends[-1])
 
@@ -69,7 +74,7 @@ class EvaluationSet(Dataset[Sample]):
         The same wherever the shards lie.
         """
         what: list[Any] = [fingerprint(self.files.summaries), self.image_size, min(num, len(self)), DECODER]
-        what += [] if self.rows.grouping is None else [self.rows.grouping.identity]
+        what += [] if self.filter is None else [self.filter]
         what += [] if self.kind == RGB8 else [asdict(self.kind)]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 

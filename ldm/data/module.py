@@ -16,6 +16,7 @@ from ldm.data.bucket_rows import shapes_of
 from ldm.data.buckets import Buckets
 from ldm.data.evaluation_set import EvaluationSet
 from ldm.data.fields import STORED_SUBSETS, Sample, check_names, collate, converted
+from ldm.data.filters import Filter
 from ldm.data.manifest import latents_size, stored_fields
 from ldm.data.readers import Indexed, Reader
 from ldm.data.resume import check_same
@@ -96,7 +97,8 @@ class Shards(L.LightningDataModule):
             if value is not None and value < lowest:
                 raise ValueError(f"data.{name}: got {value}, expected at least {lowest}")
         self.sets, self.new_phase = named_sets(train, filter), new_phase
-        self.val_shards, self.val_filter = val, val_filter
+        self.val_shards = val
+        self.val_filter = None if val_filter is None else Filter(val_filter, "data.val_filter")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.reader, self.augment, self.buckets = reader, augment, buckets
         self.fields = DEFAULT_FIELDS if fields is None else check_names(fields, "data.fields")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from typing_extensions import override
 
 from ldm.data.decode import Members, SampleId
-from ldm.data.fields import FIELDS
+from ldm.data.fields import FIELDS, Sample
 from ldm.data.files import ShardFiles
 from ldm.data.sets import TrainSet
+from ldm.data.view import View
 
 
 def own_members(files: ShardFiles, of: TrainSet) -> ShardFiles:
@@ -45,13 +46,32 @@ class OwnMembers(ShardFiles):
         super().__init__(summaries, files.index_dir, files.cache)
         self.given, self.caption_key = given, caption_key
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether the captions are those of the set."""
+        return self.caption_key is not None or "txt" in self.given
+
+    @override
+    def sample(
+        self,
+        shard: int,
+        row: int,
+        fields: Sequence[str],
+        view: View,
+        optional: Sequence[str] = (),
+        classes: Mapping[str, int] | None = None,
+    ) -> Sample:
+        if self.has_captions:  # not those that data.augment.captions draws among
+            view = replace(view, captions=())
+        return super().sample(shard, row, fields, view, optional, classes)
+
     @override
     def members(
         self, shard: int, row: int, names: Iterable[str], limit: int | None = None
     ) -> tuple[dict[str, bytes], SampleId]:
         asked = list(names)
         found, sample = super().members(shard, row, asked, limit)
-        if self.caption_key or "txt" in self.given:
+        if self.has_captions:
             found.pop("txt", None)
             if "json" in found:
                 found["json"] = self._captioned(Members(found, sample).json())

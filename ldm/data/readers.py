@@ -26,7 +26,7 @@ from ldm.data.mixture import Mixture
 from ldm.data.order import mix
 from ldm.data.own_members import own_members
 from ldm.data.rows import Rows
-from ldm.data.sets import IndexedSet, Patterns, TrainSet, TrainSets, filter_option, named_sets, option_of
+from ldm.data.sets import IndexedSet, Patterns, TrainSet, TrainSets, filter_of, named_sets, option_of
 from ldm.data.shard_file import peeking
 from ldm.data.source import (
     MAX_BAD,
@@ -38,7 +38,7 @@ from ldm.data.source import (
     rank_batches,
 )
 from ldm.data.stacking import NO_SLOTS, Slots, read_batch
-from ldm.data.stored import check_fields, check_flipped, num_giving
+from ldm.data.stored import check_captions, check_fields, check_flipped, num_giving
 from ldm.data.table import summarize_shared
 from ldm.data.tar import expand
 from ldm.types import RGB8, ImageKind
@@ -67,27 +67,25 @@ class Reader(ABC):
             ValueError: If shards are broken or lack one of the fields.
         """
 
-    def prepare(self, train: Train, val: Patterns, val_filter: str | None = None) -> None:
+    def prepare(self, train: Train, val: Patterns, val_filter: Filter | None = None) -> None:
         """Do once what is costly: here, index the validation shards."""
-        self.kept(self.files(val, "data.val"), val_filter, "data.val_filter")
+        self.kept(self.files(val, "data.val"), val_filter)
 
     def files(self, patterns: Patterns, option: str) -> ShardFiles:
         """Index the shards that ``option`` names and give random access to those with samples."""
         summaries = summarize_shared(expand(patterns, option), self.index_dir, self.cache)
         return ShardFiles(usable(summaries, option), self.index_dir, self.cache)
 
-    def kept(self, files: ShardFiles, text: str | None, option: str) -> tuple[ShardFiles, Rows]:
+    def kept(self, files: ShardFiles, kept: Filter | None) -> tuple[ShardFiles, Rows]:
         """Apply a filter: the shards of which it keeps samples, and their rows that are kept.
 
         Args:
             files: The shards.
-            text: The filter, see ``Filter``; None keeps all.
-            option: What names it, for messages.
+            kept: The filter; None keeps all.
 
         Raises:
-            ValueError: If it is no filter, keeps nothing, or names a field that no sample has.
+            ValueError: If it keeps nothing, or names a field that no sample has.
         """
-        kept = None if text is None else Filter(text, option)
         rows = kept_rows(files.summaries, self.index_dir, kept, self.cache)
         return ShardFiles(rows.summaries, self.index_dir, self.cache), rows
 
@@ -99,7 +97,7 @@ class Reader(ABC):
         reads: Callable[[Collection[str]], Collection[str]] = lambda stored: (),
         optional: Collection[str] | None = None,
         classes: Mapping[str, int] | None = None,
-        kept: str | None = None,
+        kept: Filter | None = None,
         kind: ImageKind = RGB8,
     ) -> EvaluationSet:
         """Open shards for evaluation, and check each for usable samples.
@@ -111,14 +109,14 @@ class Reader(ABC):
             reads: Gives the fields that are read with the image, see ``ldm.stage_protocols.ReadsFields``.
             optional: Further fields, loaded where all shards have them and a sample's can be read; None: all.
             classes: Number of classes of fields that hold some: samples with others are bad ones.
-            kept: Filter of the samples, see ``Filter``; None keeps all.
+            kept: Filter of the samples; None keeps all.
             kind: Channels and bits of the images.
 
         Raises:
             FileNotFoundError: If a pattern matches nothing.
             ValueError: If shards are broken, lack the image or what is read, or hold none that can be used.
         """
-        files, rows = self.kept(self.files(patterns, option), kept, f"{option}_filter")
+        files, rows = self.kept(self.files(patterns, option), kept)
         found = [
             name
             for name in FIELDS
@@ -163,9 +161,9 @@ class Indexed(Reader):
         self.group_shards = group_shards
 
     @override
-    def prepare(self, train: Train, val: Patterns, val_filter: str | None = None) -> None:
+    def prepare(self, train: Train, val: Patterns, val_filter: Filter | None = None) -> None:
         for name, of in named_sets(train).items():
-            self.kept(self.files(of.shards, option_of(name)), of.filter, filter_option(name))
+            self.kept(self.files(of.shards, option_of(name)), filter_of(name, of))
         super().prepare(train, val, val_filter)
 
     @override
@@ -179,12 +177,17 @@ class Indexed(Reader):
 
     def _open_set(self, name: str, of: TrainSet, spec: SampleSpec) -> IndexedSet:
         option = option_of(name)
+        own = {f"{option}.caption": of.caption, f"{option}.caption_key": of.caption_key}
+        check_captions(spec.fields, {"data.augment.captions": spec.augment.captions, **own})
         files = self.files(of.shards, option)
-        kept = None if of.filter is None else Filter(of.filter, filter_option(name))
+        kept = filter_of(name, of)
         shapes = spec.buckets or Shapes((Size(spec.image_size, spec.image_size),))
         samples = shapes.rows(files.summaries, self.index_dir, kept, self.cache)
         files = own_members(ShardFiles(samples.rows.summaries, self.index_dir, self.cache), of)
-        check_fields(files, spec.fields, f"{option}: data.fields" if name else "data.fields", samples.rows)
+        more = {} if of.has_captions else {"text": tuple(spec.augment.captions or ())}
+        check_fields(
+            files, spec.fields, f"{option}: data.fields" if name else "data.fields", samples.rows, more
+        )
         check_flipped(files, spec.fields, spec.augment.flip)
         seed = mix(spec.seed, *name.encode()) if name else spec.seed
         order = BucketOrder(samples.rows.counts, seed, self.group_shards, shapes.batch_size)

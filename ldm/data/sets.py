@@ -13,6 +13,7 @@ from ldm.data.buckets import AspectRatio, Size
 from ldm.data.decode import BadSample
 from ldm.data.fields import UNKNOWN_CLASS, Sample
 from ldm.data.files import ShardFiles
+from ldm.data.filters import Filter
 from ldm.data.index import fingerprint
 from ldm.data.kept import describe
 from ldm.data.source import SampleSpec
@@ -47,6 +48,11 @@ class TrainSet:
     caption_key: str | None = None
     caption: str | None = None
     label: int | None = None
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether its captions are stated here."""
+        return self.caption is not None or self.caption_key is not None
 
 
 TrainSets = Mapping[str, TrainSet]
@@ -101,6 +107,15 @@ def option_of(name: str) -> str:
 def filter_option(name: str) -> str:
     """Return the option that names the filter of a set."""
     return f"data.train.{name}.filter" if name else "data.filter"
+
+
+def filter_of(name: str, of: TrainSet) -> Filter | None:
+    """Return the filter of a set; None if all of its samples are used.
+
+    Raises:
+        ValueError: If its text is no filter.
+    """
+    return None if of.filter is None else Filter(of.filter, filter_option(name))
 
 
 class IndexedSet:

@@ -23,6 +23,7 @@ from ldm.data.patience import WAITS, Unreachable
 from ldm.data.readers import Reader, Train
 from ldm.data.sets import Patterns, named_sets
 from ldm.data.source import MAX_BAD, DataRank, SampleSpec, Source, num_bytes
+from ldm.data.stored import check_captions
 from ldm.data.tar import expand, urls
 from ldm.data.tar_stream import NotATar, read_samples
 from ldm.hardware import check_shared_memory
@@ -62,6 +63,7 @@ class Streaming(Reader):
             raise ValueError(
                 "data.buckets: Streaming does not know the sizes of images beforehand, expected Indexed"
             )
+        check_captions(spec.fields, {"data.augment.captions": spec.augment.captions})
         shards = _shards(_plain(train))
         raw = _samples({"url": url, "turn": 0} for url in shards)
         reason: BadSample | None = None

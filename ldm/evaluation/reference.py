@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ldm.cli import naming
 from ldm.data.evaluation_set import EvaluationSet
 from ldm.data.fields import Sample
+from ldm.data.filters import Filter
 from ldm.data.raster import DECODER
 from ldm.data.readers import Indexed
 from ldm.evaluation.files import ImageArray, ImageFolder, open_images
@@ -45,15 +46,28 @@ def open_shards(
     size: int | None,
     reads: Collection[str] = (),
     classes: Mapping[str, int] | None = None,
+    kept: Filter | None = None,
+    index_dir: str | None = None,
     kind: ImageKind = RGB8,
 ) -> EvaluationSet:
-    """Open shards; images are cropped and resized to the size.
+    """Open shards.
 
-    A sample must give the fields ``reads``, with classes below their number in ``classes``.
+    Args:
+        pattern: The shards.
+        size: Side to which images are cropped and resized, in pixels.
+        reads: Fields that a sample must give.
+        classes: Number of classes of fields that hold some.
+        kept: Filter of the samples; None keeps all.
+        index_dir: Folder of the indices; None: that of each shard, or a cache where it is read-only.
+        kind: Channels and bits of the images.
+
+    Raises:
+        ValueError: If there is no size, or the shards cannot be used.
     """
     if size is None:
         raise ValueError("--size: got none, expected the side of the images of --data")
-    return Indexed().evaluation(pattern, size, "--data", lambda _: reads, None, classes, kind=kind)
+    reader = Indexed(index_dir=index_dir)
+    return reader.evaluation(pattern, size, "--data", lambda _: reads, None, classes, kept, kind)
 
 
 def real_images(

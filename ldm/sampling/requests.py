@@ -36,6 +36,7 @@ class SampleOptions:
         num: Number of samples, or of images without caption and label.
         copies: Images of each prompt, label or sample.
         negative: Caption to guide away from where a prompt has none of its own, or None.
+        index_dir: Folder of the shards' indices; None: beside them, or a cache where that is read-only.
     """
 
     prompts: list[Prompt]
@@ -45,6 +46,7 @@ class SampleOptions:
     num: int | None
     copies: int
     negative: str | None = None
+    index_dir: str | None = None
 
     def given(self) -> dict[str, str]:
         """Return the fields that it gives, with the option that gives each."""
@@ -154,8 +156,8 @@ def _of_shards(
             f"--shards: its samples are read as squares, got images of {size} and a model that reads "
             f"{' and '.join(squares)}: expected one --size, or files"
         )
-    asked = options.shards, size.width, "--shards", lambda _: reads, ()
-    evaluation = Indexed().evaluation(*asked, kind=kind)
+    reader, asked = Indexed(index_dir=options.index_dir), (options.shards, size.width, "--shards")
+    evaluation = reader.evaluation(*asked, lambda _: reads, (), kind=kind)
     if lacking := sorted(set(reads) - set(evaluation.fields)):
         raise ValueError(
             f"--shards: '{options.shards}' gives {', '.join(evaluation.fields)}, but the model is "

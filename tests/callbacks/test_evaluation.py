@@ -404,6 +404,8 @@ def test_no_source_of_random_numbers_moves(tmp_path):
 
 
 class Twelve:
+    filter = "score > 3"
+
     def identity(self, num):
         return f"twelve points {num}"
 
@@ -432,6 +434,8 @@ def test_real_images_are_looked_at_once_in_a_run_and_never_in_the_next(tmp_path)
         metrics = [FeatureMetrics(Embedding(Counts(), "c"), [Frechet()])]
         evaluation = Evaluation(metrics, 10, cache=str(cache))
         run, _ = fit(folder, evaluation, datamodule=Named(), limit_val_batches=1.0)
+        lines = (folder / "evaluations.jsonl").read_text().splitlines()
+        assert [json.loads(line)["filter"] for line in lines] == ["score > 3"] * len(lines) != []
         return Counts.num_seen, run.callback_metrics["val/fid/c"].item()
 
     first = looked(tmp_path / "a", tmp_path / "statistics")

@@ -13,6 +13,7 @@ from comparing import error_of
 from jsonargparse import Namespace
 from PIL import Image
 from tiny_runs import ROOT, SUPPORT
+from tiny_shards import png, write_tar
 
 from data.digits import WORDS, pack_digits
 from ldm import evaluate, fit
@@ -184,6 +185,27 @@ def test_files_and_checkpoints_in_one_call_get_the_metrics_that_suit_each(chain,
     of_stage, of_files = run(tmp_path / "b", *candidates)
     assert {"psnr", "ssim"} <= values(of_stage).keys()
     assert not {"psnr", "ssim"} & values(of_files).keys()
+
+
+def test_a_filter_chooses_among_the_samples_and_is_recorded(tmp_path, metrics):
+    images(tmp_path / "mine", 20)
+    rows = [files(n, png(7 * n, 32), {"score": n}) for n in range(12)]
+    whole, kept = tmp_path / "whole" / "val-000000.tar", tmp_path / "kept" / "val-000000.tar"
+    for path, chosen in ((whole, rows), (kept, rows[3:])):
+        write_tar(path, [member for row in chosen for member in row])
+    arguments = [metrics, "--images", tmp_path / "mine", "--size=32"]
+    (filtered,) = run(tmp_path / "a", *arguments, f"--data={whole}", "--filter=score >= 3")
+    (alone,) = run(tmp_path / "b", *arguments, f"--data={kept}", f"--index-dir={tmp_path / 'index'}")
+    (all_of_it,) = run(tmp_path / "c", *arguments, f"--data={whole}")
+    assert values(filtered) == values(alone) != values(all_of_it)
+    assert filtered["drawn"] == {**all_of_it["drawn"], "filter": "score >= 3"}
+    assert {value["num_real"] for value in filtered["values"]} == {9}
+    assert len({found["values"][0]["reference"] for found in (filtered, alone, all_of_it)}) == 3
+    assert [*(tmp_path / "index").glob("*.npz")] and not [*kept.parent.glob("*.npz")]
+
+
+def files(number, image, meta):
+    return [(f"{number:03d}.png", image), (f"{number:03d}.json", json.dumps(meta).encode())]
 
 
 def test_results_before_a_failure_are_written(tmp_path, metrics, capsys):
@@ -399,6 +421,7 @@ def test_two_processes_measure_what_one_does(chain, tmp_path, metrics):
             ["--images", "mixed", "--reference=good"],
             "16 x 16 pixels, expected 32 x 32 like 'mixed/00",
         ),
+        (["--images", "good", "--reference=good", "--filter=a > 1"], "--filter: got one, but no --data"),
         (["--images", "small", "--reference=good"], "its images have side 16, the real ones 32"),
         (["--images", "good", "--reference=gone.npz"], "--reference: 'gone.npz' does not exist"),
         (["--images", "good", "--reference=page.npz"], "--reference: 'page.npz' is no .npz of arrays"),

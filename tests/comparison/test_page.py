@@ -252,6 +252,14 @@ def test_losses_of_other_stages_objectives_and_latents_are_not_ranked(folders, k
     assert loss["best"] == (None if differs else 0.1)
 
 
+def test_values_of_other_validation_samples_are_not_ranked(folders):
+    """Without a record the settings say so; with one its filter does."""
+    one, other = (_flatten({"data": {"val_filter": text}}) for text in (None, "score > 3"))
+    assert validated_otherwise("val/psnr", [one, other]) == ["data.val_filter"]
+    records = [EvaluationRecord(1.0, {"num": "8", **more}) for more in ({}, {"filter": "score > 3"})]
+    assert measured_otherwise(records) == ["filter"]
+
+
 def test_other_values_of_a_stage_are_ranked_whatever_its_losses_are(folders):
     one, other = ({"model": {"class_path": "Autoencoder", "init_args": {"kl_weight": w}}} for w in (1, 2))
     assert validated_otherwise("val/loss", [_flatten(one), _flatten(other)]) == ["model.kl_weight"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_shards import write_tar
+from tiny_shards import png, write_tar
 
 from ldm.callbacks.caption_lengths import lengths
 from ldm.data.decode import BadSample, SampleId
@@ -93,6 +93,43 @@ def test_a_sample_without_the_drawn_keys_has_its_caption_and_odd_ones_are_bad():
     for odd in (7, [], [1], {"a": 1}):
         with pytest.raises(BadSample, match=r"'long' is .*, expected a list of strings"):
             decode_sample({"json": json.dumps({"long": odd}).encode()}, SampleId("a", "k"), ["text"], view)
+
+
+def test_samples_with_drawn_captions_alone_need_no_other_and_one_without_any_is_a_bad_sample(tmp_path):
+    """Nor must the first shard's first sample have one."""
+
+    def shard(number, metas):
+        rows = [(f"{number}{n}", meta) for n, meta in enumerate(metas)]
+        bodies = [
+            (f"{key}.{kind}", body)
+            for key, meta in rows
+            for kind, body in (("png", png(1)), ("json", json.dumps(meta).encode()))
+        ]
+        return str(write_tar(tmp_path / f"train-{number}.tar", bodies))
+
+    paths = [shard(0, [{}, {"long": "l"}, {"short": "s"}]), shard(1, [{"short": "s"}] * 3)]
+    for reader in (Indexed(), Streaming(shuffle_buffer=1)):
+        data = Shards(
+            paths, paths, image_size=8, batch_size=3, reader=reader, augment=AUGMENT, fields=["image", "text"]
+        )
+        batches = list(islice(data.train_dataloader(), 4))
+        assert {text for batch in batches for text in batch["text"]} == {"l", "s"}
+        skipped = {bad for batch in batches for bad in batch.get("skipped", ())}
+        assert {bad.reason for bad in skipped} == {"missing text"} and "sample '00'" in skipped.pop().message
+    with pytest.raises(
+        ValueError, match=r"data.fields: asks for \['text'\], but the shard .*train-0.tar has 3"
+    ):
+        _ = opened(paths, Augment(captions={"other": 1.0})).source
+
+
+@pytest.mark.parametrize("reader", [Indexed(), Streaming(shuffle_buffer=1)])
+def test_stored_text_embeddings_are_of_no_captions_by_weight(shard, reader):
+    fields = ["image", "text_embedding"]
+    data = Shards(shard, shard, image_size=8, batch_size=4, reader=reader, augment=AUGMENT, fields=fields)
+    with pytest.raises(
+        ValueError, match=r"data.augment.captions: got {'long'.*embeddings .* of other captions"
+    ):
+        _ = data.source
 
 
 def test_every_sample_is_drawn_by_its_position_whatever_ranks_workers_and_start(shard):

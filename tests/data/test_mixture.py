@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import tarfile
 from collections import Counter
 from fractions import Fraction
 from itertools import islice
@@ -23,6 +25,7 @@ from ldm.data.mixture import Mixture, Turns, proportions
 from ldm.data.module import Shards, Streaming
 from ldm.data.sets import TrainSet
 from ldm.data.source import DataRank
+from ldm.data.view import Augment
 from ldm.stages.counted import Counted
 
 SHARES = st.lists(st.integers(1, 40), min_size=1, max_size=5)
@@ -222,6 +225,41 @@ def test_a_key_may_hold_several_captions(sets, tmp_path):
     assert {source[position]["text"] for position in range(60)} == {"x", "y"}
     with pytest.raises(ValueError, match=r"data.train.art: data.fields: asks for \['text'\], but the shard"):
         _ = data(sets(art_caption_key="none"), tmp_path).source
+
+
+def test_captions_of_a_set_come_before_those_that_are_drawn(sets, tmp_path):
+    train = sets(art_caption="a painting", photos_caption_key="many")
+    source = data(train, tmp_path, augment=Augment(captions={"alt": 1.0})).source
+    found = {(sample["key"][:3], sample["text"]) for sample in map(source.__getitem__, range(80))}
+    assert found == {("art", "a painting"), ("pho", "x"), ("pho", "y")}
+    source = data(sets(art_caption="a painting"), tmp_path, augment=Augment(captions={"alt": 1.0})).source
+    found = [sample["text"] for sample in map(source.__getitem__, range(80))]
+    assert {text[:3] for text in found} == {"a p", "alt"}
+
+
+@pytest.mark.parametrize("own", ["caption", "caption_key"])
+def test_stored_text_embeddings_are_not_of_the_captions_of_a_set(sets, tmp_path, own):
+    for folder in ("art", "photos"):
+        for path in (tmp_path / folder).glob("*.tar"):
+            add_embeddings(path)
+    train = sets(**{f"art_{own}": "alt"})
+    with pytest.raises(ValueError, match=rf"data.train.art.{own}: got 'alt', but the text embeddings that"):
+        _ = data(train, tmp_path, fields=["image", "text_embedding"]).source
+    source = data(train, tmp_path, fields=["image", "text"]).source
+    assert {s["text"][:3] for s in map(source.__getitem__, range(40)) if s["key"].startswith("art")} == {
+        "alt"
+    }
+    source = data(sets(), tmp_path, fields=["image", "text_embedding"]).source
+    assert source[0]["text_embedding"].shape == (1, 2)
+
+
+def add_embeddings(path):
+    array = io.BytesIO()
+    np.save(array, np.zeros((1, 1, 2), np.float16))
+    with tarfile.open(path) as tar:
+        bodies = [(member.name, tar.extractfile(member).read()) for member in tar.getmembers()]
+    keys = dict.fromkeys(name.partition(".")[0] for name, _ in bodies)
+    write_tar(path, [*bodies, *((f"{key}.text.npy", array.getvalue()) for key in keys)])
 
 
 def test_a_bad_sample_is_replaced_by_one_of_its_set(sets, tmp_path):
