@@ -13,6 +13,7 @@ from ldm.data.decode import Members, SampleId
 from ldm.data.fields import FIELDS, Sample
 from ldm.data.files import ShardFiles
 from ldm.data.sets import TrainSet
+from ldm.data.stacking import NO_SLOTS, Slots
 from ldm.data.view import View
 
 
@@ -60,10 +61,11 @@ class OwnMembers(ShardFiles):
         view: View,
         optional: Sequence[str] = (),
         classes: Mapping[str, int] | None = None,
+        slots: Slots = NO_SLOTS,
     ) -> Sample:
         if self.has_captions:  # not those that data.augment.captions draws among
             view = replace(view, captions=())
-        return super().sample(shard, row, fields, view, optional, classes)
+        return super().sample(shard, row, fields, view, optional, classes, slots)
 
     @override
     def members(
