@@ -34,6 +34,8 @@ CASES = {
 """Configuration, its options on two processes, batches of a step, and further options of both runs."""
 RESUMED = ("autoencoder", "clip", "diffusion")
 HALF = ["--model.optimizer.decay=none", "--trainer.val_check_interval=5"]
+HALVED = {"class_path": "ldm.distributed.DDP", "init_args": {"gradients": "bfloat16", "bucket_mb": 1}}
+MUON = ["--model.optimizer.class_path=Muon", "--model.optimizer.lr=1e-3"]
 QUIET = [(1, 100), (2, 100), (2, 1)]
 """Batches of a step, and of how many steps one is logged."""
 
@@ -74,6 +76,9 @@ def twos(chain, home, tmp_path_factory):
         add(case, name, *each, f"--trainer.val_check_interval={5 * batches}", *more)
     for name in RESUMED:
         add(f"{name} resumed", name, *HALF, *EACH, f"--trainer.max_steps={10 if name == 'diffusion' else 5}")
+    halved = f"--trainer.strategy={json.dumps(HALVED)}"
+    add("halved", "autoencoder", *EACH, halved, "--trainer.max_steps=2", "--trainer.val_check_interval=2")
+    add("muon", "autoencoder", *EACH, *MUON, "--trainer.max_steps=3", "--trainer.val_check_interval=3")
     for batches, every in QUIET:
         counts = ["--trainer.callbacks+=exact.CountCollectives"]
         counts += [f"--trainer.callbacks.path={folder}/said {batches} {every}"]
@@ -127,6 +132,26 @@ def test_a_run_goes_on_with_another_number_of_processes(chain, fresh, twos, name
     assert checkpoint(one)["Shards"] == checkpoint(two)["Shards"]
     assert rows(one, "samples") == rows(two, "samples")
     assert_same(one, two, name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_gradients_sent_in_bfloat16_differ_by_its_rounding(twos):
+    whole, halved = (
+        torch.load(twos / f"{name}.grad", weights_only=True) for name in ("autoencoder", "halved")
+    )
+    assert all(gradient.dtype == torch.float32 for gradient in halved.values())
+    # each process rounds its part to 8 bits, and the sum is rounded again: by 2**-9 at most
+    assert 2**-12 < distance(whole, halved) < 2**-8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_muon_of_two_processes_that_share_its_matrices_is_that_of_one(chain, fresh, twos):
+    steps = ["--trainer.max_steps=3", "--trainer.val_check_interval=3"]
+    one = alone(chain, "autoencoder", fresh.runs / "one", *MUON, *steps)
+    weights = [checkpoint(run)["state_dict"] for run in (one, twos / "muon")]
+    assert distance(*weights) < 1e-5
 
 
 def assert_same(one, two, name):
