@@ -102,8 +102,7 @@ class Shards(L.LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.reader, self.augment, self.buckets = reader, augment, buckets
         self.fields = DEFAULT_FIELDS if fields is None else check_names(fields, "data.fields")
-        self._image, self._image_size = image, image_size
-        self.image_kind = image or RGB8
+        self._image, self.image_kind, self._image_size = image, image or RGB8, image_size
         self._is_derived = {"fields": fields is None, "image_size": image_size is None}
         self._source: Source | None = None
         self._evaluation: EvaluationSet | None = None
@@ -163,8 +162,7 @@ class Shards(L.LightningDataModule):
     def evaluation(self) -> EvaluationSet:
         """The validation samples; opened on first use."""
         if self._evaluation is None:
-            more: dict[str, Any] = {"classes": self._classes, "kept": self.val_filter}
-            more |= {"kind": self.image_kind}
+            more = dict[str, Any](classes=self._classes, kept=self.val_filter, kind=self.image_kind)
             if self._reads is not None:
                 more |= {"reads": self._reads.__getitem__, "optional": {"text", "label", *self.fields}}
             self._evaluation = self.reader.evaluation(self.val_shards, self.image_size, **more)
