@@ -321,7 +321,9 @@ def test_checkpoints_of_other_sizes_are_not_drawn_at_one(capsys):
         TrainedStage("a", SimpleNamespace(name="diffusion", image_size=32)),
         TrainedStage("b", SimpleNamespace(name="diffusion", image_size=64)),
     ]
-    options = Namespace(sampler=None, steps=[], guidance=[], classes=None, templates=None, size=None)
+    options = Namespace(
+        sampler=None, steps=[], guidance=[], classes=None, templates=None, size=None, negative_prompt=None
+    )
     with pytest.raises(ValueError, match=r"--size: got none, but .* different sizes: a 32, b 64"):
         check_stages(options, stages)
     options.size = 32
