@@ -54,15 +54,29 @@ class Logged(L.Callback):
         self.values.append({name: value.item() for name, value in values if "bad_samples" in name})
 
 
-def fit(folder, data, steps=8):
+class Killed(L.Callback):
+    """Saves before each validation, as a run does, and cuts the second one off."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_validation_start(self, trainer, pl_module):
+        trainer.save_checkpoint(self.path)
+
+    def on_validation_epoch_start(self, trainer, pl_module):
+        if trainer.global_step == 8:
+            raise RuntimeError("the machine went away")
+
+
+def fit(folder, data, steps=8, others=(), **options):
     logged, model = Logged(), Labelled()
     trainer = L.Trainer(
         default_root_dir=folder, accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1,
         val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0, logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        use_distributed_sampler=False, callbacks=[BadSamples(), logged],
+        use_distributed_sampler=False, callbacks=[BadSamples(), logged, *others],
     )  # fmt: skip
-    trainer.fit(model, datamodule=data)
+    trainer.fit(model, datamodule=data, **options)
     return model, logged
 
 
@@ -74,6 +88,25 @@ def shards_with(folder, count, label_of, name="train-000000", **broken):
         members[f"{number:06d}.png"] = broken.get(f"s{number}", png(number))
         files += members.items()
     return str(write_tar(folder / f"{name}.tar", files))
+
+
+def trained(logged):
+    """Bad samples of training in all that was logged."""
+    return sum(n for values in logged.values for name, n in values.items() if name.startswith("train/"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_validation_that_is_cut_off_costs_no_count_of_training(tmp_path):
+    """Found by kills: what was counted before it was in no checkpoint."""
+    shards = shards_with(tmp_path, 16, lambda n: n % 10, s5=png(5)[:40])
+    _, whole = fit(tmp_path, Shards(shards, shards, image_size=8, batch_size=4), 12)
+    assert trained(whole) == 3
+    data, killed = Shards(shards, shards, image_size=8, batch_size=4), Killed(tmp_path / "last.ckpt")
+    with pytest.raises(RuntimeError, match="the machine went away"):
+        fit(tmp_path, data, 12, [killed])
+    data = Shards(shards, shards, image_size=8, batch_size=4)
+    _, rest = fit(tmp_path, data, 12, ckpt_path=killed.path, weights_only=True)
+    assert trained(rest) == 2  # of steps 5 to 8, and 9 to 12
 
 
 def test_classes_that_the_model_lacks_are_bad_samples_of_training_and_validation(tmp_path):
