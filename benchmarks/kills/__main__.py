@@ -7,7 +7,8 @@ must have had the same samples each time that it began. The other commands: one 
 moments and repeated until it is done: what is there after a kill is whole, and in the end everything is.
 Exit code 1 if anything differs. ``--only mixture``: training on two sets, half of the kills with other
 numbers of workers, after which all is the same bit for bit, half with other numbers of processes at the same
-global batch, after which the order of the samples is.
+global batch, after which the order of the samples is. ``--only buckets`` and ``--only mixed-buckets``: the
+same on aspect-ratio buckets, of one set and of two.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.kills.commands import Victim, prepare
-from benchmarks.kills.mixture import kill_mixture
+from benchmarks.kills.sets import kill_buckets, kill_mixed_buckets, kill_mixture
 from benchmarks.kills.training import Run, compare, kill, sequence
 from data.shapes.packer import Settings, pack
 
@@ -61,7 +62,13 @@ def kill_commands(folder: Path, shards: Path, kills: int, chance: random.Random)
 
 
 Part = Callable[[Path, Path, int, random.Random], list[str]]
-PARTS: dict[str, Part] = {"commands": kill_commands, "training": kill_training, "mixture": kill_mixture}
+PARTS: dict[str, Part] = {
+    "commands": kill_commands,
+    "training": kill_training,
+    "mixture": kill_mixture,
+    "buckets": kill_buckets,
+    "mixed-buckets": kill_mixed_buckets,
+}
 """What is killed; each prints a row per kill, and returns what differs in the end."""
 
 
@@ -72,8 +79,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="Of the moments.")
     parser.add_argument(
         "--only",
-        choices=("training", "commands", "mixture"),
-        help="All kills of one sort; mixture: training on sets, continued by other numbers of processes.",
+        choices=sorted(PARTS),
+        help="All kills of one sort; mixture and buckets: also continued by other numbers of processes.",
     )
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"

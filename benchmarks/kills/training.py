@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,11 +205,11 @@ def kill(run: Run, kind: str, chance: random.Random) -> str:
     return f"| {what} | step {steps} | {codes[0]}, {codes[1]} | {run.is_unfinished()} |"
 
 
-def sequence(count: int, chance: random.Random) -> Iterator[str]:
+def sequence(count: int, chance: random.Random, kinds: Collection[str] = KINDS) -> Iterator[str]:
     """Draw kinds, each about as often, in any order."""
-    kinds = [*KINDS] * -(-count // len(KINDS))
-    chance.shuffle(kinds)
-    yield from kinds[:count]
+    drawn = [*kinds] * -(-count // len(kinds))
+    chance.shuffle(drawn)
+    yield from drawn[:count]
 
 
 def differences(one: Any, two: Any, path: str) -> Iterator[str]:

@@ -1,11 +1,12 @@
-"""Training on a mixture of sets, killed and continued by other numbers of processes and workers."""
+"""Training on sets or in buckets, killed and continued by other numbers of processes and workers."""
 
 from __future__ import annotations
 
 import random
 import signal
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 from typing_extensions import override
 
 from benchmarks.kills.forks import Command
-from benchmarks.kills.training import Journal, Run, compare, in_training, in_writing, kill, sequence
+from benchmarks.kills.training import KINDS, Journal, Run, compare, in_training, in_writing, kill, sequence
 from ldm.stage_protocols import progress_of
 
 BATCH = 12
@@ -24,6 +25,7 @@ STEPS = 5
 ROUNDING = 1e-2
 """Relative, of losses: other numbers of processes add the same gradients in another order, and a weight whose
 gradient is 0 but for rounding, such as a bias before a normalization, moves by that alone."""
+SIGKILLS = [kind for kind, (_, number, _) in KINDS.items() if number == signal.SIGKILL]
 
 
 class Positions(Journal):
@@ -35,14 +37,16 @@ class Positions(Journal):
 
 
 @dataclass(frozen=True)
-class MixtureRun(Run):
-    """A run on two sets.
+class ContinuedRun(Run):
+    """A run whose numbers of processes and workers change.
 
     Args:
+        data: What of the configuration's section ``data`` is not in ``options``.
         world: Processes.
         workers: Of each, to read.
     """
 
+    data: Mapping[str, Any] = field(default_factory=dict)
     world: int = 2
     workers: int = 0
 
@@ -54,7 +58,7 @@ class MixtureRun(Run):
             "data.num_workers": self.workers,
             "trainer.val_check_interval": 4,
             "trainer.devices": self.world,
-            "trainer.callbacks+": "benchmarks.kills.mixture.Positions",
+            "trainer.callbacks+": "benchmarks.kills.continued.Positions",
         }
         kept = {name: value for name, value in super().options.items() if name != "data.train"}
         last = kept.pop("trainer.callbacks.folder")
@@ -64,20 +68,12 @@ class MixtureRun(Run):
     @property
     @override
     def command(self) -> Command:
-        sets = {
-            "long": {
-                "shards": str(self.shards / "train-{000000..000001}.tar"),
-                "weight": 0.7,
-                "filter": "caption_length >= 57",
-            },
-            "short": {"shards": [str(self.shards / "train-000002.tar")], "weight": 0.3, "caption": "a shape"},
-        }
-        config = self.folder / "sets.yaml"
-        config.write_text(yaml.safe_dump({"data": {"train": sets}}))
+        config = self.folder / "data.yaml"
+        config.write_text(yaml.safe_dump({"data": dict(self.data)}))
         plain = super().command
         return replace(plain, arguments=[*plain.arguments[:2], "--config", str(config), *plain.arguments[2:]])
 
-    def restarted(self, world: int, workers: int) -> MixtureRun:
+    def restarted(self, world: int, workers: int) -> ContinuedRun:
         """Return the same run in other processes."""
         return replace(self, world=world, workers=workers)
 
@@ -93,14 +89,24 @@ class MixtureRun(Run):
         return found
 
 
-def kill_mixture(folder: Path, shards: Path, kills: int, chance: random.Random) -> list[str]:
-    """Print a row per kill; return what differs in the end from runs that nobody disturbed."""
+def kill_continued(
+    folder: Path, shards: Path, data: Mapping[str, Any], kills: int, chance: random.Random
+) -> list[str]:
+    """Print a row per kill; return what differs in the end from runs that nobody disturbed.
+
+    Args:
+        folder: Of the runs.
+        shards: To validate on.
+        data: What is trained on, of the configuration's section ``data``.
+        kills: How many: half of a run of two processes, half of one with another number at each start.
+        chance: Draws moments and numbers.
+    """
     same, others, whole = (
-        MixtureRun(folder / name, shards, STEPS * kills) for name in ("same", "others", "all")
+        ContinuedRun(folder / name, shards, STEPS * kills, data) for name in ("same", "others", "all")
     )
     for run in (same, others, whole):
         run.folder.mkdir()
-    for kind in sequence(kills - kills // 2, chance):
+    for kind in sequence(kills - kills // 2, chance, SIGKILLS):
         print(kill(same.restarted(2, chance.randrange(3)), kind, chance), flush=True)
     for _ in range(kills // 2):
         print(_kill_others(others, chance), flush=True)
@@ -109,7 +115,7 @@ def kill_mixture(folder: Path, shards: Path, kills: int, chance: random.Random) 
     return compare(same, whole) + _compare_order(others, whole)
 
 
-def _kill_others(run: MixtureRun, chance: random.Random) -> str:
+def _kill_others(run: ContinuedRun, chance: random.Random) -> str:
     """Start the run in one to three processes, kill one or all, and describe it in a row of a table."""
     world, workers = chance.choice((1, 2, 3)), chance.randrange(3)
     process = run.restarted(world, workers).command.start(world)
@@ -124,7 +130,7 @@ def _kill_others(run: MixtureRun, chance: random.Random) -> str:
     return f"| {about} | step {steps} | {', '.join(map(str, codes))} | {run.is_unfinished()} |"
 
 
-def _compare_order(ours: MixtureRun, theirs: MixtureRun) -> list[str]:
+def _compare_order(ours: ContinuedRun, theirs: ContinuedRun) -> list[str]:
     """Name what differs after other numbers of processes: keys exactly, losses by more than rounding."""
     one, two = ours.positions(), theirs.positions()
     wrong = [f"position {p}: {sorted(one[p])}, not {sorted(two[p])}" for p in two if one[p] != two[p]]
@@ -136,6 +142,6 @@ def _compare_order(ours: MixtureRun, theirs: MixtureRun) -> list[str]:
     return wrong
 
 
-def _losses(run: MixtureRun) -> np.ndarray:
+def _losses(run: ContinuedRun) -> np.ndarray:
     rows = run.metrics()
     return np.array([float(row["train/loss"]) for row in rows if row["train/loss"]])
