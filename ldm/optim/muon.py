@@ -195,9 +195,8 @@ class MuonOptimizer(torch.optim.Optimizer):
 def multiplications(rows: int, columns: int) -> float:
     """Return how many multiplications the five iterations take for a matrix."""
     width, length = sorted((rows, columns))
-    if (
-        length > LONG * width
-    ):  # two Gram matrices and applications; 5 factors, 3 products of them, 2 x 3 between
+    if length > LONG * width:
+        # two Gram matrices and applications; 5 factors, 3 products of them, 2 x 3 between
         return 4.0 * width**2 * length + 14.0 * width**3
     return 10.0 * width**2 * length + 5.0 * width**3
 
