@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "status" or not path.exists():
             return self._refuse(int(amount) if kind == "status" else 404)
         if path.is_dir():
-            return self._send(_listing(path), 1.0)
+            return self._send(_listing(path))
         size = path.stat().st_size
         found = (
             re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")) if self.served.ranges else None
@@ -95,12 +95,13 @@ class Handler(BaseHTTPRequestHandler):
             file.seek(first)
             body = bytearray(file.read(last + 1 - first))
             body[len(body) // 2] ^= kind == "flip"
-            return self._send(bytes(body), amount if kind == "cut" else 1.0, starts=False)
+            return self._send(bytes(body), None, amount if kind == "cut" else 1.0)
 
-    def _send(self, body: bytes, share: float, starts: bool = True) -> int:
-        if starts:
+    def _send(self, body: bytes, content_type: str | None = "text/html", share: float = 1.0) -> int:
+        """Send a body, or a share of it, after headers that begin here, unless ``content_type`` is None."""
+        if content_type is not None:
             self.send_response(200)
-            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "HEAD":
@@ -112,9 +113,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         return len(sent)
 
-    def _refuse(self, code: int) -> int:
+    def _refuse(self, code: int, reason: str = "") -> int:
         self.send_response(code)
         self.send_header("Content-Length", "0")
+        if reason:
+            self.send_header("X-Error-Code", reason)
         if code == 503:
             self.send_header("Retry-After", "0")
         self.end_headers()
@@ -136,10 +139,11 @@ def serving(
     fault: Callable[[str, int], Fault | None] = lambda name, count: None,
     ranges: bool = True,
     etags: bool = True,
+    answers: type[Handler] = Handler,
 ) -> Iterator[Served]:
     """Serve a folder on a free port of this machine for the length of a ``with`` block."""
     served = Served(folder, ranges, etags, fault)
-    handler = type("OfFolder", (Handler,), {"served": served})
+    handler = type("OfFolder", (answers,), {"served": served})
     with _Server(("127.0.0.1", 0), handler) as server:
         served.url = f"http://127.0.0.1:{server.server_port}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
