@@ -89,7 +89,7 @@ class BadSamples:
     """
 
     def __init__(self, kind: str, policy: BadSamplePolicy = SKIP) -> None:
-        self.kind = kind
+        self.kind, self.policy = kind, policy
         self._tally = Tally(policy, "data.bad_samples")
         self._met = Counter[Skipped]()
         self._new = Counter[str]()

@@ -1,7 +1,8 @@
-"""Columns about the samples of a shard, for filters and buckets: read once without decoding pixels, and kept.
+"""Columns about the samples of a shard: read once without decoding pixels, and kept.
 
-They lie beside the shard's index (``000017.tar`` -> ``000017.tar.metadata.index.npz``), by rename, and are
-read again when size or modification time of the shard differ from those that they were read for.
+Filters, buckets and the search for bad samples use them. They lie beside the shard's index (``000017.tar`` ->
+``000017.tar.metadata.index.npz``), by rename, and are read again when size or modification time of the shard
+differ from those that they were read for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from ldm.data.files import ShardFiles
 from ldm.data.index import Summary, find_index
 from ldm.data.raster import stored_size
 from ldm.data.tar import INDEX
+from ldm.data.view import View
 from ldm.io.arrays import parsed
 from ldm.io.atomic import replacing
 
@@ -47,8 +50,8 @@ def metadata(
         index_dir: Folder of its index; None: that of the shard.
         columns: Name to kind. "width" and "height" (of the image as it is decoded: those of the json member
             if it states both, else those of the image's header), "latent_width" and "latent_height", and
-            "caption_length" (characters of the canonical caption) are computed; any other name is a key of
-            the json member.
+            "caption_length" (characters of the canonical caption) are computed, and so are ``PROBLEMS``; any
+            other name is a key of the json member.
         cache: Where remote shards are staged.
 
     Returns:
@@ -89,20 +92,45 @@ class _Sample:
         height, width = _side(self.json.get("height")), _side(self.json.get("width"))
         if height and width:
             return height, width
+        return None if isinstance(self.header, BadSample) else self.header
+
+    @cached_property
+    def header(self) -> tuple[int, int] | BadSample:
+        """Height and width by the image's header, or why training cannot read it."""
         for limit in (_HEADER, None):
-            members, _ = self.files.members(0, self.row, IMAGES, limit)
-            with contextlib.suppress(ValueError):
-                return stored_size(next(iter(members.values()), b""), is_whole=limit is None)
-        return None
+            members, sample = self.files.members(0, self.row, IMAGES, limit)
+            if not members:
+                return sample.bad(" or ".join(IMAGES), "missing: it gives the field 'image'", "missing image")
+            name, content = next(iter(members.items()))
+            try:
+                return stored_size(content, is_whole=limit is None)
+            except ValueError as error:
+                problem = sample.bad(name, str(error), "unreadable image")
+        return problem
 
     @property
     def caption_length(self) -> float | None:
         """Characters of the canonical caption; None where it has none that is usable."""
+        caption = self.caption()
+        return None if isinstance(caption, BadSample) else float(len(caption))
+
+    def caption(self, draw: int | None = None) -> str | BadSample:
+        """Caption that is drawn, None: the canonical one, or why it cannot be used."""
         members, sample = self.files.members(0, self.row, FIELDS["text"].members)
-        with contextlib.suppress(BadSample):
-            caption = decode.text(Members(members, sample))
-            return None if caption is None else float(len(caption.value))
-        return None
+        try:
+            found = decode.text(Members(members, sample, View(0, 0, draw=draw)))
+        except BadSample as error:
+            return error
+        missing = sample.bad("txt or json", "missing: it gives the field 'text'", "missing text")
+        return missing if found is None else str(found.value)
+
+    @property
+    def drawn_captions(self) -> list[str | BadSample]:
+        """All captions that training draws among."""
+        listed = self.json.get("captions")
+        return [
+            self.caption(draw) for draw in range(len(listed) if isinstance(listed, list) and listed else 1)
+        ]
 
     @cached_property
     def latent_size(self) -> tuple[float, float] | None:
@@ -114,6 +142,35 @@ class _Sample:
         return None
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Why a sample cannot be used.
+
+    Args:
+        reason: In two words, see ``BadSample``.
+        key: Of the sample.
+        message: What is wrong with it, without its shard.
+    """
+
+    reason: str
+    key: str
+    message: str
+
+    @classmethod
+    def from_text(cls, text: str) -> Problem:
+        """Restore what a column of ``PROBLEMS`` holds."""
+        return cls(*text.split("\0", 2))
+
+
+def _problem(sample: _Sample, *found: object) -> str | None:
+    """Write the first error among what was found, as ``Problem.from_text`` reads it."""
+    error = next((each for each in found if isinstance(each, BadSample)), None)
+    if error is None:
+        return None
+    about = sample.files.members(0, sample.row, ())[1]
+    return "\0".join((error.reason, about.key, str(error).removeprefix(f"{about.shard}: ")))
+
+
 COMPUTED: dict[str, Callable[[_Sample], float | None]] = {
     "width": lambda sample: sample.size and sample.size[1],
     "height": lambda sample: sample.size and sample.size[0],
@@ -122,6 +179,14 @@ COMPUTED: dict[str, Callable[[_Sample], float | None]] = {
     "latent_height": lambda sample: sample.latent_size and sample.latent_size[0],
 }
 """Columns that are no keys of the json member."""
+PROBLEMS: dict[str, Callable[[_Sample], str | None]] = {
+    "image problem": lambda sample: _problem(sample, sample.header),
+    "caption problem": lambda sample: _problem(sample, sample.caption()),
+    "drawn caption problem": lambda sample: _problem(sample, *sample.drawn_captions),
+}
+"""Columns of texts that say why the image by its header, the canonical caption, or one of those that training
+draws among cannot be used; "" where nothing is wrong."""
+_FUNCTIONS: Mapping[str, Callable[[_Sample], float | str | None]] = {**COMPUTED, **PROBLEMS}
 
 _Values = tuple[np.ndarray, list[str] | None]
 """(N,) numbers, and texts where any sample has one: a key may give both."""
@@ -133,7 +198,7 @@ def _collect(files: ShardFiles, names: Iterable[str]) -> dict[str, _Values]:
     for row in range(files.summaries[0].count):
         sample = _Sample(files, row)
         for name, values in rows.items():
-            values.append(COMPUTED[name](sample) if name in COMPUTED else sample.json.get(name))
+            values.append(_FUNCTIONS[name](sample) if name in _FUNCTIONS else sample.json.get(name))
     return {name: _split(values) for name, values in rows.items()}
 
 

@@ -81,6 +81,8 @@ def stored_size(content: bytes, is_whole: bool = True) -> tuple[int, int]:
     Raises:
         ValueError: If it is no image of the formats of shards, or its beginning does not tell.
     """
+    if (size := plain_jpeg_size(content)) is not None:
+        return size
     is_png = content.startswith(_PNG)
     if is_png and not is_whole:
         raise ValueError("a PNG may say behind its pixels how it is turned")

@@ -110,7 +110,7 @@ def test_a_validation_that_is_cut_off_costs_no_count_of_training(tmp_path):
 
 
 def test_classes_that_the_model_lacks_are_bad_samples_of_training_and_validation(tmp_path):
-    train = shards_with(tmp_path, 16, lambda n: 10 if n == 3 else n % 10, s5=png(5)[:40])
+    train = shards_with(tmp_path, 16, lambda n: 10 if n == 3 else n % 10, s5=png(5)[:45])
     val = shards_with(tmp_path, 12, lambda n: 99 if n == 7 else n % 10, "val")
     data = Shards(train, val, image_size=8, batch_size=4)
     with pytest.warns(UserWarning) as caught:
@@ -150,7 +150,7 @@ def test_many_classes_that_the_model_lacks_are_a_mistake_of_the_configuration(tm
 
 
 def test_the_first_bad_sample_is_an_error_where_the_policy_says_so(tmp_path):
-    train = shards_with(tmp_path, 16, lambda n: n % 10, s5=png(5)[:40])
+    train = shards_with(tmp_path, 16, lambda n: n % 10, s5=png(5)[:45])
     val = shards_with(tmp_path, 12, lambda n: n % 10, "val")
     broken = shards_with(tmp_path, 12, lambda n: 99 if n == 7 else n % 10, "broken")
     strict = BadSamplePolicy("error")
@@ -162,6 +162,34 @@ def test_the_first_bad_sample_is_an_error_where_the_policy_says_so(tmp_path):
         with pytest.warns(UserWarning), pytest.raises(ValueError, match=message):
             fit(tmp_path, data)
     fit(tmp_path, Shards(val, val, image_size=8, batch_size=4, bad_samples=strict))
+
+
+def test_what_the_search_finds_is_printed_listed_and_logged_and_ends_a_strict_run(tmp_path, capsys):
+    train = shards_with(tmp_path, 16, lambda n: n % 10, s5=b"<html>", s9=b"")
+    val = shards_with(tmp_path, 12, lambda n: n % 10, "val", s3=b"<html>")
+    with pytest.warns(UserWarning):
+        _, logged = fit(tmp_path, Shards(train, val, image_size=8, batch_size=4))
+    name = "bad_samples_found/unreadable_image"
+    first = {n: v for n, v in logged.values[0].items() if name in n}
+    assert first == {f"train/{name}": 2.0, f"val/{name}": 1.0}
+    line = (
+        "data.bad_samples: 2 of 16 training samples are bad: 2 unreadable image, e.g. '000005', '000009'; "
+        "1 of 12 validation samples are bad: 1 unreadable image, e.g. '000003'; all are listed in "
+        f"{tmp_path}/bad-samples.txt"
+    )
+    assert line in capsys.readouterr().out.splitlines()
+    listed = (tmp_path / "bad-samples.txt").read_text().splitlines()
+    assert [each.split("\t")[:2] for each in listed] == [
+        ["training", "unreadable image"],
+        ["training", "unreadable image"],
+        ["validation", "unreadable image"],
+    ]
+    assert listed[2].endswith("sample '000003', member 'png': its 6 bytes are no JPEG, PNG or WebP image")
+    strict = Shards(train, val, image_size=8, batch_size=4, bad_samples=BadSamplePolicy("error"))
+    with pytest.raises(
+        ValueError, match=r"action is error: 2 bad samples, .*first step: 3, all in .*bad-samp"
+    ):
+        fit(tmp_path, strict)
 
 
 def test_a_share_counts_once_enough_was_read():
