@@ -29,8 +29,8 @@ class BadSamples(L.Callback):
     there are, and lists them in ``bad-samples.txt`` of the run folder; the policy applies to them.
     Each validation logs their number, ``train/bad_samples_found/missing_text`` and the same for ``val``.
 
-    ``train/bad_samples/missing_text`` counts those replaced since the validation before, also if this one was
-    cut off and is repeated; what a signal or an error stops between two validations counts only from there on.
+    ``train/bad_samples/missing_text`` counts those replaced since the validation before, also if this one
+    was cut off and is repeated; what a signal or an error stops between two counts only from there on.
     ``val/bad_samples/missing_text`` counts those of a validation.
     """
 
