@@ -48,6 +48,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     served: Served
+    _count = 0
 
     def log_message(self, *_: object) -> None:
         """Stay silent."""
@@ -62,16 +63,15 @@ class Handler(BaseHTTPRequestHandler):
         with self.served.lock:
             count = len(self.served.gets[name])
             self.served.gets[name].append(0)
-        sent = self._answer(self.served.fault(name, count))
-        with self.served.lock:
-            self.served.gets[name][count] = sent
+        self._count = count
+        self._answer(self.served.fault(name, count))
 
     @property
     def _name(self) -> str:
         return self.path.partition("?")[0].lstrip("/")
 
-    def _answer(self, fault: Fault | None) -> int:
-        """Answer; return the bytes sent."""
+    def _answer(self, fault: Fault | None) -> None:
+        """Answer."""
         path, (kind, amount) = self.served.folder / self._name, fault or ("", 0.0)
         if kind == "slow":
             time.sleep(amount)
@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
             body[len(body) // 2] ^= kind == "flip"
             return self._send(bytes(body), None, amount if kind == "cut" else 1.0)
 
-    def _send(self, body: bytes, content_type: str | None = "text/html", share: float = 1.0) -> int:
+    def _send(self, body: bytes, content_type: str | None = "text/html", share: float = 1.0) -> None:
         """Send a body, or a share of it, after headers that begin here, unless ``content_type`` is None."""
         if content_type is not None:
             self.send_response(200)
@@ -105,15 +105,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "HEAD":
-            return 0
+            return
         sent = body[: int(len(body) * share)]
+        with self.served.lock:
+            self.served.gets[self._name][self._count] = len(sent)  # before the client has them
         self.wfile.write(sent)
         if share < 1:
             time.sleep(0.05)  # what was sent arrives
             self.close_connection = True
-        return len(sent)
 
-    def _refuse(self, code: int, reason: str = "") -> int:
+    def _refuse(self, code: int, reason: str = "") -> None:
         self.send_response(code)
         self.send_header("Content-Length", "0")
         if reason:
@@ -121,7 +122,6 @@ class Handler(BaseHTTPRequestHandler):
         if code == 503:
             self.send_header("Retry-After", "0")
         self.end_headers()
-        return 0
 
 
 class _Server(ThreadingHTTPServer):

@@ -75,6 +75,8 @@ def _code(error: BaseException | None) -> int | None:
     """Return the HTTP code that an error is about; fsspec's own may hide it in their cause."""
     from aiohttp import ClientPayloadError
 
+    if str(error).startswith("Forbidden: "):  # of gcsfs, an OSError without a code
+        return 403
     while error is not None and not isinstance(error, ClientPayloadError):  # has a code that nobody sent
         response = getattr(error, "response", None)
         in_response = getattr(response, "status_code", None)

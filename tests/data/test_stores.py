@@ -1,9 +1,9 @@
-"""Shards on a Hugging Face Hub, by its own client: a run on them is the run on a local copy."""
+"""Shards on a Hugging Face Hub and in Google's store, by their own clients: as from a local copy."""
 
 from __future__ import annotations
 
+import asyncio
 import random
-import time
 from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 import torch
+from gcs_server import BUCKET, Storage
 from hub_server import REPOSITORY, Hub
 from tiny_shards import png, write_tar
 
@@ -53,15 +54,34 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def store(folder, tmp_path, monkeypatch):
-    """A server whose clients do not wait between their own tries, and the URL of its folder ``web``."""
-    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "default"))
-    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: time.sleep(0)))
+def hub(folder, monkeypatch):
+    """A Hub, whose client does not wait between its own tries, and the URL of its folder ``web``."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
     with serving(folder, answers=Hub) as served:
         monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": served.url})
         remote._made.cache_clear()
         yield served, f"hf://datasets/{REPOSITORY}/web"
         remote._made.cache_clear()
+
+
+@pytest.fixture
+def bucket(folder, monkeypatch):
+    """Google's store, whose client does not wait between its own tries, and the URL of its folder ``web``."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks Google by gRPC
+    retry = pytest.importorskip("gcsfs.retry", reason="gs:// needs gcsfs")
+    monkeypatch.setattr(retry, "asyncio", SimpleNamespace(sleep=lambda _: asyncio.sleep(0)))
+    with serving(folder, answers=Storage) as served:
+        monkeypatch.setitem(fsspec.config.conf, "gs", {"endpoint_url": served.url, "token": "anon"})
+        remote._made.cache_clear()
+        yield served, f"gs://{BUCKET}/web"
+        remote._made.cache_clear()
+
+
+@pytest.fixture(params=["hub", "bucket"])
+def store(request, tmp_path, monkeypatch):
+    """A server and the URL of its folder ``web``."""
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "default"))
+    return request.getfixturevalue(request.param)
 
 
 def reader(tmp_path, waits=(0.0, 0.0)) -> Indexed:
@@ -100,7 +120,7 @@ def test_globs_and_folders_are_listed_and_hashes_known(store, folder, monkeypatc
     single = {url: remote.version(url) for url in expected}
     monkeypatch.setattr(remote, "MANY", 1)
     assert remote.versions(expected) == single
-    assert all(version.tag.startswith("sha256:") for version in single.values())
+    assert all(version.tag.startswith(("sha256:", "md5:")) for version in single.values())
 
 
 def test_no_more_is_read_than_asked_for(store, folder):
@@ -183,8 +203,8 @@ def test_what_is_not_there_or_does_not_answer_is_named(store, tmp_path):
     assert error.value.exit_code == 75
 
 
-def test_revisions_and_foreign_datasets_of_a_hub(store, folder):
-    _, url = store
+def test_revisions_and_foreign_datasets_of_a_hub(hub):
+    _, url = hub
     at = url.replace(REPOSITORY, f"{REPOSITORY}@main")
     expected = remote.version(f"{url}/train-000000.tar")
     assert expand(f"{at}/train-*.tar", "x")[0] == f"{at}/train-000000.tar"

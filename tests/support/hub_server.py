@@ -30,7 +30,7 @@ class Hub(Handler):
         found = _FILE.fullmatch(path)
         return found["path"] if found else path
 
-    def _answer(self, fault: Fault | None) -> int:
+    def _answer(self, fault: Fault | None) -> None:
         asked = unquote(super()._name)
         found = _API.fullmatch(asked) or _FILE.fullmatch(asked)
         if fault and fault[0] == "status":
@@ -44,7 +44,7 @@ class Hub(Handler):
             return self._describe(path, lists=found["kind"] == "tree")
         return super()._answer(fault) if path.is_file() else self._refuse(404, "EntryNotFound")
 
-    def _describe(self, path: Path, lists: bool) -> int:
+    def _describe(self, path: Path, lists: bool) -> None:
         if lists and not path.is_dir():
             return self._refuse(404, "EntryNotFound")
         about = [_entry(each, self.served.folder) for each in sorted(path.iterdir())] if lists else _INFO
