@@ -266,7 +266,7 @@ def test_urls_that_are_refused(tmp_path, monkeypatch):
         assert str(error.value).startswith("data.train: ")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ValueError, match=r"needs gcsfs: pip install 'ldm\[remote\]'"):
-        expand("gs://bucket/a.tar", "data.train")
+        expand("gcs://bucket/a.tar", "data.train")  # of which no test keeps a client
     path = write_tar(tmp_path / "a::b.tar", sample(0))
     assert expand(str(path), "x") == [str(path)]
     path = write_tar(tmp_path / "a.tar", sample(0))
