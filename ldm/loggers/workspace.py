@@ -36,8 +36,6 @@ CURVES = {
         "train/data_wait",
         "train/bad_samples/*",
         "val/bad_samples/*",
-        "train/bad_samples_found/*",
-        "val/bad_samples_found/*",
         "train/mfu",
         "train/memory_gib",
     ],
