@@ -87,7 +87,10 @@ class SkipNonFinite(L.Callback):
 
     @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        loss.register_hook(lambda grad: torch.where(loss.detach().isfinite(), grad, torch.nan))
+        is_finite = (
+            loss.detach().isfinite()
+        )  # not the loss itself: its graph would have a reference to itself
+        loss.register_hook(lambda grad: torch.where(is_finite, grad, torch.nan))
 
     @override
     def on_before_optimizer_step(

@@ -1,9 +1,11 @@
 """A loss or gradient that is not finite: skipped by all processes, counted, and named when it persists."""
 
 import copy
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,34 @@ class Ill(TinyStage):
         super().on_train_batch_start(batch, batch_idx)
         optimizer = self.optimizers()
         self.seen.append(copy.deepcopy((self.state_dict(), optimizer.state_dict()["state"])))
+
+
+class Node:
+    """What lives as long as the graph of a step."""
+
+
+class Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, node):
+        ctx.node = node
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+class Traced(TinyStage):
+    """Has weak references to the graphs of its steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.graphs = []
+
+    def training_step(self, batch, batch_idx):
+        node = Node()
+        self.graphs.append(weakref.ref(node))
+        return Through.apply(super().training_step(batch, batch_idx), node)
 
 
 def fit(folder, stage, max_in_a_row=20, **changes):
@@ -87,6 +117,15 @@ def test_finite_steps_are_unchanged(tmp_path):
     plain = TinyStage()
     trainer(tmp_path / "b").fit(plain, loader(), loader(8))
     assert torch.equal(ours.scale, plain.scale) and torch.equal(ours.shift, plain.shift)
+
+
+def test_the_graph_of_a_step_is_freed(tmp_path):
+    """Found by the memory of a long run: each step left the nodes of its graph behind."""
+    stage = Traced()
+    fit(tmp_path, stage)
+    gc.collect()
+    assert len(stage.graphs) > 3
+    assert [graph() for graph in stage.graphs] == [None] * len(stage.graphs)
 
 
 def test_a_persistent_one_ends_the_run_with_the_last_good_weights(tmp_path):
