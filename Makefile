@@ -15,7 +15,7 @@ SAME := benchmarks comparison data_sets inspection io loggers network runs slurm
 help:
 	@echo "make demo           train autoencoder, CLIP and diffusion on embedded data, draw unseen captions"
 	@echo "make test           all tests"
-	@echo "make test-fast      all but the slow ones: two minutes on two cores"
+	@echo "make test-fast      all but the slow ones: three to four minutes on two cores"
 	@echo "make test-float32   the fast tests that compute, as on a processor without AVX-512 and bfloat16"
 	@echo "make test-versions  the fast tests in .venv-lowest and .venv-newest: lowest and newest versions that pyproject.toml allows"
 	@echo "make check          linters, types, import contracts"
