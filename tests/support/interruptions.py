@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import lightning as L
 
@@ -75,6 +76,14 @@ class Hangs(Leaves):
         wait_for_nothing()
 
 
+def wait_for(path, seconds=60):
+    for _ in range(10 * seconds):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"{path} is not there after {seconds} s")
+
+
 def wait_for_nothing():
     time.sleep(10_000)
 
@@ -102,6 +111,8 @@ class Signalled(L.Callback):
         self._signal(trainer, "backward")
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if self.number == signal.SIGKILL:  # once the checkpoint before a validation is written
+            wait_for(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
         self._signal(trainer, "validation")
 
     def _signal(self, trainer, where):
