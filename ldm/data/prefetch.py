@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ class Prefetcher:
     """Stages shards in the order in which they are read, in threads of the process that reads.
 
     All processes of a node begin with the same shards: each leaves out those that another one is staging.
+    The threads end when nobody holds the prefetcher any more, after the shards that they are staging then.
 
     Args:
         stage: Stages a shard, by its number; whether it is there now.
@@ -40,6 +42,7 @@ class Prefetcher:
         """
         if self._staging is None or self._staging.process != os.getpid():  # new, or forked
             self._staging = _Staging(self._stage)
+            weakref.finalize(self, self._staging.end).atexit = False
             self._announced.clear()
         if not any(shard in group for group in self._announced):
             now, later = upcoming()
@@ -55,6 +58,7 @@ class _Staging:
         self._stage = stage
         self._todo: deque[int] = deque()
         self._again: list[int] = []
+        self._has_ended = False
         self._changed = threading.Condition()
         for _ in range(THREADS):
             threading.Thread(target=self._run, name="prefetch", daemon=True).start()
@@ -64,21 +68,27 @@ class _Staging:
             self._todo, self._again = deque(shards), []
             self._changed.notify_all()
 
+    def end(self) -> None:
+        if self.process == os.getpid():  # a forked process has no such threads, but a lock that one may hold
+            with self._changed:
+                self._has_ended = True
+                self._changed.notify_all()
+
     def _run(self) -> None:
-        while True:
-            shard, again = self._next()
+        while (found := self._next()) is not None:
+            shard, again = found
             if not self._is_staged(shard):
                 again.append(shard)
 
-    def _next(self) -> tuple[int, list[int]]:
-        """Wait for a shard; also return the list that takes it if it must be tried again."""
+    def _next(self) -> tuple[int, list[int]] | None:
+        """Wait for a shard; also return the list that takes it if it must be tried again. None: the end."""
         with self._changed:
-            while not self._todo:
+            while not (self._todo or self._has_ended):
                 self._changed.wait(PAUSE if self._again else None)
                 if not self._todo:
                     self._todo.extend(self._again)
                     self._again.clear()
-            return self._todo.popleft(), self._again
+            return None if self._has_ended else (self._todo.popleft(), self._again)
 
     def _is_staged(self, shard: int) -> bool:
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import threading
 from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
@@ -29,6 +31,15 @@ TRAIN = "train-{000000..000004}.tar"
 THIRD = "web/train-000002.tar"
 PIECE = 1 << 16
 """Bytes of a request, so that a shard is several."""
+
+
+def prefetching():
+    """Return the threads that stage shards once those end whose readers are gone."""
+    gc.collect()
+    found = [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    for thread in found:
+        thread.join(10.0)
+    return [thread for thread in found if thread.is_alive()]
 
 
 @pytest.fixture
@@ -61,6 +72,7 @@ def hub(folder, monkeypatch):
         monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": served.url})
         remote._made.cache_clear()
         yield served, f"hf://datasets/{REPOSITORY}/web"
+        prefetching()  # of this test would ask the server of the next one: it has the same URLs
         remote._made.cache_clear()
 
 
@@ -74,6 +86,7 @@ def bucket(folder, monkeypatch):
         monkeypatch.setitem(fsspec.config.conf, "gs", {"endpoint_url": served.url, "token": "anon"})
         remote._made.cache_clear()
         yield served, f"gs://{BUCKET}/web"
+        prefetching()
         remote._made.cache_clear()
 
 
@@ -112,6 +125,17 @@ def test_order_and_identity_are_those_of_local_files_from_any_position(store, fo
     assert source.identity() == expected.identity()
     for start in (0, 17):
         assert_equal(batches(source, start, workers=workers), batches(expected, start))
+
+
+def test_the_threads_that_stage_shards_end_with_their_reader(hub, tmp_path):
+    prefetching()
+    before = {thread.ident for thread in threading.enumerate()}
+    source = reader(tmp_path).open(f"{hub[1]}/{TRAIN}", SPEC)
+    batches(source, num=1)
+    began = {thread.name for thread in threading.enumerate() if thread.ident not in before}
+    assert "prefetch" in began
+    del source
+    assert not prefetching()
 
 
 def test_globs_and_folders_are_listed_and_hashes_known(store, folder, monkeypatch):
