@@ -51,3 +51,19 @@ class CountCollectives(L.Callback):
             if trainer.is_global_zero:
                 names = [event.name for event in self._profile.events() if event.name.startswith("gloo:")]
                 torch.save(names, self.path)
+
+
+class IllSteps(L.Callback):
+    """Makes gradients of the first batch of some steps NaN, on the last process alone.
+
+    Args:
+        steps: Optimizer steps, counted from 0.
+    """
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = steps
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        is_first = trainer.fit_loop.epoch_loop.batch_idx % trainer.accumulate_grad_batches == 0
+        if is_first and trainer.global_step in self.steps and trainer.global_rank == trainer.world_size - 1:
+            loss.register_hook(lambda gradient: gradient * torch.nan)
