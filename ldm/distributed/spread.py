@@ -18,7 +18,7 @@ Work = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Makes matrices (rows, columns) out of as many, of the same shapes."""
 
 
-def share_out(costs: Sequence[float], num: int) -> list[int]:
+def share_out(costs: Sequence[float], num: int) -> list[list[int]]:
     """Give each task to the process that has least to do so far, the largest first (Graham 1969).
 
     Args:
@@ -26,14 +26,15 @@ def share_out(costs: Sequence[float], num: int) -> list[int]:
         num: Processes.
 
     Returns:
-        The process of each task, in [0, num): the same in all processes.
+        The tasks of each process, in ascending order: the same in all processes.
     """
     loads = [(0.0, process) for process in range(num)]
-    owners = [0] * len(costs)
+    shares: list[list[int]] = [[] for _ in range(num)]
     for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        load, owners[i] = heapq.heappop(loads)
-        heapq.heappush(loads, (load + costs[i], owners[i]))
-    return owners
+        load, process = heapq.heappop(loads)
+        shares[process].append(i)
+        heapq.heappush(loads, (load + costs[i], process))
+    return [sorted(share) for share in shares]
 
 
 class Spread(ABC):
@@ -74,8 +75,7 @@ class Replicated(Spread):
     @override
     def run(self, matrices: Sequence[Tensor], costs: Sequence[float], work: Work) -> Sequence[Tensor]:
         rank, world = dist.get_rank(self.group), dist.get_world_size(self.group)
-        owners = share_out(costs, world)
-        shares = [[i for i, owner in enumerate(owners) if owner == process] for process in range(world)]
+        shares = share_out(costs, world)
         length = max(sum(matrices[i].numel() for i in share) for share in shares)
         mine = matrices[0].new_empty(length)
         _pack(work([matrices[i] for i in shares[rank]]), mine)
@@ -104,10 +104,12 @@ class Sharded(Spread):
     @override
     def run(self, matrices: Sequence[Tensor], costs: Sequence[float], work: Work) -> Sequence[Tensor]:
         rank, world = dist.get_rank(self.group), dist.get_world_size(self.group)
-        owners = share_out(costs, world)
-        shares = [[i for i, owner in enumerate(owners) if owner == process] for process in range(world)]
+        shares = share_out(costs, world)
         held = [
-            [(_num_rows(self.num_rows[i], process, world), matrices[i].shape[1]) for i in range(len(owners))]
+            [
+                (_num_rows(rows, process, world), x.shape[1])
+                for rows, x in zip(self.num_rows, matrices, strict=True)
+            ]
             for process in range(world)
         ]
         here = [[held[rank][i] for i in share] for share in shares]  # by owner

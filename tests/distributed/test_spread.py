@@ -10,10 +10,9 @@ from ldm.types import DenoiserDims
 
 
 def loads(costs, num):
-    found = [0.0] * num
-    for cost, owner in zip(costs, share_out(costs, num), strict=True):
-        found[owner] += cost
-    return found
+    shares = share_out(costs, num)
+    assert sorted(i for share in shares for i in share) == list(range(len(costs)))
+    return [sum(costs[i] for i in share) for share in shares]
 
 
 def test_every_process_gets_its_part_and_none_is_more_than_a_third_above_the_best():
@@ -23,7 +22,7 @@ def test_every_process_gets_its_part_and_none_is_more_than_a_third_above_the_bes
         found = loads(costs, num)
         assert sum(found) == pytest.approx(sum(costs)) and min(found) > 0
         assert max(found) <= 4 / 3 * max(sum(costs) / num, *costs)  # Graham 1969
-    assert share_out([1.0, 1.0], 3) == [0, 1] and share_out([], 2) == []
+    assert share_out([1.0, 1.0], 3) == [[0], [1], []] and share_out([], 2) == [[], []]
 
 
 @pytest.mark.parametrize(("num", "over_mean"), [(8, 1.001), (64, 1.64), (512, 13.1)])
