@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -170,6 +172,28 @@ def device(name: str) -> torch.device:
         raise ValueError(
             f"--device: got {name}, expected a device that is here, such as cpu ({reason})"
         ) from error
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Let this process keep the memory of freed tensors, if it computes on a CPU and glibc allocates there.
+
+    By default glibc returns much of it to the system, and each step pays for the same pages anew: a tenth
+    of the demo's U-Net step. Up to 1 GiB at the end of the heap is kept; tensors above 32 MiB, the most that
+    every glibc allows, are returned as before. Values from the environment (MALLOC_TRIM_THRESHOLD_) stay.
+    """
+    if device.type != "cpu" or sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    options = {
+        "MALLOC_MMAP_THRESHOLD_": (_M_MMAP_THRESHOLD, 32),
+        "MALLOC_TRIM_THRESHOLD_": (_M_TRIM_THRESHOLD, 1024),
+    }
+    if mallopt is not None and not any(name in os.environ for name in options):
+        for option, mebibytes in options.values():
+            mallopt(option, mebibytes * 2**20)
 
 
 def decoding_workers(device: torch.device, batch_bytes: int) -> int:

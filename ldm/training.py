@@ -29,6 +29,7 @@ from ldm.cli import Help, run_command
 from ldm.data.module import Shards
 from ldm.distributed.ddp import check_strategy, register
 from ldm.distributed.launch import follow_slurm, launched
+from ldm.hardware import keep_freed_memory
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.lock import held
 from ldm.io.pins import pinned_for
@@ -98,6 +99,7 @@ class FitCLI(LightningCLI):
         settle(self.config.trainer, is_endless=not self.subclass_mode_data)
         wanted = self.config.trainer
         self.precision = Precision.choose(wanted.precision, str(wanted.accelerator))
+        keep_freed_memory(self.precision.device)
         wanted.precision = self.precision.name  # the record of the run has the resolved value
 
     def instantiate_classes(self) -> None:
