@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from ldm.distributed.fsdp import Weights, mixed_precision
 from ldm.optim.muon import MuonOptimizer
 
 WIDTH, DEPTH, STEPS = 1024, 8, 5
@@ -51,14 +52,26 @@ def count(step: Callable[[], object]) -> float:
 def measure() -> dict[str, tuple[float, float]]:
     """Return counted and computed bytes of a step, of all processes."""
     world, x = dist.get_world_size(), torch.ones(1, WIDTH)
-    plain, halved, split = DistributedDataParallel(network()), DistributedDataParallel(network()), network()
+    plain, halved = DistributedDataParallel(network()), DistributedDataParallel(network())
     halved.register_comm_hook(None, bf16_compress_hook)
-    for layer in split:  # type: ignore[attr-defined]
-        fully_shard(layer, mesh=init_device_mesh("cpu", (world,)))
+    mesh = init_device_mesh("cpu", (world,))
+    split, narrow = network(), network()
+    kinds: tuple[tuple[nn.Module, Weights], ...] = ((split, "float32"), (narrow, "bfloat16"))
+    for net, weights in kinds:
+        for layer in net:  # type: ignore[attr-defined]
+            fully_shard(layer, mesh=mesh, mp_policy=mixed_precision(weights), reshard_after_forward=True)
+
+    def narrow_step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = narrow(x).sum()
+        loss.backward()
+
     found: dict[str, tuple[float, float]] = {
         "ddp, float32": (count(lambda: plain(x).sum().backward()), 2 * (world - 1) * 4 * NUMBERS),
         "ddp, bfloat16": (count(lambda: halved(x).sum().backward()), 2 * (world - 1) * 2 * NUMBERS),
-        "fsdp2, float32": (count(lambda: split(x).sum().backward()), 3 * (world - 1) * 4 * NUMBERS),
+        # weights twice; gradients, which gloo sends twice to add them up, and NCCL once
+        "fsdp2, float32": (count(lambda: split(x).sum().backward()), (2 * 4 + 2 * 4) * (world - 1) * NUMBERS),
+        "fsdp2, bfloat16 weights": (count(narrow_step), (2 * 2 + 2 * 4) * (world - 1) * NUMBERS),
     }
     half = torch.bfloat16
     for name, net, factor in (

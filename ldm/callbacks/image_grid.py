@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ldm.callbacks.validation_subset import ValidationSubset
+from ldm.distributed.dtensor import half_context
 from ldm.io.images import grid, write_png
 from ldm.loggers.logged import Grid
 from ldm.loggers.media import last_step, log_grid, samples_seen
@@ -69,7 +70,8 @@ class ImageGrid(ValidationSubset, ABC):
 
     @override
     def add(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch) -> None:
-        images = self.draw(pl_module, batch).cpu()
+        with half_context(pl_module):  # Lightning's is left
+            images = self.draw(pl_module, batch).cpu()
         self._drawn += zip(batch["index"].tolist(), captions(batch), images, strict=True)
 
     @override

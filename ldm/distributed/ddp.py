@@ -71,11 +71,18 @@ def check_strategy(trainer: L.Trainer) -> None:
     """Check that each device has a process, and that all know what a strategy does with the weights.
 
     Raises:
-        ValueError: If they do not, as with ``fsdp``, torch's first version.
+        ValueError: If they do not, as with ``fsdp``, torch's first version; or if a strategy has weights of a
+            narrower type than ``trainer.precision`` computes in.
     """
     if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
         found = type(trainer.strategy).__name__
         raise ValueError(f"trainer.strategy: got {found}, expected auto, ddp, fsdp2 or hsdp")
+    half = isinstance(trainer.strategy, FSDP2) and trainer.strategy.weights == "bfloat16"
+    if half and trainer.precision != "bf16-mixed":
+        raise ValueError(
+            f"trainer.strategy.weights: got bfloat16 with trainer.precision={trainer.precision}, expected "
+            "bf16-mixed, or float32 weights"
+        )
     devices, count = trainer.num_devices * trainer.num_nodes, trainer.world_size
     if devices != count:
         raise ValueError(f"trainer.devices: {devices} in all, but SLURM started {count} for them: {ADVICE}")

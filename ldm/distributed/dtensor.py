@@ -80,5 +80,12 @@ def reshard(module: nn.Module) -> None:
         unit.reshard()
 
 
+def half_context(module: nn.Module) -> torch.autocast:
+    """Compute with the weights as they are now: under autocast where they are gathered in bfloat16."""
+    weight = next((p for p in module.parameters() if p.dtype == torch.bfloat16), None)
+    kind = "cpu" if weight is None else weight.device.type
+    return torch.autocast(kind, torch.bfloat16, enabled=weight is not None)
+
+
 def _units(module: nn.Module) -> Iterator[FSDPModule]:
     return (unit for unit in module.modules() if isinstance(unit, FSDPModule))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from ldm.distributed.dtensor import gather_full, reshard, shard_like, unshard
 from ldm.stage_protocols import blocks_of
+
+Weights = Literal["float32", "bfloat16"]
 
 
 class FSDP2(DDPStrategy):
@@ -31,10 +33,17 @@ class FSDP2(DDPStrategy):
 
     Accumulated gradients are reduced after each batch: to wait would need memory for all of them.
     A run that ends with an error leaves the checkpoint before it: one process alone cannot write another.
+
+    Args:
+        weights: How weights are sent, and kept by a device while it computes with them. ``bfloat16`` halves
+            both. Each process still keeps its shard of them, of their average and of moments in float32;
+            gradients are added up in float32, and checkpoints are the same. For
+            ``trainer.precision`` bf16-mixed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weights: Weights = "float32") -> None:
         super().__init__()
+        self.weights = weights
 
     @override
     def model_to_device(self) -> None:
@@ -48,7 +57,8 @@ class FSDP2(DDPStrategy):
         assert self.lightning_module is not None
         shape = self.mesh_shape
         names, counts = tuple(shape), tuple(shape.values())
-        split(self.lightning_module, init_device_mesh(self.root_device.type, counts, mesh_dim_names=names))
+        mesh = init_device_mesh(self.root_device.type, counts, mesh_dim_names=names)
+        split(self.lightning_module, mesh, self.weights)
         super().model_to_device()  # frozen parts and buffers
 
     @property
@@ -104,12 +114,13 @@ class HSDP(FSDP2):
         return {"nodes": self.num_nodes, "processes": self.num_processes}
 
 
-def split(module: nn.Module, mesh: DeviceMesh) -> None:
+def split(module: nn.Module, mesh: DeviceMesh, weights: Weights = "float32") -> None:
     """Shard the weights of a stage block by block; collective.
 
     Args:
         module: The stage.
         mesh: All processes: in one line, or in rows that split the weights each for itself.
+        weights: How they are sent and computed with.
 
     Raises:
         ValueError: If a weight is a single number, which cannot be split.
@@ -121,11 +132,20 @@ def split(module: nn.Module, mesh: DeviceMesh) -> None:
             f"with dimensions: train this stage with ddp"
         )
     module.to(memory_format=torch.contiguous_format)  # FSDP2 knows no other
+    policy = mixed_precision(weights)
     for block in blocks_of(module):
-        fully_shard(block, mesh=mesh, reshard_after_forward=True)
-    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for step in ("training_step", "validation_step"):  # what Lightning calls instead of forward
         register_fsdp_forward_method(module, step)
+
+
+def mixed_precision(weights: Weights) -> MixedPrecisionPolicy:
+    """Describe how weights are sent and computed with; gradients are added up in float32 either way."""
+    if weights == "float32":
+        return MixedPrecisionPolicy()
+    # what goes in is not rounded, timesteps for one: autocast decides
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 
 def shard_optimizer_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:

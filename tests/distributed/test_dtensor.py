@@ -12,7 +12,16 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from ldm.distributed.dtensor import full_tensor, gather_full, is_sharded, reshard, shard_like, unshard
+from ldm.distributed.dtensor import (
+    full_tensor,
+    gather_full,
+    half_context,
+    is_sharded,
+    reshard,
+    shard_like,
+    unshard,
+)
+from ldm.distributed.fsdp import mixed_precision
 from ldm.optim.muon import MuonOptimizer
 
 SHAPES = [(7, 3), (1, 5), (4,), (6, 2, 3, 3), (0, 2)]
@@ -96,6 +105,26 @@ def unsharded_ranks_may_run_different_numbers_of_passes(rank, mesh):
         torch.testing.assert_close(mean / mesh.size(), full_tensor(theirs.grad))
 
 
+def bfloat16_weights_have_float32_gradients_and_masters(rank, mesh):
+    net, size = nn.Linear(4, 4, bias=False), mesh.size()
+    nn.init.constant_(net.weight, 1 + 2**-10)  # 1 in bfloat16
+    fully_shard(net, mesh=mesh, mp_policy=mixed_precision("bfloat16"))
+    x = 1.0 if rank == 0 else 2**-9
+    y = net(torch.full((1, 4), x, dtype=torch.bfloat16))
+    assert y.dtype == torch.bfloat16 and y.tolist() == [[4 * x] * 4]
+    y.sum().backward()
+    weight, gradient = full_tensor(net.weight), full_tensor(net.weight.grad)
+    assert torch.equal(weight, torch.full((4, 4), 1 + 2**-10))
+    assert torch.equal(gradient, torch.full((4, 4), (1 + (size - 1) * 2**-9) / size))  # in bfloat16: 1 / size
+    with torch.inference_mode():
+        unshard(net)
+        assert next(net.parameters()).dtype == torch.bfloat16
+        with half_context(net):
+            assert net(torch.ones(1, 4)).dtype == torch.bfloat16
+        reshard(net)
+        assert not half_context(net)._enabled
+
+
 def process(rank, meeting, shape, checks):
     torch.set_num_threads(1)
     world = math.prod(shape)
@@ -112,7 +141,12 @@ def process(rank, meeting, shape, checks):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2,), (2, 2)])
 def test_split_over_processes_or_over_each_row_of_them(tmp_path, shape):
-    checks = (splits_and_gathers, muon_steps_alike, unsharded_ranks_may_run_different_numbers_of_passes)
+    checks = (
+        splits_and_gathers,
+        muon_steps_alike,
+        unsharded_ranks_may_run_different_numbers_of_passes,
+        bfloat16_weights_have_float32_gradients_and_masters,
+    )
     mp.spawn(process, (tmp_path / "meeting", shape, checks), nprocs=math.prod(shape))
 
 
