@@ -1,0 +1,255 @@
+"""Memory of a training step on a GPU, counted on one that is not there (torch's fake tensors)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
+
+from ldm.nets.frozen import Frozen
+from ldm.optim.muon import MuonOptimizer
+from ldm.rng import SampleNoise
+from ldm.stage_protocols import ReadsFields
+from ldm.stages.stage import Stage
+from ldm.types import Batch
+
+GIB = 2**30
+SIZES = (2, 4, 8)
+"""Batches that are counted."""
+USABLE = 0.9
+"""Part of a card's memory that tensors fill: the rest is CUDA's own, workspaces and what is fragmented."""
+
+
+UNKNOWN: dict[Any, Callable[[Tensor], Any]] = {
+    Tensor.pin_memory: lambda x: x,
+    Tensor.__int__: lambda x: 0,
+    Tensor.numpy: lambda x: np.zeros(x.shape, np.int64),
+}
+"""What is answered where a fake tensor has no value."""
+
+
+class OnGPU(TorchFunctionMode):
+    """Has attention computed by the operator that GPUs have for it, which keeps no pairs of positions."""
+
+    @override
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and isinstance(args[0], FakeTensor):
+            return _flash(*args, **(kwargs or {}))
+        if func in UNKNOWN and isinstance(args[0], FakeTensor):
+            return UNKNOWN[func](args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, p: float = 0.0, is_causal: bool = False
+) -> Tensor:
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    if mask is None and q.dtype != torch.float32:
+        return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, p, is_causal)[0]
+    if mask is not None:
+        mask = torch.zeros_like(mask, dtype=q.dtype).expand(*q.shape[:-1], k.shape[-2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, p, is_causal)[0]
+
+
+@contextmanager
+def autocast(kind: str, dtype: torch.dtype) -> Iterator[None]:
+    """Switch autocast on, on a GPU that is not there too; torch.autocast would switch it off."""
+    torch.set_autocast_enabled(kind, dtype != torch.float32)
+    torch.set_autocast_dtype(kind, torch.bfloat16 if dtype == torch.float32 else dtype)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(kind, False)
+        torch.clear_autocast_cache()
+
+
+def kept(step: Callable[[], Tensor], weights: Iterable[Tensor]) -> int:
+    """Count the bytes that a forward pass keeps for the backward pass, each storage once, weights not."""
+    own = {weight.untyped_storage()._cdata for weight in weights}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            found[storage._cdata] = storage  # alive: an address is not used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(storage.nbytes() for storage in found.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step.
+
+    Args:
+        weights: Trained parameters.
+        frozen: Of networks that are not trained.
+        moments: Of the optimizer.
+        average: Of the weights.
+        activations: At batches of ``SIZES``: what grows with the batch, and with its square.
+        again: Activations of a part of the batch that is computed again in the backward pass.
+    """
+
+    weights: int
+    frozen: int
+    moments: int
+    average: int
+    activations: tuple[int, int, int]
+    again: int = 0
+
+    @property
+    def fixed(self) -> int:
+        """Of weights, gradients, moments, average and frozen networks."""
+        return 2 * self.weights + self.moments + self.average + self.frozen
+
+    def kept(self, batch: int) -> int:
+        """Return what the forward pass of a batch keeps."""
+        return self.again + parabola(self.activations, batch)
+
+    def largest(self, card: float) -> int:
+        """Return the largest batch for a card of so many GiB; 0 if none fits."""
+        low, high = 0, 2**20
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.fixed + self.kept(middle) <= USABLE * card * GIB
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+
+def parabola(counts: tuple[int, int, int], batch: int) -> int:
+    """Extrapolate counts at ``SIZES`` to another batch."""
+    (a, b, c), (first, second, third) = SIZES, counts
+    slope = (second - first) / (b - a)
+    square = max(0.0, ((third - second) / (c - b) - slope) / (c - a))  # of pairs of samples
+    return round(first + slope * (batch - a) + square * (batch - a) * (batch - b))
+
+
+@contextmanager
+def absent_gpu() -> Iterator[torch.device]:
+    """Let torch compute shapes and dtypes only, as on a GPU, in the ``with`` block."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield torch.device("cuda")
+
+
+def place(stage: nn.Module, device: torch.device) -> None:
+    """Give a stage and its frozen networks weights on a device, without values, as training lays them out."""
+
+    def empty(tensor: Tensor) -> Tensor:
+        layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+        return torch.empty_like(tensor, device=device, memory_format=layout)
+
+    stage._apply(empty)  # frozen modules follow, but for those of loss terms
+    for network in frozen_networks(stage):
+        if next(network.parameters()).is_meta:
+            network._apply(empty)
+
+
+def measure(stage: Stage, side: int, dtype: torch.dtype, device: torch.device) -> Memory:
+    """Count the memory of a training step.
+
+    Args:
+        stage: On ``device``.
+        side: Of the images.
+        dtype: What it computes in.
+        device: One that is not there, or the CPU.
+
+    Raises:
+        ValueError: If training reads a field of samples that is not known here.
+    """
+    trained = [p for p in stage.parameters() if p.requires_grad]
+    part, again = getattr(stage, "micro_batch", None), 0
+    with autocast(device.type, dtype):
+        counts = activations(stage, side, device)
+        if part is not None:
+            stage.micro_batch = None  # type: ignore[assignment]
+            again = parabola(activations(stage, side, device), part)
+    return Memory(
+        size_of(trained),
+        size_of(frozen_tensors(stage)),
+        moments(stage),
+        size_of(stage.averaged_parameters().values()),
+        counts,
+        again,
+    )
+
+
+def activations(stage: Stage, side: int, device: torch.device) -> tuple[int, int, int]:
+    """Count what the forward passes of batches of ``SIZES`` keep."""
+    own, counts = [*stage.parameters(), *frozen_tensors(stage)], []
+    for size in SIZES:
+        torch.clear_autocast_cache()
+        batch = samples(stage, side, size, device)
+        noise = SampleNoise(0, batch["key"])
+        with OnGPU():
+            counts.append(kept(lambda: stage.losses(batch, noise)["loss"], own))  # noqa: B023
+    return counts[0], counts[1], counts[2]
+
+
+def samples(stage: Stage, side: int, size: int, device: torch.device) -> Batch:
+    """Make a batch of what a stage reads.
+
+    Raises:
+        ValueError: If it reads a field that is not known here.
+    """
+    channels = stage.image_channels or 3
+    read = stage.reads(("latent",)) if isinstance(stage, ReadsFields) else ("image",)
+    batch: dict[str, Any] = {"key": [str(i) for i in range(size)]}
+    for field in read:
+        if field == "image":
+            batch[field] = torch.empty(size, channels, side, side, device=device)
+        elif field == "latent":
+            space: Any = stage.latents
+            c, h, w = space.shape(side, side)
+            batch[field] = torch.empty(size, 2 * c, h, w, device=device, dtype=torch.float16)
+        elif field == "text":
+            batch[field] = [f"caption {i}" for i in range(size)]
+        elif field == "label":
+            batch[field] = torch.zeros(size, dtype=torch.int64, device=device)
+        else:
+            raise ValueError(
+                f"activations: got a stage that reads {field}, expected image, latent, text, label"
+            )
+    return batch  # type: ignore[return-value]
+
+
+def frozen_networks(stage: nn.Module) -> list[nn.Module]:
+    """Return networks that are used, but not trained, loss terms' too."""
+    owners = [module for module in stage.modules() if isinstance(module, Frozen)]
+    owners += [x for module in stage.modules() for x in vars(module).values() if isinstance(x, Frozen)]
+    return [owner.module for owner in dict.fromkeys(owners)]
+
+
+def frozen_tensors(stage: nn.Module) -> list[Tensor]:
+    """Return all weights that are not trained."""
+    found = [p for p in stage.parameters() if not p.requires_grad]
+    return found + [x for net in frozen_networks(stage) for x in (*net.parameters(), *net.buffers())]
+
+
+def moments(stage: Stage) -> int:
+    """Return the bytes of the optimizer's moments: two of each parameter, but one of Muon's matrices."""
+    optimizer = stage.optimizer.build(stage)
+    number = 0
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            one = isinstance(optimizer, MuonOptimizer) and p.ndim >= 2 and group["orthogonal"]
+            number += p.numel() * (1 if one else 2)
+    return 4 * number
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors."""
+    return sum(x.numel() * x.element_size() for x in tensors)
