@@ -20,11 +20,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ldm.distributed.fsdp import Weights, mixed_precision
+from ldm.losses.contrastive import PairLoss, Pairs, Softmax
+from ldm.losses.sigmoid import Sigmoid
 from ldm.optim.muon import MuonOptimizer
 
 WIDTH, DEPTH, STEPS = 1024, 8, 5
 NUMBERS = WIDTH**2 * DEPTH
 """Parameters of the network."""
+PAIRS = 1024
+"""Pairs of images and captions of a process, vectors as wide as the network."""
 
 
 def received() -> int:
@@ -79,7 +83,18 @@ def measure() -> dict[str, tuple[float, float]]:
         ("Muon's updates, fsdp2", split, 2 * (world - 1) / world),
     ):
         found[name] = (count(MuonOptimizer(net.parameters(), dtype=half).step), factor * 2 * NUMBERS)
+    for loss, factor in ((Softmax(), 4), (Sigmoid(), 2)):
+        name = f"{type(loss).__name__}, vectors of {PAIRS} pairs a process"
+        found[name] = (count(lambda: contrast(loss)), factor * 4 * world * (world - 1) * PAIRS * WIDTH)  # noqa: B023
     return found
+
+
+def contrast(loss: PairLoss) -> None:
+    """Compute a contrastive loss and its gradients."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    vectors = torch.full((2, PAIRS, WIDTH), WIDTH**-0.5, requires_grad=True)
+    captions, one = torch.arange(world * PAIRS), torch.ones(())
+    loss(Pairs(vectors[0], vectors[1], captions, one, -one, rank, world))[0].backward()
 
 
 def process(rank: int, world: int, folder: str) -> None:
