@@ -180,9 +180,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 def keep_freed_memory(device: torch.device) -> None:
     """Let this process keep the memory of freed tensors, if it computes on a CPU and glibc allocates there.
 
-    By default glibc returns much of it to the system, and each step pays for the same pages anew: a tenth
-    of the demo's U-Net step. Up to 1 GiB at the end of the heap is kept; tensors above 32 MiB, the most that
-    every glibc allows, are returned as before. Values from the environment (MALLOC_TRIM_THRESHOLD_) stay.
+    By default glibc returns much of it to the system, and each step pays for the same pages anew: up to a
+    tenth of the demo's U-Net step. Up to 1 GiB at the end of the heap is kept; tensors above 32 MiB, the most
+    that every glibc allows, are returned as before. Values from the environment (MALLOC_TRIM_THRESHOLD_) stay.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return
