@@ -182,7 +182,7 @@ def keep_freed_memory(device: torch.device) -> None:
 
     By default glibc returns much of it to the system, and each step pays for the same pages anew: up to a
     tenth of the demo's U-Net step. Up to 1 GiB at the end of the heap is kept; tensors above 32 MiB, the most
-    that every glibc allows, are returned as before. Values from the environment (MALLOC_TRIM_THRESHOLD_) stay.
+    that every glibc allows, are returned as before. Values of the environment, MALLOC_TRIM_THRESHOLD_, stay.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return
