@@ -160,10 +160,12 @@ class _Stream(IterableDataset[Sample]):
 
     def _turns(self, first: int) -> Iterator[dict[str, Any]]:
         """Yield the endless sequence of shards from ``first`` on; each epoch has an order of its own."""
-        for turn in count(first):
-            epoch, within = divmod(turn, len(self.shards))
-            shard = permutation(len(self.shards), self.spec.seed, epoch)[within]
-            yield {"url": self.shards[shard], "turn": turn}
+        num = len(self.shards)
+        begun, skipped = divmod(first, num)
+        for epoch in count(begun):
+            order = permutation(num, self.spec.seed, epoch)  # once: a turn costs the same among many shards
+            for within in range(skipped if epoch == begun else 0, num):
+                yield {"url": self.shards[order[within]], "turn": epoch * num + within}
 
 
 def _plain(train: Train) -> Patterns:
