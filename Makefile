@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # Several tests at once: tests/conftest.py says how many, and which of them one after the other.
 PYTEST := -m pytest -n auto --no-loadscope-reorder
 # Every benchmark is a command that prints one table; the demo has a target of its own.
-BENCHMARKS := kills $(filter-out __init__ demo,$(basename $(notdir $(wildcard benchmarks/*.py))))
+BENCHMARKS := kills growth $(filter-out __init__ demo,$(basename $(notdir $(wildcard benchmarks/*.py))))
 # Folders of tests that compute with no network: on any processor the same.
 SAME := benchmarks comparison data_sets inspection io loggers network runs slurm
 
