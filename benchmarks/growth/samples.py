@@ -83,7 +83,7 @@ def cases(sizes: Sequence[int]) -> list[Case]:
     Args:
         sizes: Samples, and positions, growing.
     """
-    full = [size for size in sizes if size >= GROUP * PER_SHARD]  # fewer are no whole group
+    full = [size for size in sizes if size >= 10 * GROUP * PER_SHARD]  # of fewer a group may be cut
     full = full if len(full) > 1 else list(sizes)
     found = []
     ways: dict[str, Make] = {"order": plain, "order in 20 buckets": bucketed}
