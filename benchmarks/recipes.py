@@ -73,6 +73,15 @@ VELOCITY = (
     f"{MODEL}.objective={{schedule: Cosine, prediction: Velocity, timesteps: UniformTimesteps}}",
     f"{MODEL}.sampler={{class_path: DDIM, init_args: {{num_steps: 25}}}}",
 )
+COSINE = (f"{MODEL}.optimizer.init_args.decay=cosine", f"{MODEL}.optimizer.init_args.lr=0.01")
+
+
+def times(mean: float, std: float = 1.0) -> tuple[str, ...]:
+    """Train with flow matching at timesteps whose logit is normal."""
+    distribution = f"{{class_path: LogitNormal, init_args: {{mean: {mean}, std: {std}}}}}"
+    return (f"{MODEL}.objective={{schedule: RectifiedFlow, prediction: Flow, timesteps: {distribution}}}",)
+
+
 TOWER = "{width: 96, layers: 2, heads: 4, context_length: 20}"
 NEW_TEXT = (f"{MODEL}.conditioner={{class_path: NewText, init_args: {TOWER}}}",)
 RECIPES = {
@@ -82,19 +91,21 @@ RECIPES = {
         (
             *EVERYWHERE,
             *VELOCITY,
+            *COSINE,
             *steps(1700),
             f"{MODEL}.optimizer.init_args.warmup=200",
             "--ema.decay=0.995",
         ),
     ),
     "fast": Recipe(AUTOENCODER, CLIP),
-    "half": Recipe(AUTOENCODER, CLIP, steps(1300)),  # of the demo's core seconds
-    # about 210 core seconds of diffusion each
-    "short-new-text": Recipe(AUTOENCODER, None, (*EVERYWHERE, *VELOCITY, *NEW_TEXT, *steps(380))),
-    "short-demo": Recipe(AUTOENCODER, CLIP, (*EVERYWHERE, *VELOCITY, *steps(400))),
-    "short-coarse-attention": Recipe(AUTOENCODER, CLIP, (*VELOCITY, *steps(520))),
-    "short-batch-32": Recipe(AUTOENCODER, CLIP, (*VELOCITY, *steps(840), "--data.batch_size=32")),
-    "short-flow": Recipe(AUTOENCODER, CLIP, (*EVERYWHERE, *steps(400))),
+    "half": Recipe(AUTOENCODER, CLIP, steps(1400)),  # of the demo's core seconds
+    # about 190 core seconds of diffusion each
+    "short-new-text": Recipe(AUTOENCODER, None, (*EVERYWHERE, *VELOCITY, *COSINE, *NEW_TEXT, *steps(380))),
+    "short-demo": Recipe(AUTOENCODER, CLIP, (*EVERYWHERE, *VELOCITY, *COSINE, *steps(400))),
+    "short-coarse-attention": Recipe(AUTOENCODER, CLIP, (*VELOCITY, *COSINE, *steps(520))),
+    "short-flow": Recipe(AUTOENCODER, CLIP, (*times(0.0), *COSINE, *steps(520))),
+    "short-linear": Recipe(AUTOENCODER, CLIP, (*times(0.0), *steps(520))),
+    "short-less-noise": Recipe(AUTOENCODER, CLIP, (*times(-0.5), *steps(520))),
     "short-fast": Recipe(AUTOENCODER, CLIP, steps(520)),
 }
 """By name; what differs from demo/fast/diffusion is a line of YAML each."""
