@@ -12,6 +12,8 @@ from ldm.data.decode import Skipped
 
 ENOUGH = 1000
 """Samples that are read before their share of bad ones counts."""
+NAMED = 10_000
+"""Different bad samples that are reported and remembered; further ones are counted."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Tally:
 
 
 class BadSamples:
-    """Bad samples that this process has met: each is reported once, and all are counted.
+    """Bad samples that this process has met: each of the first 10,000 is reported once, and all are counted.
 
     Args:
         kind: "training" or "validation".
@@ -91,13 +93,13 @@ class BadSamples:
     def __init__(self, kind: str, policy: BadSamplePolicy = SKIP) -> None:
         self.kind, self.policy = kind, policy
         self._tally = Tally(policy, "data.bad_samples")
-        self._met = Counter[Skipped]()
-        self._new = Counter[str]()
+        self._named: set[Skipped] = set()
+        self._reasons, self._new = Counter[str](), Counter[str]()
 
     @property
     def total(self) -> int:
         """How many were replaced; one counts each time that it is met."""
-        return self._met.total()
+        return self._reasons.total()
 
     def note(self, num_good: int, found: Sequence[Skipped]) -> None:
         """Count the samples of a batch and the bad ones that they replace; warn of each that is met first.
@@ -106,10 +108,13 @@ class BadSamples:
             TooManyBad: If the policy does not allow them.
         """
         for skipped in found:
-            if skipped not in self._met:
+            if skipped not in self._named and len(self._named) < NAMED:
+                self._named.add(skipped)
                 warnings.warn(f"bad {self.kind} sample replaced: {skipped.message}", stacklevel=1)
-            self._met[skipped] += 1
-            self._new[skipped.reason] += 1
+                if len(self._named) == NAMED:
+                    warnings.warn(f"further bad {self.kind} samples are counted, not named", stacklevel=1)
+        self._reasons.update(skipped.reason for skipped in found)
+        self._new.update(skipped.reason for skipped in found)
         self._tally.count(num_good + len(found), [skipped.message for skipped in found])
 
     def take(self) -> dict[str, int]:
@@ -119,11 +124,11 @@ class BadSamples:
 
     def summarize(self) -> None:
         """Warn of all, by their reasons, if there are any."""
-        if not self._met:
+        if not self._reasons:
             return
-        of = Counter[str]()
-        for skipped, count in self._met.items():
-            of[skipped.reason] += count
-        reasons = ", ".join(f"{count} {reason}" for reason, count in of.most_common())
-        found = f"{self.total} bad {self.kind} samples were replaced ({len(self._met)} different ones)"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self._reasons.most_common())
+        least = "at least " if len(self._named) == NAMED else ""
+        found = (
+            f"{self.total} bad {self.kind} samples were replaced ({least}{len(self._named)} different ones)"
+        )
         warnings.warn(f"{found}: {reasons}", stacklevel=1)

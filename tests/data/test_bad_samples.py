@@ -11,7 +11,9 @@ import torch
 from tiny_shards import png, sample, write_shards, write_tar
 
 from ldm.callbacks.bad_samples import BadSamples
+from ldm.data import bad_samples
 from ldm.data.bad_samples import BadSamplePolicy, Tally
+from ldm.data.decode import Skipped
 from ldm.data.module import Shards, Streaming
 from ldm.stages.counted import Counted
 
@@ -205,3 +207,19 @@ def test_a_share_counts_once_enough_was_read():
         tally.count(100, ["x"] * 5)
     with pytest.raises(ValueError, match=r"bad_samples.max_share: got 2, expected a share, 0 to 1"):
         BadSamplePolicy(max_share=2)
+
+
+def test_only_the_first_bad_samples_are_named_and_all_are_counted(monkeypatch):
+    monkeypatch.setattr(bad_samples, "NAMED", 2)
+    met = bad_samples.BadSamples("training", BadSamplePolicy(max_share=1.0))
+    with pytest.warns() as told:
+        met.note(1, [Skipped("text", "a"), Skipped("image", "b"), Skipped("text", "a"), Skipped("text", "c")])
+        met.note(1, [Skipped("image", "d")])
+        met.summarize()
+    assert [str(warning.message) for warning in told] == [
+        "bad training sample replaced: a",
+        "bad training sample replaced: b",
+        "further bad training samples are counted, not named",
+        "5 bad training samples were replaced (at least 2 different ones): 3 text, 2 image",
+    ]
+    assert met.take() == {"text": 3, "image": 2}
