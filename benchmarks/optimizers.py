@@ -73,11 +73,11 @@ def draw(curves: dict[str, dict[int, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(6, 4), layout="constrained")).add_subplot(
-        xlabel="optimizer steps", ylabel="validation loss", yscale="log"
+        xlabel="optimizer steps", ylabel="validation loss"
     )
     for name, losses in curves.items():
         axes.plot(list(losses), list(losses.values()), marker="o", label=name)
-    axes.grid(which="both", alpha=0.3)
+    axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=100)
 
