@@ -4,7 +4,7 @@ Start, memory and step at several numbers of samples, shards and parameters, and
 table says how it should grow (constant, linear), and the exponent at its three largest sizes. Seconds are
 of processor time, which other work on the machine takes no part of. A row that grows faster than it should is
 measured once more, then marked; the exit code is 1 if any is. Linux; three to four minutes on one busy core.
-``--parts parameters --sizes 1000000 10000000 100000000`` goes further: 10^8 need 4 GB.
+``--parts parameters --sizes 1000000 10000000 100000000`` goes further.
 """
 
 from __future__ import annotations
