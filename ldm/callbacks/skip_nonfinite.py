@@ -87,9 +87,8 @@ class SkipNonFinite(L.Callback):
 
     @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        is_finite = (
-            loss.detach().isfinite()
-        )  # not the loss itself: its graph would have a reference to itself
+        # A hook that knew the loss itself would keep its graph, which knows the hook.
+        is_finite = loss.detach().isfinite()
         loss.register_hook(lambda grad: torch.where(is_finite, grad, torch.nan))
 
     @override
