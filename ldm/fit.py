@@ -6,6 +6,7 @@ e.g. ``--model.optimizer.lr 1e-3 --data.batch_size 64``; what all runs share is 
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -44,4 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # until training listens, and once it has ended
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     sys.exit(main())

@@ -49,8 +49,9 @@ class Notice:
     def listening(self) -> Iterator[None]:
         """Handle the signals for the length of a ``with`` block, and restore their handlers after it.
 
-        One that was blocked before, as slurm/fit.sbatch does with SIGUSR1 lest it kill a process still
-        importing, is heard now if it came meanwhile, and blocked again after the ``with`` block.
+        One that was blocked before, as ldm.fit does with SIGUSR1 lest it kill a process still importing, is
+        heard now if it came meanwhile. After the ``with`` block it is blocked again, and does nothing where
+        it would end the process: threads that began meanwhile do not block it.
         """
         before = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
@@ -60,7 +61,8 @@ class Notice:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             for number, handler in before.items():
-                signal.signal(number, handler)
+                is_harmless = number in blocked and handler == signal.SIG_DFL
+                signal.signal(number, signal.SIG_IGN if is_harmless else handler)
 
     def listen(self) -> None:
         """Install the handlers of the signals."""

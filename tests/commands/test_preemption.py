@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from comparing import assert_same_run, state
@@ -97,6 +99,23 @@ def test_a_signal_that_was_held_back_is_heard_and_one_after_the_end_does_no_harm
         assert number in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+ENDED = """
+import os, signal, threading, time
+from ldm.checkpointing.preemption import Notice
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+notice = Notice()
+with notice.listening():
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_a_signal_after_the_end_does_no_harm_to_a_process_with_threads():
+    process = subprocess.run([sys.executable, "-c", ENDED], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_never_asking_is_refused():
