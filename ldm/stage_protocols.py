@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -122,6 +122,17 @@ class ReadsCaptions(Protocol):
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Return the tokens of each caption, begin and end marks included, read or cut."""
+        ...
+
+
+@runtime_checkable
+class Tokenizes(Protocol):
+    """A stage whose captions can be turned to token ids before it gets them."""
+
+    @property
+    def tokenizer(self) -> Callable[[str], Sequence[int]] | None:
+        """Function that the workers of the loader call, found by its name there; None without captions."""
+        ...
 
 
 @runtime_checkable

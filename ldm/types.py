@@ -7,9 +7,9 @@ Where ``ImageKind`` declares it, images have 1 or 4 channels in place of 3, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Protocol, TypedDict, runtime_checkable
+from typing import Literal, Protocol, Self, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class Batch(TypedDict, total=False):
     image: Tensor
     """(B, 3, H, W) float32 in [-1, 1] on the device (uint8 in [0, 255] until it is there, or uint16)."""
     text: list[str]
-    """Captions. Text stays text until it meets the module that owns the tokenizer."""
+    """Captions. Text stays text until it meets the module that owns the tokenizer; workers of the loader may
+    have made the ids beforehand, see ``Caption``."""
     text_embedding: list[Tensor]
     """B times (n, D): tokens of the captions by the text encoder that ``ldm.encode`` stored them with."""
     negative_text: list[str]
@@ -45,6 +46,28 @@ class Batch(TypedDict, total=False):
     size: Tensor
     """(B, 6) float32, pixels: height and width of the image before anything was resized, top and left of the
     crop in the resized image, height and width of the crop."""
+
+
+class Caption(str):
+    """A caption with its token ids, as a worker of the loader made them; a str to all who do not know.
+
+    Args:
+        text: The caption.
+        ids: Its token ids, all of them.
+    """
+
+    __slots__ = ("ids",)
+    ids: tuple[int, ...]
+
+    def __new__(cls, text: str, ids: Sequence[int]) -> Self:
+        """Make a str, whose value is set here."""
+        self = super().__new__(cls, text)
+        self.ids = tuple(ids)
+        return self
+
+    def __reduce__(self) -> tuple[type[Caption], tuple[str, tuple[int, ...]]]:
+        """Travel to another process with the ids."""
+        return type(self), (str(self), self.ids)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from ldm.data.resume import check_same
 from ldm.data.sets import TrainSet, named_sets
 from ldm.data.source import DataRank, SampleSpec, Source
 from ldm.data.streaming import Streaming
+from ldm.data.tokens import with_token_ids
 from ldm.data.view import NO_AUGMENT, Augment
 from ldm.stage_protocols import (
     HasClasses,
@@ -151,7 +152,7 @@ class Shards(L.LightningDataModule):
     def source(self) -> Source:
         """The training samples; opened on first use."""
         if self._source is None:
-            self._seed = _global_seed()
+            self._seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
             train, size, seed, kind = self.train_shards, self.image_size, self._seed, self.image_kind
             shapes = shapes_of(self.buckets, self.fields, train, size, self._global_batch)
             spec = SampleSpec(self.fields, size, seed, self._classes, self.augment, shapes, kind)
@@ -239,11 +240,13 @@ class Shards(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Sample]:
         overfits = getattr(self.trainer, "overfit_batches", 0) > 0  # the same ones in each pass
         position = (lambda: 0) if overfits else (lambda: self.samples)
-        return self.source.loader(position, self.batch_size, self.num_workers, self._rank())
+        loader = self.source.loader(position, self.batch_size, self.num_workers, self._rank())
+        return with_token_ids(loader, self.trainer and self.trainer.lightning_module)
 
     @override
     def val_dataloader(self) -> DataLoader[Sample]:
-        return self.evaluation.loader(self.batch_size, self.num_workers, self._rank())
+        loader = self.evaluation.loader(self.batch_size, self.num_workers, self._rank())
+        return with_token_ids(loader, self.trainer and self.trainer.lightning_module)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Remove the reader's own entries from a batch, report bad samples, and let the stage validate it."""
@@ -294,7 +297,3 @@ class Shards(L.LightningDataModule):
         if self.trainer is None:
             return DataRank(0, 1)
         return DataRank(self.trainer.global_rank, self.trainer.world_size, self.trainer.num_devices)
-
-
-def _global_seed() -> int:
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))

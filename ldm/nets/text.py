@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ldm import class_path
 from ldm.nets.attention import attend
 from ldm.nets.layers import LayerNorm
-from ldm.types import send
+from ldm.types import Caption, send
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
@@ -231,8 +232,7 @@ def tokenize(text: list[str], context_length: int, pad_id: int = 0) -> Tensor:
         (B, ``context_length``) int64, filled up with ``pad_id``.
     """
     rows = [_cut(_ids(caption), context_length) for caption in text]
-    filled = [row + (pad_id,) * (context_length - len(row)) for row in rows]
-    return torch.tensor(filled, dtype=torch.int64).view(-1, context_length)
+    return _filled(rows, context_length, pad_id)
 
 
 def tokenize_chunks(text: list[str], context_length: int, count: int, pad_id: int = 0) -> Tensor:
@@ -245,8 +245,7 @@ def tokenize_chunks(text: list[str], context_length: int, count: int, pad_id: in
     rows = []
     for begin, *pairs, end in map(_ids, text):
         rows += [(begin, *pairs[i * size : (i + 1) * size], end) for i in range(count)]
-    filled = [row + (pad_id,) * (context_length - len(row)) for row in rows]
-    return torch.tensor(filled, dtype=torch.int64).view(-1, context_length)
+    return _filled(rows, context_length, pad_id)
 
 
 def num_chunks(caption: str, context_length: int) -> int:
@@ -272,10 +271,25 @@ def byte_pairs() -> SimpleTokenizer:
     return SimpleTokenizer()
 
 
-@lru_cache(maxsize=1 << 17)
-def _ids(caption: str) -> tuple[int, ...]:
+def caption_ids(caption: str) -> tuple[int, ...]:
+    """Encode a caption as all of its byte pairs, with begin and end marks."""
     pairs = byte_pairs()
     return (pairs.sot_token_id, *pairs.encode(caption), pairs.eot_token_id)
+
+
+_remembered_ids = lru_cache(maxsize=1 << 17)(caption_ids)
+
+
+def _ids(caption: str) -> tuple[int, ...]:
+    return caption.ids if isinstance(caption, Caption) else _remembered_ids(caption)
+
+
+def _filled(rows: list[tuple[int, ...]], length: int, pad_id: int) -> Tensor:
+    """Make (rows, ``length``) int64 of rows of at most that length."""
+    ids = np.full((len(rows), length), pad_id, dtype=np.int64)
+    for k, row in enumerate(rows):
+        ids[k, : len(row)] = row
+    return torch.from_numpy(ids)
 
 
 def _cut(ids: tuple[int, ...], context_length: int) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from ldm.latents.manifest import check_source
 from ldm.lightning_internals import trainer_of
 from ldm.loggers.steps import TRUNCATED, is_due, is_logged, mean_losses
 from ldm.losses.term import LossTerm
-from ldm.nets.text import num_tokens, truncated
+from ldm.nets.text import caption_ids, num_tokens, truncated
 from ldm.optim.adamw import place_state
 from ldm.optim.combined import build_optimizer, describe
 from ldm.optim.recipes import NoScaling, Optimization
@@ -116,6 +116,11 @@ class Stage(Configurable, TakesImages, SumsTerms, ABC):
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Return the tokens of each caption, begin and end marks included."""
         return [num_tokens(caption) for caption in captions]
+
+    @property
+    def tokenizer(self) -> Callable[[str], Sequence[int]] | None:
+        """CLIP's, for the workers of the loader; None without captions."""
+        return None if self.context_length is None else caption_ids
 
     def _truncated(self, text: list[str], limit: int) -> float:
         """Return the fraction of captions that are cut off, with a warning in the first batch."""
