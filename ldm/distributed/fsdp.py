@@ -129,7 +129,7 @@ def split(module: nn.Module, mesh: DeviceMesh, weights: Weights = "float32") -> 
     if numbers:
         raise ValueError(
             f"trainer.strategy: FSDP2 cannot split {', '.join(numbers)}, a single number, expected weights "
-            f"with dimensions: train this stage with ddp"
+            f"with dimensions, e.g. of shape (1,), or ddp"
         )
     module.to(memory_format=torch.contiguous_format)  # FSDP2 knows no other
     policy = mixed_precision(weights)

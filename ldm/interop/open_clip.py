@@ -15,7 +15,7 @@ from ldm.interop.files import new_folder, record
 from ldm.io.checkpoint import Checkpoint, instantiate
 from ldm.io.json_file import read_json, write_json
 from ldm.io.weights import bare, check, read_weights, sha256, write_weights
-from ldm.nets.clip import CLIPModel
+from ldm.nets.clip import NUMBERS, CLIPModel
 from ldm.nets.text import VOCAB_SIZE
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -51,8 +51,8 @@ def import_clip(weights: str | Path, model: str | Path, out: str | Path) -> Path
         empty, _ = instantiate(net, CLIPModel)
     shapes = {name: value.shape for name, value in empty.state_dict().items()}
     found = {f"model.{name}": value for name, value in _state_dict(Path(weights)).items()}
-    if (scale := found.get("model.logit_scale")) is not None:
-        found["model.logit_scale"] = scale.reshape(())  # some versions keep it as a vector of one
+    numbers = {f"model.{name}" for name in NUMBERS} & found.keys()
+    found |= {name: found[name].reshape(1) for name in numbers}
     check(found, shapes, str(weights))
     config = {"class_path": "ldm.stages.CLIP", "init_args": {"net": net}}
     source = {"program": "open_clip", "file": Path(weights).name, "sha256": sha256(weights)}
@@ -110,7 +110,9 @@ def export_clip(run: str | Path, out: str | Path) -> Path:
         preprocess = {"mean": list(net.image_mean), "std": list(net.image_std), "interpolation": "bicubic"}
         model = {key: arguments[key] for key in ARGUMENTS if arguments.get(key) is not None}
         write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocess})
-        write_weights(folder / WEIGHTS, net.model.state_dict(), {})
+        weights = net.model.state_dict()
+        numbers = {name: weights[name].reshape(()) for name in NUMBERS if name in weights}
+        write_weights(folder / WEIGHTS, weights | numbers, {})
         write_json(folder / "ldm.json", record(checkpoint))
     return Path(out)
 

@@ -61,9 +61,11 @@ class CLIPModel(Configurable, nn.Module):
                 quick_gelu=quick_gelu,
                 init_logit_scale=-math.log(0.07) if init_logit_bias is None else math.log(10.0),
                 init_logit_bias=init_logit_bias,
+                nonscalar_logit_scale=True,  # (1,): single numbers cannot be split among processes
             )
         except TypeError as error:
             raise ValueError(f"net.vision_cfg or net.text_cfg does not fit open_clip: {error}") from error
+        self.model.register_load_state_dict_pre_hook(_numbers_to_vectors)
         self.text_cfg, self.quick_gelu = dict(text_cfg), quick_gelu
         self.image_mean, self.image_std = image_mean, image_std
         self.context_length = int(self.model.context_length)
@@ -129,6 +131,17 @@ class CLIPModel(Configurable, nn.Module):
         weights = text_weights(self.model.state_dict())
         tower.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
         return tower
+
+
+NUMBERS = "logit_scale", "logit_bias"
+"""Weights that are vectors (1,) here, and single numbers () in files of open_clip."""
+
+
+def _numbers_to_vectors(module: nn.Module, weights: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    """Before weights are loaded, turn single numbers into vectors."""
+    for name in NUMBERS:
+        if (value := weights.get(prefix + name)) is not None:
+            weights[prefix + name] = value.reshape(1)
 
 
 RENAMED = {

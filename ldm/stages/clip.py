@@ -117,11 +117,12 @@ class CLIP(Stage):
             others[rank] = captions
             others = default_group(self.device).all_reduce(others).flatten()
         with torch.autocast(image.device.type, enabled=False):  # the scale reaches 100: too much for bfloat16
-            scale, bias = self.net.model.logit_scale.exp(), self.net.model.logit_bias
+            scale, bias = self.net.model.logit_scale.exp().squeeze(), self.net.model.logit_bias
+            bias = None if bias is None else bias.squeeze()
             pairs = Pairs(image, text, others, scale, bias, rank, world_size, self.micro_batch)
             loss, accuracy = self.loss(pairs)
         values = {"loss": loss, "accuracy": accuracy, "logit_scale": scale}
-        return values if bias is None else {**values, "logit_bias": bias}
+        return values if bias is None else {**values, "logit_bias": bias.clone()}  # not as it is later
 
     @override
     def on_validation_epoch_start(self) -> None:
@@ -180,6 +181,16 @@ class CLIP(Stage):
                 f"not {self._pairs * batches}; a larger data.batch_size contrasts more, and "
                 "model.micro_batch makes room for it"
             )
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        # an ldm older than this one had single numbers for logit scale and bias
+        raw = [state["raw"] for state in checkpoint.get("callbacks", {}).values() if "raw" in state]
+        moments = [m for of in checkpoint.get("optimizer_states", []) for m in of["state"].values()]
+        for values in (checkpoint["state_dict"], *raw, *moments):
+            numbers = [n for n, v in values.items() if n != "step" and isinstance(v, Tensor) and v.ndim == 0]
+            values.update({name: values[name].reshape(1) for name in numbers})
 
     @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

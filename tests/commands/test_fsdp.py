@@ -8,13 +8,14 @@ import sys
 
 import pytest
 import torch
-from one_after_another import PROGRAM, fit_all, start
+from one_after_another import PROGRAM, fit_all
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_runs import ROOT
 from torchvision.transforms.functional import pil_to_tensor
 
 from ldm import fit
+from ldm.distributed.fsdp import split
 
 SETTINGS = [
     "--model.optimizer.class_path=ldm.optim.recipes.AdamW",
@@ -188,13 +189,11 @@ def test_parameters_of_loss_terms_are_split_trained_and_saved_like_others(chain,
     assert distance(one, two, "/state_dict/") < 1e-5
 
 
-@pytest.mark.slow
-def test_models_that_cannot_be_sharded_are_named(chain, fresh):
-    plan = [{"arguments": fresh.arguments("clip", "--trainer.strategy=fsdp2")}]
-    result = start(plan, fresh.runs.parent / "plan.json", chain.runs.parents[1])
-    assert result.returncode == 2
-    assert "FSDP2 cannot split net.model.logit_scale, a single number" in result.stderr
-    assert "train this stage with ddp" in result.stderr
+def test_weights_that_cannot_be_split_are_named():
+    module = torch.nn.Linear(2, 2)
+    module.scale = torch.nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(ValueError, match=r"FSDP2 cannot split scale, a single number, .* of shape \(1,\)"):
+        split(module, None)
 
 
 def test_a_strategy_that_splits_weights_another_way_is_refused(fresh, capsys):
