@@ -57,7 +57,7 @@ def traffic(stage: Stage, batch: int, world: int) -> list[Traffic]:
     weights = 4 * sum(p.numel() for p in trained)
     ring = weights * (world - 1) / world
     found = [_over("ddp, float32", 2 * ring, world), _over("ddp, gradients: bfloat16", ring, world)]
-    if all(p.ndim for p in trained):  # FSDP2 splits no single number, as CLIP's scale is
+    if all(p.ndim for p in trained):  # FSDP2 splits no single number
         found += sharded(weights, world)
     return [*found, *muon(stage, world), *pairs(stage, batch, world)]
 

@@ -94,10 +94,9 @@ def test_traffic_of_a_diffusion_follows_from_its_weights():
     assert longest_share(matrices, 1) == 0 and longest_share(matrices, 4) == 2 * 3 * 2 * 16
 
 
-def test_traffic_of_clip_has_its_pairs_and_no_sharded_weights():
+def test_traffic_of_clip_has_its_pairs():
     stage = build("demo/clip").stage
     names = {each.name.partition(":")[0]: each for each in traffic(stage, 100, NODE)}
-    assert not any(name.startswith(("fsdp2", "hsdp")) for name in names)
     assert names["Softmax"].within == 4 * 7 * 100 * 96 * 4  # vectors of 96, both ways, images and captions
 
 
