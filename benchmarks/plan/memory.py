@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,19 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from benchmarks.plan.storages import kept
 from ldm.nets.frozen import Frozen
 from ldm.optim.muon import MuonOptimizer
 from ldm.rng import SampleNoise
-from ldm.stage_protocols import ReadsFields
+from ldm.stage_protocols import ReadsFields, blocks_of
 from ldm.stages.stage import Stage
 from ldm.types import Batch
 
 GIB = 2**30
 SIZES = (2, 4, 8)
 """Batches that are counted."""
+Counts = tuple[int, int, int]
+"""Bytes at these batches."""
 USABLE = 0.9
 """Part of a card's memory that tensors fill: the rest is CUDA's own, workspaces and what is fragmented."""
 
@@ -75,22 +78,6 @@ def autocast(kind: str, dtype: torch.dtype) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def kept(step: Callable[[], Tensor], weights: Iterable[Tensor]) -> int:
-    """Count the bytes that a forward pass keeps for the backward pass, each storage once, weights not."""
-    own = {weight.untyped_storage()._cdata for weight in weights}
-    found: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            found[storage._cdata] = storage  # alive: an address is not used twice
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        step()
-    return sum(storage.nbytes() for storage in found.values())
-
-
 @dataclass(frozen=True)
 class Memory:
     """Bytes of a training step.
@@ -101,6 +88,7 @@ class Memory:
         moments: Of the optimizer.
         average: Of the weights.
         activations: At batches of ``SIZES``: what grows with the batch, and with its square.
+        blocks: What is added while one of these is computed again in the backward pass, likewise.
         again: Activations of a part of the batch that is computed again in the backward pass.
     """
 
@@ -108,7 +96,8 @@ class Memory:
     frozen: int
     moments: int
     average: int
-    activations: tuple[int, int, int]
+    activations: Counts
+    blocks: tuple[Counts, ...] = ()
     again: int = 0
 
     @property
@@ -118,7 +107,8 @@ class Memory:
 
     def kept(self, batch: int) -> int:
         """Return what the forward pass of a batch keeps."""
-        return self.again + parabola(self.activations, batch)
+        block = max((parabola(counts, batch) for counts in self.blocks), default=0)
+        return self.again + parabola(self.activations, batch) + block
 
     def largest(self, card: float) -> int:
         """Return the largest batch for a card of so many GiB; 0 if none fits."""
@@ -130,7 +120,7 @@ class Memory:
         return low
 
 
-def parabola(counts: tuple[int, int, int], batch: int) -> int:
+def parabola(counts: Counts, batch: int) -> int:
     """Extrapolate counts at ``SIZES`` to another batch."""
     (a, b, c), (first, second, third) = SIZES, counts
     slope = (second - first) / (b - a)
@@ -158,7 +148,9 @@ def place(stage: nn.Module, device: torch.device) -> None:
             network._apply(empty)
 
 
-def measure(stage: Stage, side: int, dtype: torch.dtype, device: torch.device) -> Memory:
+def measure(
+    stage: Stage, side: int, dtype: torch.dtype, device: torch.device, recomputes: bool = False
+) -> Memory:
     """Count the memory of a training step.
 
     Args:
@@ -166,6 +158,7 @@ def measure(stage: Stage, side: int, dtype: torch.dtype, device: torch.device) -
         side: Of the images.
         dtype: What it computes in.
         device: One that is not there, or the CPU.
+        recomputes: Whether blocks are computed again in the backward pass.
 
     Raises:
         ValueError: If training reads a field of samples that is not known here.
@@ -173,30 +166,32 @@ def measure(stage: Stage, side: int, dtype: torch.dtype, device: torch.device) -
     trained = [p for p in stage.parameters() if p.requires_grad]
     part, again = getattr(stage, "micro_batch", None), 0
     with autocast(device.type, dtype):
-        counts = activations(stage, side, device)
+        whole, *blocks = activations(stage, side, device, recomputes)
         if part is not None:
             stage.micro_batch = None  # type: ignore[assignment]
-            again = parabola(activations(stage, side, device), part)
+            again = parabola(activations(stage, side, device)[0], part)
     return Memory(
         size_of(trained),
         size_of(frozen_tensors(stage)),
         moments(stage),
         size_of(stage.averaged_parameters().values()),
-        counts,
+        whole,
+        tuple(blocks) if part is None else (),  # else a part keeps all while it is computed again
         again,
     )
 
 
-def activations(stage: Stage, side: int, device: torch.device) -> tuple[int, int, int]:
-    """Count what the forward passes of batches of ``SIZES`` keep."""
+def activations(stage: Stage, side: int, device: torch.device, recomputes: bool = False) -> list[Counts]:
+    """Count what the forward passes of batches of ``SIZES`` keep, and what is added for each block."""
     own, counts = [*stage.parameters(), *frozen_tensors(stage)], []
+    blocks = blocks_of(stage) if recomputes else []
     for size in SIZES:
         torch.clear_autocast_cache()
         batch = samples(stage, side, size, device)
         noise = SampleNoise(0, batch["key"])
         with OnGPU():
-            counts.append(kept(lambda: stage.losses(batch, noise)["loss"], own))  # noqa: B023
-    return counts[0], counts[1], counts[2]
+            counts.append(kept(lambda: stage.losses(batch, noise)["loss"], own, blocks))  # noqa: B023
+    return list(zip(*counts, strict=True))
 
 
 def samples(stage: Stage, side: int, size: int, device: torch.device) -> Batch:
@@ -248,6 +243,26 @@ def moments(stage: Stage) -> int:
             one = isinstance(optimizer, MuonOptimizer) and p.ndim >= 2 and group["orthogonal"]
             number += p.numel() * (1 if one else 2)
     return 4 * number
+
+
+def split(memory: Memory, stage: Stage, world: int, half: bool = False) -> Memory:
+    """Return the memory of each of ``world`` GPUs with ``fsdp2`` (``hsdp``: of each GPU of a node).
+
+    Weights outside of blocks stay gathered during a step, and two blocks, the one that computes and the next
+    one; the largest unit's gradient is whole until it is split. ``half``: gathered in bfloat16. Then this is
+    an upper bound: the copies of weights that autocast keeps elsewhere are counted, but need not be made.
+    """
+    blocks = sorted(size_of(p for p in block.parameters() if p.requires_grad) for block in blocks_of(stage))
+    rest = memory.weights - sum(blocks)
+    gathered = (rest + sum(blocks[-2:])) // (2 if half else 1)
+    gradient = max(rest, *blocks[-1:])
+    return replace(
+        memory,
+        weights=memory.weights // world,
+        moments=memory.moments // world,
+        average=memory.average // world,
+        frozen=memory.frozen + gathered + gradient,
+    )
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:

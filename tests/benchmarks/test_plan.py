@@ -11,20 +11,24 @@ from benchmarks.plan.memory import (
     Memory,
     absent_gpu,
     frozen_tensors,
-    kept,
     measure,
     parabola,
     place,
     samples,
+    size_of,
+    split,
 )
 from benchmarks.plan.stages import build
+from benchmarks.plan.storages import kept
+from ldm.callbacks.activation_checkpointing import ActivationCheckpointing
 from ldm.rng import SampleNoise
+from ldm.stage_protocols import blocks_of
 
 CPU = torch.device("cpu")
 BATCH = 8
 
 
-def real_step(name):
+def real_step(name, recomputes=False):
     """Bytes that hooks count in a forward pass on this CPU, and by how much its memory grew."""
     planned = build(name)
     place(planned.stage, CPU)
@@ -36,8 +40,11 @@ def real_step(name):
     def step():
         found["loss"] = planned.stage.losses(batch, SampleNoise(0, batch["key"]))["loss"]
 
-    counted = kept(step, [*planned.stage.parameters(), *frozen_tensors(planned.stage)])
+    blocks = blocks_of(planned.stage) if recomputes else []
+    counted = kept(step, [*planned.stage.parameters(), *frozen_tensors(planned.stage)], blocks)[0]
     found.clear()
+    if recomputes:
+        ActivationCheckpointing().setup(None, planned.stage, "fit")
     with torch.profiler.profile(profile_memory=True) as profile:
         step()
     return counted, sum(event.self_cpu_memory_usage for event in profile.events())
@@ -55,6 +62,36 @@ def test_counted_activations_are_those_of_a_step_on_a_cpu(name, more_on_gpu):
         place(planned.stage, device)
         absent = measure(planned.stage, planned.side, torch.float32, device)
     assert counted <= absent.kept(BATCH) < (1 + more_on_gpu) * counted
+
+
+@pytest.mark.parametrize("name", ["demo/diffusion", "demo/autoencoder", "demo/clip"])
+def test_what_stays_of_recomputed_blocks_is_counted_as_a_step_on_a_cpu_keeps_it(name):
+    counted, grown = real_step(name, recomputes=True)
+    states = len(blocks_of(build(name).stage)) * torch.get_rng_state().nbytes  # kept with each, on a CPU
+    assert counted == pytest.approx(grown - states, rel=0.02)
+    assert counted < 0.8 * real_step(name)[0]
+
+
+def test_a_recomputed_block_keeps_its_input_and_for_a_while_what_is_inside():
+    blocks = [
+        torch.nn.Sequential(torch.nn.Linear(n, n), torch.nn.SiLU(), torch.nn.Linear(n, n)) for n in (8, 8)
+    ]
+    net, x = torch.nn.Sequential(*blocks), torch.zeros(4, 8, requires_grad=True)
+    row = 4 * 8 * 4
+    assert kept(lambda: net(x), net.parameters()) == [6 * row]  # two inputs, and twice before and after SiLU
+    assert kept(lambda: net(x), net.parameters(), blocks) == [2 * row, 2 * row, 2 * row]
+
+
+def test_what_fsdp2_splits_and_what_it_gathers():
+    stage = build("demo/diffusion").stage
+    weights = size_of(p for p in stage.parameters() if p.requires_grad)
+    memory, blocks = Memory(weights, 100, 2 * weights, weights, (0, 0, 0)), blocks_of(stage)
+    sizes = sorted(4 * sum(p.numel() for p in block.parameters()) for block in blocks)
+    rest = weights - sum(sizes)
+    for half in (False, True):
+        gathered = (rest + sizes[-1] + sizes[-2]) / (2 if half else 1) + max(rest, sizes[-1])
+        found = split(memory, stage, 4, half)
+        assert found.fixed == pytest.approx(5 * weights / 4 + 100 + gathered, abs=8)
 
 
 def test_half_precision_keeps_about_half():
@@ -101,9 +138,14 @@ def test_traffic_of_clip_has_its_pairs():
 
 
 def test_the_command_prints_both_tables_and_names_what_is_wrong(capsys, tmp_path):
-    assert main(["demo/pixels", "--gpus", "8", "--cards", "24", "--precision", "32-true"]) == 0
+    options = ["--gpus", "8", "--cards", "24", "--precision", "32-true", "--activation-checkpointing"]
+    assert main(["demo/pixels", *options]) == 0
     out = capsys.readouterr().out
-    assert "largest batch:" in out and "| received by each GPU in a step | 8 GPUs |" in out
+    assert (
+        "fsdp2: GPUs" in out
+        and "largest batch:" in out
+        and "| received by each GPU in a step | 8 GPUs |" in out
+    )
     for text, reason in (
         ("run: x", "got no model, expected the configuration of a stage"),
         ("{base: cifar10/ddpm, data: {image_size: null}}", "data.image_size: got none"),
