@@ -2,7 +2,8 @@
 
 Memory of a training step and the largest batch of cards, counted with torch's fake tensors on a GPU that need
 not be there; and what the GPUs of a large run send each other, by construction. Upstream runs need not be
-there either: their networks are those of the configurations with these run folders.
+there either: their networks are those of the configurations with these run folders. What the callback
+Compile saves is not counted: its compiler decides what is kept.
 """
 
 from __future__ import annotations

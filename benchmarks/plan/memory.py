@@ -15,13 +15,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
+from benchmarks.plan.samples import samples
 from benchmarks.plan.storages import kept
 from ldm.nets.frozen import Frozen
 from ldm.optim.muon import MuonOptimizer
 from ldm.rng import SampleNoise
-from ldm.stage_protocols import ReadsFields, blocks_of
+from ldm.stage_protocols import blocks_of
 from ldm.stages.stage import Stage
-from ldm.types import Batch
 
 GIB = 2**30
 SIZES = (2, 4, 8)
@@ -36,6 +36,7 @@ UNKNOWN: dict[Any, Callable[[Tensor], Any]] = {
     Tensor.pin_memory: lambda x: x,
     Tensor.__int__: lambda x: 0,
     Tensor.numpy: lambda x: np.zeros(x.shape, np.int64),
+    Tensor.nonzero: lambda x: tuple(x.new_zeros(x.numel(), dtype=torch.int64) for _ in x.shape),  # all are
 }
 """What is answered where a fake tensor has no value."""
 
@@ -192,33 +193,6 @@ def activations(stage: Stage, side: int, device: torch.device, recomputes: bool 
         with OnGPU():
             counts.append(kept(lambda: stage.losses(batch, noise)["loss"], own, blocks))  # noqa: B023
     return list(zip(*counts, strict=True))
-
-
-def samples(stage: Stage, side: int, size: int, device: torch.device) -> Batch:
-    """Make a batch of what a stage reads.
-
-    Raises:
-        ValueError: If it reads a field that is not known here.
-    """
-    channels = stage.image_channels or 3
-    read = stage.reads(("latent",)) if isinstance(stage, ReadsFields) else ("image",)
-    batch: dict[str, Any] = {"key": [str(i) for i in range(size)]}
-    for field in read:
-        if field == "image":
-            batch[field] = torch.empty(size, channels, side, side, device=device)
-        elif field == "latent":
-            space: Any = stage.latents
-            c, h, w = space.shape(side, side)
-            batch[field] = torch.empty(size, 2 * c, h, w, device=device, dtype=torch.float16)
-        elif field == "text":
-            batch[field] = [f"caption {i}" for i in range(size)]
-        elif field == "label":
-            batch[field] = torch.zeros(size, dtype=torch.int64, device=device)
-        else:
-            raise ValueError(
-                f"activations: got a stage that reads {field}, expected image, latent, text, label"
-            )
-    return batch  # type: ignore[return-value]
 
 
 def frozen_networks(stage: nn.Module) -> list[nn.Module]:

@@ -50,8 +50,13 @@ class StoredLatents(LatentSpace):
         return ("latent",)
 
     @override
+    @torch.no_grad()
     def encode(self, batch: Batch, noise: Tensor) -> Tensor:
-        mean, std = batch["latent"].float().chunk(2, dim=1)
+        if "latent" in batch:
+            mean, std = batch["latent"].float().chunk(2, dim=1)
+        else:  # what a condition shows of an image
+            posterior = self.net.module.encode(batch["image"])
+            mean, std = posterior.mean.float(), posterior.std.float()
         return mean + std * noise
 
     @override

@@ -14,10 +14,10 @@ from benchmarks.plan.memory import (
     measure,
     parabola,
     place,
-    samples,
     size_of,
     split,
 )
+from benchmarks.plan.samples import samples
 from benchmarks.plan.stages import build
 from benchmarks.plan.storages import kept
 from ldm.callbacks.activation_checkpointing import ActivationCheckpointing
@@ -52,7 +52,15 @@ def real_step(name, recomputes=False):
 
 @pytest.mark.parametrize(
     ("name", "more_on_gpu"),  # attention there keeps statistics of 32 positions at least: this CLIP has 2
-    [("demo/diffusion", 0.01), ("demo/autoencoder", 0.03), ("demo/clip", 0.2)],
+    [
+        ("demo/diffusion", 0.01),
+        ("demo/autoencoder", 0.03),
+        ("demo/clip", 0.2),
+        ("conditions/composite", 0.01),  # text and mask
+        ("conditions/layout", 0.03),
+        pytest.param("conditions/semantic", 0.01, marks=pytest.mark.slow),
+        pytest.param("conditions/super-resolution", 0.01, marks=pytest.mark.slow),
+    ],
 )
 def test_counted_activations_are_those_of_a_step_on_a_cpu(name, more_on_gpu):
     counted, grown = real_step(name)
