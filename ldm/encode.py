@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ldm.cli import check_multiple, command_parser, default_device, run_command
+from ldm.compiler import COMPILE_HELP, Compiled, InferenceCompiler
 from ldm.conditioners.huggingface import DType, HFText, Layer
 from ldm.data.bad_samples import SKIP, BadSamplePolicy
 from ldm.data.buckets import Buckets
@@ -112,6 +113,7 @@ def _add_machine(parser: ArgumentParser) -> None:
         default="auto",
         help="What the autoencoder computes in; auto: bf16 on a GPU that has it, else 32.",
     )
+    parser.add_argument("--compile", type=Compiled, default="auto", help=COMPILE_HELP)
     parser.add_argument("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
 
 
@@ -225,6 +227,7 @@ def load_encoder(checkpoint: Checkpoint, options: Namespace, where: torch.device
         buckets=buckets,
         bad_samples=options.bad_samples,
         kind=kind,
+        compiler=InferenceCompiler(options.compile),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 import ldm.sampling.autoguidance  # noqa: F401  (imported, it can be named without its module)
 from ldm import __version__
 from ldm.cli import command_parser, default_device, run_command
+from ldm.compiler import COMPILE_HELP, Compiled, InferenceCompiler
 from ldm.data.buckets import Size
 from ldm.data.fields import FIELDS
 from ldm.diffusion.guidance import ClassifierFree, Guidance
@@ -111,6 +112,7 @@ def parser() -> ArgumentParser:
         default="auto",
         help="What networks compute in; auto: bf16 on a GPU that has it, else 32.",
     )
+    add("--compile", type=Compiled, default="auto", help=COMPILE_HELP)
     add("--preview", type=PositiveInt | None, help="Write what is estimated so far every so many steps.")
     add("--device", type=str, default=default_device(), help="cpu, cuda, cuda:1 ...")
     add("--out", type=str | None, help="Folder for the images; default: samples, or samples-2 ...")
@@ -179,7 +181,8 @@ def load_diffusion(checkpoint: Checkpoint, options: Namespace, objects: Namespac
     if options.long_prompts == "chunks":
         read_in_chunks(stage.conditioner)
     stage.image_size = options.size or stage.image_size
-    return stage.to(device(options.device))
+    stage.to(where := device(options.device))
+    return stage.to(memory_format=torch.channels_last) if where.type == "cuda" else stage
 
 
 def sample_size(stage: Diffusion, options: Namespace) -> Size:
@@ -272,7 +275,8 @@ def sample(arguments: Sequence[str] | None = None) -> None:
         warning := warn_of_emulation("--precision", "bf16-mixed", stage.device)
     ):
         print(warning, file=sys.stderr)
-    images = draw(stage, requests, options.seed, options.batch_size, start, options.precision)
+    compiler = InferenceCompiler(options.compile)
+    images = draw(stage, requests, options.seed, options.batch_size, start, options.precision, compiler)
     for i, image in enumerate(images):
         write_png(image_path(out, i), image, texts[i])
         first += [image] if i < GRID_SIZE else []

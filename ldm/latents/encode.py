@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from ldm.compiler import InferenceCompiler
 from ldm.data.bad_samples import SKIP, BadSamplePolicy, Tally
 from ldm.data.buckets import AspectRatio, Size
 from ldm.data.fields import FIELDS, FLIPPED_LATENT, LATENT, TEXT_EMBEDDING
@@ -57,6 +58,7 @@ class ShardEncoder:
             squares of ``image_size``.
         bad_samples: What becomes of samples that cannot be used; it is per process.
         kind: Channels and bits of the images.
+        compiler: What compiles the autoencoder, or does not.
     """
 
     net: KLAutoencoder
@@ -71,6 +73,7 @@ class ShardEncoder:
     buckets: tuple[Size, ...] = ()
     bad_samples: BadSamplePolicy = SKIP
     kind: ImageKind = RGB8
+    compiler: InferenceCompiler = field(default_factory=InferenceCompiler)
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -82,14 +85,16 @@ class ShardEncoder:
 
         On a GPU nothing waits: they are computed when they are read.
         """
-        flipped = {FLIPPED_LATENT: self.latents(images.flip(-1))} if self.flip else {}
-        return {LATENT: self.latents(images), **flipped}
+        images = images.to(self.device, non_blocking=True)
+        with self.compiler.batch(len(images)):
+            flipped = {FLIPPED_LATENT: self.latents(images.flip(-1))} if self.flip else {}
+            return {LATENT: self.latents(images), **flipped}
 
     @torch.no_grad()
     def latents(self, images: torch.Tensor) -> torch.Tensor:
-        """Encode stored images (B, C, H, W) to (B, 2C, h, w) float16: mean and standard deviation."""
+        """Encode images (B, C, H, W) that are on the device to (B, 2C, h, w) float16: mean, deviation."""
         with inference(self.precision, self.device):
-            found = self.net.encode(from_bytes(images.to(self.device, non_blocking=True)))
+            found = self.net.encode(from_bytes(images))
         posterior = DiagonalGaussian(found.mean.float(), found.log_var.float())
         return torch.cat([posterior.mean, posterior.std], dim=1).half()
 
@@ -134,6 +139,8 @@ def encode_shards(
     todo = [n for n, summary in enumerate(files.summaries) if not _is_done(manifest, summary, out)]
     of_rank = todo[group.rank :: group.world]
     total = int(rows.counts[of_rank].sum())
+    full, num_passes = min(encoder.batch_size, int(rows.counts.max())), total * (1 + encoder.flip)
+    encoder.compiler.begin(encoder.net.blocks(), encoder.device, num_passes, full, is_first)
     with tqdm(total=total, desc="encode", unit=" images", disable=not (is_first and total)) as bar:
         for name, entry in _encode(encoder, files, rows, of_rank, out, bar):
             note_shard(out, name, entry)

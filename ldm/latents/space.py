@@ -53,6 +53,10 @@ class LatentSpace(Configurable, nn.Module, ABC):
     def decode(self, latent: Tensor) -> Tensor:
         """Map latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
 
+    def frozen_blocks(self) -> list[nn.Module]:
+        """Return the blocks of the network that encodes and decodes, which is not trained; none without."""
+        return []
+
     def constrain(self, denoise: Denoise) -> Denoise:
         """Constrain estimates of x0 to the range of the space; latents are unbounded."""
         return denoise
@@ -150,6 +154,10 @@ class AutoencoderLatents(LatentSpace):
     def decode(self, latent: Tensor) -> Tensor:
         z = latent.float() * self.latent_std + self.latent_mean
         return self.net.module.decode(z).float().clamp(-1.0, 1.0)
+
+    @override
+    def frozen_blocks(self) -> list[nn.Module]:
+        return self.net.module.blocks()
 
     @property
     @override

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ldm.compiler import InferenceCompiler
 from ldm.data.fields import converted
 from ldm.hardware import Inference, inference
 from ldm.io.images import check_finite, to_levels
@@ -42,13 +43,18 @@ def draw(
     batch_size: int,
     start: Redraw | None = None,
     precision: Inference = "32",
+    compiler: InferenceCompiler | None = None,
 ) -> Iterator[Tensor]:
     """Draw images one after the other, (C, H, W) of uint8 or uint16 as trained on, with a progress bar."""
+    compiler = compiler or InferenceCompiler()
+    steps = stage.sampler.num_steps or stage.objective.schedule.num_steps
+    num, full = len(requests), min(batch_size, len(requests))
+    compiler.begin(stage.drawing_blocks(), stage.device, num * steps, full)
     bits = (stage.image_kind or RGB8).bits
     with tqdm(total=len(requests), desc="sample", unit=" images", disable=len(requests) < 2) as bar:
         for first in range(0, len(requests), batch_size):
             batch = on_device(as_batch(requests[first : first + batch_size]), stage.device)
-            with inference(precision, stage.device):
+            with inference(precision, stage.device), compiler.batch(len(batch["key"])):
                 if start is None:
                     images = stage.generate(batch, seed)
                 else:

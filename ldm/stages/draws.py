@@ -14,7 +14,9 @@ from ldm.diffusion.objective import Network, Objective
 from ldm.diffusion.samplers.sampler import Sampler
 from ldm.diffusion.samplers.spacing import Step
 from ldm.latents.space import LatentSpace
+from ldm.nets.frozen import Frozen
 from ldm.rng import SampleNoise
+from ldm.stage_protocols import blocks_of
 from ldm.stages.estimates import Estimates
 from ldm.stages.stage import Stage
 from ldm.types import Batch, Cond, Denoise, Denoiser
@@ -90,6 +92,13 @@ class Draws(Stage):
         painted = F.max_pool2d(mask, self.latents.factor)
         drawn = self.sampler(inpainted(denoise, known, painted), steps, x, noise.like)
         return torch.where(mask > 0, self.latents.decode(drawn), image)
+
+    def drawing_blocks(self) -> list[nn.Module]:
+        """Return the blocks that ``generate`` runs: of the denoisers, guidance's too, and the autoencoder."""
+        guides = [each.module for each in self.guidance.modules() if isinstance(each, Frozen)]
+        denoisers = [self.denoiser, *(each.denoiser for each in guides if isinstance(each, Draws))]
+        found = [block for net in denoisers for block in blocks_of(net)]
+        return [*found, *self.latents.frozen_blocks()]
 
     def estimates(self, estimator: Callable[[Network], Denoise] | None = None) -> Estimates:
         """Return what guidance combines.

@@ -10,7 +10,8 @@ from tiny_stage import trainer
 from torch import nn
 from torch._dynamo import register_backend
 
-from ldm.callbacks.compile import Compile, CompiledForward, one_process_first
+from ldm.callbacks.compile import Compile
+from ldm.compiler import CompiledForward, one_process_first
 from ldm.nets.attention import Transformer2D
 from ldm.nets.unet import UNet
 from ldm.types import Cond, DenoiserDims

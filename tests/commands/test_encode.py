@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_runs import ROOT
 
 from ldm import encode, fit
+from ldm.compiler import InferenceCompiler
 from ldm.data.module import Shards
 from ldm.io.images import from_bytes
 from ldm.latents import encode as encoding
@@ -64,6 +65,21 @@ def test_an_interrupted_call_is_repeated_where_it_stopped(chain, tmp_path, capsy
     assert (tmp_path / "train-000000.tar").stat().st_mtime_ns == first
     for name in ("train-000000.tar", "train-000002.tar"):
         assert (tmp_path / name).read_bytes() == (chain.latents / name).read_bytes()
+
+
+def test_compiled_blocks_encode_the_same(chain, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(InferenceCompiler, "backend", "eager")  # torch's own kernels: no bit may differ
+    for choice in ("off", "on"):
+        command = [
+            *chain.encode()[:-1],
+            f"--out={tmp_path / choice}",
+            f"--compile={choice}",
+            "--batch-size=16",
+        ]
+        assert encode.main(command) == 0
+    assert capsys.readouterr().err.count("--compile: the first batch takes a minute") == 1
+    for name in ("train-000000.tar", "train-000002.tar"):
+        assert (tmp_path / "on" / name).read_bytes() == (tmp_path / "off" / name).read_bytes()
 
 
 def test_finished_work_of_a_killed_call_is_kept(chain, tmp_path, monkeypatch):

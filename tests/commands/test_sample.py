@@ -12,6 +12,7 @@ from tiny_runs import ROOT
 from torchvision.transforms.functional import pil_to_tensor
 
 from ldm import fit, sample
+from ldm.compiler import InferenceCompiler
 from ldm.data.buckets import Size
 from ldm.io.checkpoint import Checkpoint
 from ldm.io.images import from_bytes, read_text, to_bytes
@@ -58,6 +59,17 @@ def test_an_image_depends_on_prompt_copy_and_seed_alone(chain, tmp_path):
     assert (images[0] - images[1]).abs().max() > 10
     other_seed = draw(run, tmp_path / "d", *two, "--seed=1", "--num-per-prompt=2")
     assert (images - other_seed).flatten(1).abs().max(1).values.min() > 10
+
+
+def test_compiled_blocks_draw_the_same(chain, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(InferenceCompiler, "backend", "eager")  # torch's own kernels
+    prompts = [f"--prompt=a {colour} ring" for colour in ("red", "blue", "green")]
+    plain, compiled = (
+        draw(chain.runs / "diffusion", tmp_path / choice, *prompts, "--batch-size=2", f"--compile={choice}")
+        for choice in ("off", "on")
+    )
+    assert "--compile: the first batch takes a minute" in capsys.readouterr().err
+    assert plain.shape == (3, 3, 32, 32) and torch.equal(compiled, plain)
 
 
 def test_a_file_records_how_it_was_drawn(chain, tmp_path):
