@@ -4,6 +4,9 @@ JPEG of 256 pixels, and of 512 x 384 cropped and resized to 256: bare loops of P
 it is installed, simplejpeg; webdataset's pipeline with Pillow; and ours with 0, 1 and 2 workers, in turn.
 Rates are images per second of processor time, workers included: busy neighbours do not count.
 Ours decodes with the fastest decoder that is installed; ``LDM_JPEG=torchvision`` names another one.
+
+``--running-on`` measures ours alone by the clock, with 1, 2 and 4 workers that have begun, and computes from
+the processor time of an image, in workers and in the main process, what to expect of more cores.
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import os
 import resource
 import statistics
 import tempfile
+import time
+import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +38,7 @@ from ldm.data import jpeg
 from ldm.data.module import Shards
 from ldm.data.raster import shown
 from ldm.data.readers import IndexedSource
-from ldm.data.source import DataRank, make_loader
+from ldm.data.source import DataRank, make_loader, rank_batches
 from ldm.data.view import View
 
 SIDE, BATCH = 256, 64
@@ -85,6 +92,74 @@ def ours(path: Path, workers: int) -> Run:
     return run
 
 
+@dataclass(frozen=True)
+class Rate:
+    """What a loader does that has been running for a while.
+
+    Args:
+        images: Images per second of wall-clock time.
+        main: Processor seconds of an image in the process that takes the batches.
+        worker: The same in the workers.
+    """
+
+    images: float
+    main: float
+    worker: float
+
+    def expected(self, workers: int, cores: int) -> float:
+        """Return images per second with other numbers: what workers, main process and cores allow."""
+        return min(workers / self.worker, 1 / self.main, cores / (self.main + self.worker))
+
+
+def running_on(path: Path, workers: int, num: int) -> Rate:
+    """Read as ``ldm.fit`` does, without its start: measured once each worker has given some batches."""
+    data = Shards(str(path), str(path), image_size=SIDE, batch_size=BATCH, fields=["image", "text"])
+    batches = rank_batches(0, BATCH, DataRank(0, 1))
+    loader = make_loader(cast(IndexedSource, data.source), batches, BATCH, workers, DataRank(0, 1))
+    found: Any = iter(loader)
+    for _ in range(4 * workers):
+        next(found)
+    processes = [process.pid for process in found._workers]
+    begun, main, worker = time.perf_counter(), time.process_time(), sum(map(spent, processes))
+    for _ in range(num // BATCH):
+        next(found)
+    images = num // BATCH * BATCH
+    return Rate(
+        images / (time.perf_counter() - begun),
+        (time.process_time() - main) / images,
+        (sum(map(spent, processes)) - worker) / images,
+    )
+
+
+def spent(pid: int) -> float:
+    """Return the processor time of a process, in seconds (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def growth(path: Path, num: int, rounds: int) -> str:
+    """Measure 1, 2 and 4 workers, and say what is to be expected of more cores."""
+    counts, rates = (1, 2, 4), dict[int, list[Rate]]()
+    for _ in range(rounds):
+        for count in counts:
+            rates.setdefault(count, []).append(running_on(path, count, num))
+    lines = [
+        "| workers | images per second | ms of main process per image | ms of a worker |",
+        "|---|---|---|---|",
+    ]
+    for count, found in rates.items():
+        images, main, worker = (
+            statistics.median(getattr(each, name) for each in found) for name in ("images", "main", "worker")
+        )
+        lines.append(f"| {count} | {images:,.0f} | {main * 1e3:.3f} | {worker * 1e3:.3f} |")
+    one = sorted(rates[1], key=lambda each: each.worker)[rounds // 2]
+    beyond = ", ".join(f"{one.expected(n, n):,.0f} with {n} of each" for n in (8, 16, 32))
+    limit = f"the main process is the limit from {one.worker / one.main:.0f} workers on"
+    return "\n".join(
+        [*lines, "", f"Expected of more cores and workers, from one worker's times: {beyond}; {limit}"]
+    )
+
+
 def webdataset(path: Path, workers: int) -> Run:
     """Read with webdataset's pipeline, Pillow, and torch's stacking."""
 
@@ -135,12 +210,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1536, help="Images of a measurement, a multiple of 64.")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--running-on",
+        action="store_true",
+        help="Only ours, with 1, 2 and 4 workers that have begun, by the clock.",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", ".*suggested max number of worker.*")  # that is the question
     for title, (height, width) in SIZES.items():
         contents = [image(seed, height, width) for seed in range(64)]
         with tempfile.TemporaryDirectory() as folder:
             path = shard(Path(folder) / "images.tar", options.images, "jpg", contents)
+            if options.running_on:
+                print(f"\n{title}\n\n{growth(path, options.images, options.rounds)}", flush=True)
+                continue
             rates = measure(ways(path, contents), options.images, options.rounds)
         fastest = max(rate for name, rate in rates.items() if name.startswith("bare") and name != RESIZED)
         kilobytes = statistics.mean(len(content) for content in contents) / 1e3
