@@ -58,8 +58,8 @@ def real_step(name, recomputes=False):
         ("demo/clip", 0.2),
         ("conditions/composite", 0.01),  # text and mask
         ("conditions/layout", 0.03),
-        pytest.param("conditions/semantic", 0.01, marks=pytest.mark.slow),
-        pytest.param("conditions/super-resolution", 0.01, marks=pytest.mark.slow),
+        ("conditions/semantic", 0.01),
+        ("conditions/super-resolution", 0.01),
     ],
 )
 def test_counted_activations_are_those_of_a_step_on_a_cpu(name, more_on_gpu):
