@@ -18,10 +18,6 @@ from typing_extensions import override
 
 Compiled = Literal["auto", "on", "off"]
 """Values of --compile of commands that do not train."""
-COMPILE_HELP = (
-    "Compile the networks' blocks, for full batches; the first one waits. auto: on a GPU, where there is as "
-    "much to do as ldm.compiler.ENOUGH_PASSES."
-)
 ENOUGH_PASSES = 100_000
 """Passes of one image through a network from which compiling it pays on a GPU.
 
@@ -29,6 +25,10 @@ On an H200 kl-f8 trained at 54 images a second, and at 88 with compiled blocks, 
 encoder or of Stable Diffusion's U-Net takes 1 to 2 ms there: 100,000 such passes, as 2,000 images of 50
 steps, gain about the minute that compiling takes. Not measured in these commands.
 """
+COMPILE_HELP = (
+    "Compile the networks' blocks, for full batches; the first one waits. auto: on a GPU, from "
+    f"{ENOUGH_PASSES:,} images, times steps, on."
+)
 Signature = tuple[Any, ...]
 """Shapes, strides, dtypes and needs of gradients of a block's inputs."""
 

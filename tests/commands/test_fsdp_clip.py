@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 
 import pytest
 import torch
@@ -78,16 +79,13 @@ def test_steps_are_the_same_however_weights_are_split(runs, one, other):
     for name in ("exp_avg", "exp_avg_sq"):  # of all gradients so far
         assert distance(moments(ours, name), moments(theirs, name)) < 2e-5  # 0.5e-5
     raw, other_raw = (each["callbacks"]["EMA"]["raw"] for each in (ours, theirs))
-    for name in ("net.model.logit_scale", *(["net.model.logit_bias"] if "sigmoid" in one else [])):
-        start = -10.0 if name.endswith("bias") else saved_start(raw, name, "sigmoid" in one)
+    starts = {"net.model.logit_scale": math.log(1 / 0.07)}
+    if "sigmoid" in one:
+        starts = {"net.model.logit_scale": math.log(10.0), "net.model.logit_bias": -10.0}
+    for name, start in starts.items():
         moved = raw[name] - start
         assert abs(float(moved)) > 1e-3  # it was trained
         assert torch.allclose(other_raw[name] - start, moved, rtol=1e-2)
-
-
-def saved_start(raw, name, is_sigmoid):
-    """What the logarithm of the scale starts at: of 1 / 0.07 (CLIP) or of 10 (SigLIP)."""
-    return float(torch.tensor(10.0 if is_sigmoid else 1 / 0.07).log())
 
 
 @pytest.mark.slow
